@@ -1,0 +1,129 @@
+/* Plain structs that cross the C ABI, and the glossary of letters used everywhere in restorelcc.
+ *
+ * M rows (batch x tokens) · K = H*D inputs of the projection · N outputs · H heads · D head size ·
+ * G compensations served side by side · T tokens · words = ceil(K / 64).
+ *
+ * All pointers are borrowed for the duration of the call; the library keeps none. Strides are in
+ * elements, never in bytes. "may be null" is said where it holds; every other pointer must be set
+ * unless the array it points to is empty. C99.
+ */
+#ifndef RESTORELCC_PARAMS_H_
+#define RESTORELCC_PARAMS_H_
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Every entry point returns one of these; rlcc_last_error() has the sentence. */
+typedef enum rlcc_status {
+  RLCC_OK = 0,
+  RLCC_INVALID_ARGUMENT = 1, /* the caller passed something wrong; nothing was written */
+  RLCC_OUT_OF_MEMORY = 2,    /* a scratch allocation failed */
+  RLCC_UNSUPPORTED = 3,      /* this build or this CPU cannot do it */
+  RLCC_INTERNAL = 4          /* a bug in the library */
+} rlcc_status;
+
+/* Storage types. Accumulation is always at least fp32. */
+typedef enum rlcc_dtype { RLCC_F32 = 0, RLCC_BF16 = 1 } rlcc_dtype;
+
+/* A half-open range of work: task(context, begin, end). A task must not throw. */
+typedef void (*rlcc_task)(void* context, int64_t begin, int64_t end);
+
+/* The caller's thread pool. run() splits [0, count) into chunks of at least `grain` items, calls
+ * `task` on each (from any thread) and returns when all are done. */
+typedef struct rlcc_parallel {
+  void (*run)(void* self, int64_t count, int64_t grain, rlcc_task task, void* context);
+  void* self;      /* handed back to run(); may be null */
+  int32_t threads; /* how many threads run() uses at most; >= 1 */
+} rlcc_parallel;
+
+/* The `bitmask` format: the surviving (non-zero) values of W [N, K], row after row.
+ *
+ *   mask         bit i of word j of row n is set  <=>  W[n, 64 j + i] survived; bits at columns >= K are 0
+ *   row_offsets  row n's values are values[row_offsets[n] .. row_offsets[n] + popcount(mask row n)),
+ *                in column order; each offset is a multiple of 16 bytes; row_offsets[N] is the end of
+ *                the last row, rounded up so
+ *   values       value_count elements, of which the last RLCC_VALUE_PADDING_BYTES are padding that a
+ *                vector load may touch: value_count >= row_offsets[N] + padding
+ */
+typedef struct rlcc_packed_weight {
+  int64_t rows;               /* N */
+  int64_t columns;            /* K */
+  const uint64_t* mask;       /* [N, words] contiguous */
+  const void* values;         /* [value_count] of `dtype` */
+  int64_t value_count;        /* elements, padding included */
+  const int64_t* row_offsets; /* [N + 1] elements into values */
+  rlcc_dtype dtype;           /* of values */
+  int32_t trusted;            /* 1: rlcc_packed_validate() said RLCC_OK for these very bytes; 0: checked in each call */
+} rlcc_packed_weight;
+
+#define RLCC_VALUE_ALIGNMENT_BYTES 16
+#define RLCC_VALUE_PADDING_BYTES 64
+
+/* y[m, n] = sum_k x[m, k] W[n, k] + comp_rows[comp_index[m], n] + bias[n] + residual[m, n]
+ *
+ * comp_rows = comp Wᵀ is itself a sparse_linear of the compensation vectors comp [G, K] in fp32. */
+typedef struct rlcc_sparse_linear_params {
+  rlcc_packed_weight weight;  /* W [N, K] */
+  const void* x;              /* [M, K] of x_dtype, row stride x_stride, unit column stride */
+  int64_t x_rows;             /* M >= 0 */
+  int64_t x_stride;           /* elements, >= K unless M <= 1 */
+  rlcc_dtype x_dtype;         /* also of y and residual */
+  const float* comp_rows;     /* [G, N] contiguous fp32; may be null (then groups is 0) */
+  int64_t groups;             /* G */
+  const int64_t* comp_index;  /* [M], 0 <= index < G; may be null when G <= 1 */
+  const float* bias;          /* [N] fp32; may be null */
+  const void* residual;       /* [M, N] of x_dtype; may be null */
+  int64_t residual_stride;    /* elements */
+  void* y;                    /* [M, N] of x_dtype; must not overlap an input, save that y may be residual */
+  int64_t y_stride;           /* elements */
+  const rlcc_parallel* parallel; /* may be null: the library's own pool */
+} rlcc_sparse_linear_params;
+
+/* grad_x[m, k] = sum_n grad_y[m, n] W[n, k]: the gradient of x, and (with M = G, grad_y = grad of
+ * comp_rows) the gradient of comp. */
+typedef struct rlcc_sparse_linear_grad_x_params {
+  rlcc_packed_weight weight; /* W [N, K] */
+  const void* grad_y;        /* [M, N] of dtype, row stride grad_y_stride, unit column stride */
+  int64_t y_rows;            /* M >= 0 */
+  int64_t grad_y_stride;     /* elements */
+  rlcc_dtype dtype;          /* of grad_y and grad_x */
+  void* grad_x;              /* [M, K] of dtype */
+  int64_t grad_x_stride;     /* elements */
+  const rlcc_parallel* parallel; /* may be null */
+} rlcc_sparse_linear_grad_x_params;
+
+/* With dz = z_dense - z_pruned, both widened to fp64 first:
+ *   total[h, d]   += sum_t dz[t, h, d]
+ *   gram[h, i, j] += sum_t dz[t, h, i] dz[t, h, j]
+ * Tokens are added in order within a head, so the bits do not depend on the number of threads. */
+typedef struct rlcc_head_moments_params {
+  const void* z_dense;          /* [T, H, D] of dtype, unit stride over D */
+  const void* z_pruned;         /* [T, H, D] of dtype, unit stride over D */
+  int64_t tokens;               /* T >= 0 */
+  int64_t heads;                /* H */
+  int64_t head_dim;             /* D */
+  int64_t dense_token_stride;   /* elements between tokens */
+  int64_t dense_head_stride;    /* elements between heads */
+  int64_t pruned_token_stride;
+  int64_t pruned_head_stride;
+  rlcc_dtype dtype;
+  double* total;                /* [H, D] contiguous, accumulated into */
+  double* gram;                 /* [H, D, D] contiguous, accumulated into, exactly symmetric */
+  const rlcc_parallel* parallel; /* may be null */
+} rlcc_head_moments_params;
+
+/* One row of the kernel registry. Strings are static. */
+typedef struct rlcc_kernel_info {
+  const char* op;    /* "sparse_linear" */
+  const char* name;  /* "sparse_linear_bf16_decode__avx512": the name is the specification */
+  const char* isa;   /* "scalar", "avx2", "avx512" */
+  int32_t available; /* 1: this CPU can run it */
+} rlcc_kernel_info;
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* RESTORELCC_PARAMS_H_ */

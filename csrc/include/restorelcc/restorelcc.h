@@ -1,0 +1,70 @@
+/* restorelcc: sparse projections with lost component compensation. The C ABI (C99).
+ *
+ * No torch, no Python, no OpenMP. Every function may be called from any thread. A function that
+ * fails returns a status, leaves its outputs as they were, and sets this thread's last error.
+ */
+#ifndef RESTORELCC_RESTORELCC_H_
+#define RESTORELCC_RESTORELCC_H_
+
+#include "restorelcc/params.h"
+
+#if defined(_WIN32)
+#define RLCC_API __declspec(dllexport)
+#else
+#define RLCC_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define RLCC_ABI_VERSION 0 /* 0: not frozen */
+
+/* "1 sentence saying what is wrong, with the numbers, and what to do"; "" after success. Owned by
+ * the library, valid until this thread's next call. */
+RLCC_API const char* rlcc_last_error(void);
+
+/* JSON object: version, abi_version, compiler, build_type, backends, isas compiled, isa in use. Static. */
+RLCC_API const char* rlcc_build_info(void);
+
+/* The kernel registry: *count rows, owned by the library. */
+RLCC_API rlcc_status rlcc_kernels(const rlcc_kernel_info** kernels, int64_t* count);
+
+/* Use this instruction set and no better one from now on, in all threads: "scalar", "avx2",
+ * "avx512"; null or "" goes back to the best the CPU has. The environment variable RLCC_ISA does the
+ * same at start. RLCC_UNSUPPORTED when the CPU or the build lacks it. */
+RLCC_API rlcc_status rlcc_force_isa(const char* isa);
+RLCC_API const char* rlcc_isa(void); /* the one in use */
+
+/* Threads of the library's own pool, used where params.parallel is null. Default: the CPUs this
+ * process may run on. */
+RLCC_API rlcc_status rlcc_set_num_threads(int32_t threads);
+RLCC_API int32_t rlcc_get_num_threads(void);
+
+/* Packing, in two calls: sizes first, then the caller's buffers are filled.
+ * weight [N, K] of dtype, row stride weight_stride. A value is pruned when it equals 0 (so -0.0 is);
+ * NaN and Inf survive. value_count receives the elements needed, padding included. */
+RLCC_API rlcc_status rlcc_pack_count(const void* weight, int64_t rows, int64_t columns,
+                                     int64_t weight_stride, rlcc_dtype dtype, int64_t* value_count);
+/* mask [N, words], values [value_count] (16-byte aligned; gaps and padding are zeroed), row_offsets [N + 1]. */
+RLCC_API rlcc_status rlcc_pack(const void* weight, int64_t rows, int64_t columns, int64_t weight_stride,
+                               rlcc_dtype dtype, uint64_t* mask, void* values, int64_t value_count,
+                               int64_t* row_offsets);
+/* weight [N, K] of packed->dtype, row stride weight_stride: the same bits, pruned places +0.0. */
+RLCC_API rlcc_status rlcc_unpack(const rlcc_packed_weight* packed, void* weight, int64_t weight_stride);
+/* Whether every index in `packed` stays inside its arrays, whatever the bytes. */
+RLCC_API rlcc_status rlcc_packed_validate(const rlcc_packed_weight* packed);
+
+RLCC_API rlcc_status rlcc_sparse_linear(const rlcc_sparse_linear_params* params);
+RLCC_API rlcc_status rlcc_sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params* params);
+RLCC_API rlcc_status rlcc_head_moments(const rlcc_head_moments_params* params);
+
+/* The scalar oracles: the same equations, accumulated in float64, one thread, no cleverness. */
+RLCC_API rlcc_status rlcc_sparse_linear_reference(const rlcc_sparse_linear_params* params);
+RLCC_API rlcc_status rlcc_sparse_linear_grad_x_reference(const rlcc_sparse_linear_grad_x_params* params);
+RLCC_API rlcc_status rlcc_head_moments_reference(const rlcc_head_moments_params* params);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* RESTORELCC_RESTORELCC_H_ */
