@@ -1,0 +1,131 @@
+// The C border: guard -> validate -> dispatch.
+#include "core/build_info.h"
+#include "core/isa.h"
+#include "core/parallel.h"
+#include "core/status.h"
+#include "core/validate_params.h"
+#include "cpu/ops.h"
+#include "cpu/registry.h"
+#include "ref/reference.h"
+#include "restorelcc/restorelcc.h"
+#include "sparse/layout.h"
+
+namespace restorelcc {
+namespace {
+
+template <class Params>
+rlcc_status run_on_cpu(const Params* params, void (*op)(const Params&, Isa)) {
+  return guarded([&]() -> Status {
+    if (params == nullptr) return invalid("params is null");
+    RLCC_RETURN_IF_FAILED(validate(*params));
+    Isa isa = Isa::kScalar;
+    RLCC_RETURN_IF_FAILED(current_isa(&isa));
+    op(*params, isa);
+    return {};
+  });
+}
+
+template <class Params>
+rlcc_status run_reference(const Params* params, void (*op)(const Params&)) {
+  return guarded([&]() -> Status {
+    if (params == nullptr) return invalid("params is null");
+    RLCC_RETURN_IF_FAILED(validate(*params));
+    op(*params);
+    return {};
+  });
+}
+
+}  // namespace
+}  // namespace restorelcc
+
+using namespace restorelcc;
+
+extern "C" {
+
+const char* rlcc_last_error(void) { return last_error(); }
+
+const char* rlcc_build_info(void) {
+  thread_local std::string info;
+  const rlcc_status status = guarded([&]() -> Status {
+    info = build_info_json();
+    return {};
+  });
+  return status == RLCC_OK ? info.c_str() : "{}";
+}
+
+rlcc_status rlcc_kernels(const rlcc_kernel_info** kernels, int64_t* count) {
+  return guarded([&]() -> Status {
+    if (kernels == nullptr || count == nullptr) return invalid("kernels or count is null");
+    *kernels = cpu::kernel_infos(count);
+    return {};
+  });
+}
+
+rlcc_status rlcc_force_isa(const char* isa) {
+  return guarded([&] { return force_isa(isa); });
+}
+
+const char* rlcc_isa(void) {
+  Isa isa = Isa::kScalar;
+  const rlcc_status status = guarded([&] { return current_isa(&isa); });
+  return status == RLCC_OK ? isa_name(isa) : "";
+}
+
+rlcc_status rlcc_set_num_threads(int32_t threads) {
+  return guarded([&] { return set_num_threads(threads); });
+}
+
+int32_t rlcc_get_num_threads(void) { return get_num_threads(); }
+
+rlcc_status rlcc_pack_count(const void* weight, int64_t rows, int64_t columns, int64_t weight_stride,
+                            rlcc_dtype dtype, int64_t* value_count) {
+  return guarded([&] { return pack_count(weight, rows, columns, weight_stride, dtype, value_count); });
+}
+
+rlcc_status rlcc_pack(const void* weight, int64_t rows, int64_t columns, int64_t weight_stride,
+                      rlcc_dtype dtype, uint64_t* mask, void* values, int64_t value_count,
+                      int64_t* row_offsets) {
+  return guarded([&] {
+    return pack(weight, rows, columns, weight_stride, dtype, mask, values, value_count, row_offsets);
+  });
+}
+
+rlcc_status rlcc_unpack(const rlcc_packed_weight* packed, void* weight, int64_t weight_stride) {
+  return guarded([&]() -> Status {
+    if (packed == nullptr) return invalid("packed is null");
+    return unpack(*packed, weight, weight_stride);
+  });
+}
+
+rlcc_status rlcc_packed_validate(const rlcc_packed_weight* packed) {
+  return guarded([&]() -> Status {
+    if (packed == nullptr) return invalid("packed is null");
+    return validate(*packed);
+  });
+}
+
+rlcc_status rlcc_sparse_linear(const rlcc_sparse_linear_params* params) {
+  return run_on_cpu(params, cpu::sparse_linear);
+}
+
+rlcc_status rlcc_sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params* params) {
+  return run_on_cpu(params, cpu::sparse_linear_grad_x);
+}
+
+rlcc_status rlcc_head_moments(const rlcc_head_moments_params* params) {
+  return run_on_cpu(params, cpu::head_moments);
+}
+
+rlcc_status rlcc_sparse_linear_reference(const rlcc_sparse_linear_params* params) {
+  return run_reference(params, reference::sparse_linear);
+}
+
+rlcc_status rlcc_sparse_linear_grad_x_reference(const rlcc_sparse_linear_grad_x_params* params) {
+  return run_reference(params, reference::sparse_linear_grad_x);
+}
+
+rlcc_status rlcc_head_moments_reference(const rlcc_head_moments_params* params) {
+  return run_reference(params, reference::head_moments);
+}
+
+}  // extern "C"

@@ -1,0 +1,21 @@
+// Which instruction sets exist, which this CPU has, and which one is in use.
+#pragma once
+
+#include "core/status.h"
+
+namespace restorelcc {
+
+// Ordered: a larger one is better, and a CPU that has it has the smaller ones.
+enum class Isa { kScalar = 0, kAvx2 = 1, kAvx512 = 2 };
+constexpr int kIsaCount = 3;
+
+const char* isa_name(Isa isa);
+bool isa_compiled(Isa isa);
+bool isa_available(Isa isa);  // compiled, and this CPU and operating system can run it
+
+// The one in use. Fails with RLCC_UNSUPPORTED while RLCC_ISA asks for something this machine lacks,
+// until force_isa() is called: a wrong wish is never replaced in silence.
+Status current_isa(Isa* isa);
+Status force_isa(const char* name);  // null or "": the best there is
+
+}  // namespace restorelcc

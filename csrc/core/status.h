@@ -1,0 +1,65 @@
+// Errors are values inside the library: a status and a sentence. Exceptions (std::bad_alloc above
+// all) stop at guarded(), which every C entry point wraps itself in.
+#pragma once
+
+#include <exception>
+#include <new>
+#include <sstream>
+#include <string>
+#include <utility>
+
+#include "restorelcc/params.h"
+
+namespace restorelcc {
+
+struct Status {
+  rlcc_status code = RLCC_OK;
+  std::string message;
+
+  bool ok() const { return code == RLCC_OK; }
+};
+
+// failure(RLCC_INVALID_ARGUMENT, "x_stride is ", stride, ", must be at least ", columns)
+template <class... Parts>
+Status failure(rlcc_status code, const Parts&... parts) {
+  std::ostringstream sentence;
+  (sentence << ... << parts);
+  return {code, sentence.str()};
+}
+
+template <class... Parts>
+Status invalid(const Parts&... parts) {
+  return failure(RLCC_INVALID_ARGUMENT, parts...);
+}
+
+void set_last_error(std::string message) noexcept;
+void set_last_error_literal(const char* message) noexcept;  // allocates nothing
+const char* last_error() noexcept;
+
+// Runs body() -> Status behind the C border: nothing is thrown past it, and last_error() agrees
+// with what it returns.
+template <class Body>
+rlcc_status guarded(Body&& body) noexcept {
+  try {
+    Status status = std::forward<Body>(body)();
+    set_last_error(std::move(status.message));
+    return status.code;
+  } catch (const std::bad_alloc&) {
+    set_last_error_literal("out of memory while allocating scratch; use fewer rows per call");
+    return RLCC_OUT_OF_MEMORY;
+  } catch (const std::exception& error) {
+    set_last_error(std::string("internal error: ") + error.what());
+  } catch (...) {
+    set_last_error_literal("internal error: unknown exception");
+  }
+  return RLCC_INTERNAL;
+}
+
+}  // namespace restorelcc
+
+// Returns the failure of `expression` (a Status) from the enclosing function.
+#define RLCC_RETURN_IF_FAILED(expression)                      \
+  do {                                                         \
+    ::restorelcc::Status rlcc_status_of_step = (expression);   \
+    if (!rlcc_status_of_step.ok()) return rlcc_status_of_step; \
+  } while (0)

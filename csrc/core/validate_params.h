@@ -1,0 +1,12 @@
+// What must hold before a kernel may trust a parameter struct.
+#pragma once
+
+#include "core/status.h"
+
+namespace restorelcc {
+
+Status validate(const rlcc_sparse_linear_params& params);
+Status validate(const rlcc_sparse_linear_grad_x_params& params);
+Status validate(const rlcc_head_moments_params& params);
+
+}  // namespace restorelcc

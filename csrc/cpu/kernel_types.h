@@ -1,0 +1,75 @@
+// What a kernel is told, and what a kernel is. Plain data only: this header is compiled with the flags
+// of every instruction set, so nothing in it may become a function that the linker shares.
+#pragma once
+
+#include <cstdint>
+
+#include "restorelcc/params.h"
+
+namespace restorelcc::cpu {
+
+// y[m, n] = c[m, n] + comp_rows[comp_index[m], n] + bias[n] + residual[m, n], c being the product
+struct Output {
+  int64_t columns;            // N: the row stride of comp_rows
+  const float* comp_rows;     // [G, N], may be null
+  const int64_t* comp_index;  // [M], may be null: row 0 for all
+  const float* bias;          // [N], may be null
+  const void* residual;       // [M, N] of dtype, may be null
+  int64_t residual_stride;    // elements
+  void* y;                    // [M, N] of dtype
+  int64_t y_stride;           // elements
+  rlcc_dtype dtype;
+};
+
+// y[0..M, n] for a few rows of x.
+struct DecodeJob {
+  rlcc_packed_weight weight;  // W [N, K], validated
+  const float* x;             // [M, 64 words] fp32, columns >= K are 0
+  int64_t x_stride;           // = 64 words
+  int64_t rows;               // M
+  Output output;
+};
+
+constexpr int64_t kDecodeMaxRows = 16;
+
+struct sparse_linear_decode_kernel {
+  void (*run)(const DecodeJob& job, int64_t output_begin, int64_t output_end);
+};
+
+// C[M, columns] = A[M, depth] B[depth, columns], B being W transposed (sparse_linear: depth = K,
+// columns = N) or W itself (sparse_linear_grad_x: depth = N, columns = K).
+struct PanelJob {
+  rlcc_packed_weight weight;  // validated
+  const void* a;              // [M, depth] of a_dtype
+  int64_t a_stride;           // elements
+  rlcc_dtype a_dtype;
+  int64_t rows;  // M
+  int64_t depth;
+  int64_t columns;
+  float* a_tiles;  // [ceil(M / tile_rows), depth, tile_rows] fp32: what pack() writes and run() reads
+  Output output;
+};
+
+struct panel_kernel {
+  int64_t tile_rows;      // rows of A per register tile
+  int64_t panel_columns;  // columns of B per register tile
+  int64_t (*scratch_bytes)(const PanelJob& job, int64_t tiles);
+  // Widens and interleaves the rows of tiles [begin, end) of A.
+  void (*pack)(const PanelJob& job, int64_t tile_begin, int64_t tile_end);
+  // Panels [panel_begin, panel_end) of C for the rows of tiles [tile_begin, tile_end).
+  void (*run)(const PanelJob& job, int64_t panel_begin, int64_t panel_end, int64_t tile_begin, int64_t tile_end,
+              char* scratch);
+};
+using sparse_linear_panel_kernel = panel_kernel;
+using sparse_linear_grad_x_panel_kernel = panel_kernel;
+
+struct head_moments_block_kernel {
+  int64_t (*scratch_bytes)(int64_t head_dim);
+  // Rows [row_begin, row_end) of one head's Gram matrix (up to the diagonal, mirrored above it), and
+  // of its total. row_begin is a multiple of row_multiple.
+  void (*run)(const rlcc_head_moments_params& params, int64_t head, int64_t row_begin, int64_t row_end,
+              char* scratch);
+  int64_t row_multiple;
+};
+
+}  // namespace restorelcc::cpu

@@ -1,0 +1,34 @@
+// All kernels of one instruction set. The including file defines RLCC_ISA_NAME and, before this, a type
+// Vector. Everything but the registered objects is local to the translation unit: an inline function
+// shared by the linker could otherwise carry this instruction set's code to a CPU that lacks it. For the
+// same reason no standard library function is instantiated here.
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/kernel_types.h"
+
+// In this order: each uses what stands before it.
+// clang-format off
+#include "cpu/output.inl"
+#include "cpu/decode.inl"
+#include "cpu/panel_sources.inl"
+#include "cpu/panels.inl"
+#include "cpu/moments.inl"
+#include "cpu/kernels.def"
+// clang-format on
+
+namespace restorelcc::cpu {
+namespace {
+using value_f32 = float;
+using value_bf16 = uint16_t;
+}  // namespace
+
+#define RLCC_DEFINE(op, values, shape, isa)                            \
+  extern const op##_##shape##_kernel op##_##values##_##shape##__##isa; \
+  const op##_##shape##_kernel op##_##values##_##shape##__##isa = op##_##shape##_of<value_##values>;
+#define RLCC_DEFINE_ALL(isa) RLCC_KERNELS_OF(RLCC_DEFINE, isa)
+RLCC_DEFINE_ALL(RLCC_ISA_NAME)
+#undef RLCC_DEFINE_ALL
+#undef RLCC_DEFINE
+
+}  // namespace restorelcc::cpu

@@ -1,0 +1,13 @@
+// The ops on validated parameters: choose a loop, split it over threads, run the kernels.
+#pragma once
+
+#include "core/isa.h"
+#include "restorelcc/params.h"
+
+namespace restorelcc::cpu {
+
+void sparse_linear(const rlcc_sparse_linear_params& params, Isa isa);
+void sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params& params, Isa isa);
+void head_moments(const rlcc_head_moments_params& params, Isa isa);
+
+}  // namespace restorelcc::cpu

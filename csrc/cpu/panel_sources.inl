@@ -1,0 +1,131 @@
+// Where the panels of B come from: B = Wᵀ for the product, B = W for the gradient of x.
+//
+// A panel is [depth, kPanelColumns] fp32, contiguous: what the register tile streams. Both sources
+// expand mask bits straight into it; nothing dense is ever stored beyond one block of it.
+
+namespace restorelcc::cpu {
+namespace {
+
+constexpr int kPanelColumns = Vector::kPanelVectors * Vector::kLanes;
+constexpr uint64_t kLaneBits = (uint64_t{1} << Vector::kLanes) - 1;
+static_assert(64 % kPanelColumns == 0, "a panel of columns of W lies within one mask word");
+
+// B[k, i] = W[first + i, k]: depth runs along the columns of W. Each of the panel's rows of W keeps a
+// cursor into its values; kLanes rows are expanded side by side (their popcount chains are independent)
+// and transposed in registers.
+template <class Value>
+struct TransposedWeight {
+  static constexpr int64_t kDepthMultiple = 64;  // a block of depth is a whole number of mask words
+
+  static int64_t scratch_bytes(const PanelJob&) { return 0; }
+
+  TransposedWeight(const PanelJob& job, char*) : job_(job), words_((job.weight.columns + 63) / 64) {}
+
+  void start_panel(int64_t panel) {
+    const int64_t first = panel * kPanelColumns;
+    for (int i = 0; i < kPanelColumns; ++i) {
+      // Past the last row of W: that row again, with no bit kept, so columns of zeros.
+      const int64_t n = smaller(first + i, job_.weight.rows - 1);
+      keep_[i] = first + i < job_.weight.rows ? ~uint64_t{0} : 0;
+      mask_rows_[i] = job_.weight.mask + n * words_;
+      cursors_[i] = static_cast<const Value*>(job_.weight.values) + job_.weight.row_offsets[n];
+    }
+  }
+
+  // Rows [begin, end) of B, begin a multiple of kDepthMultiple; writes up to the next multiple.
+  void expand(int64_t begin, int64_t end, float* panel) {
+    for (int v = 0; v < Vector::kPanelVectors; ++v) {
+      for (int64_t k = begin; k < end; k += 64) {
+        expand_word(v * Vector::kLanes, k / 64, panel + (k - begin) * kPanelColumns + v * Vector::kLanes);
+      }
+    }
+  }
+
+ private:
+  void expand_word(int first, int64_t j, float* panel) {
+    uint64_t words[Vector::kLanes];
+    const Value* cursor[Vector::kLanes];
+    for (int r = 0; r < Vector::kLanes; ++r) {
+      words[r] = mask_rows_[first + r][j] & keep_[first + r];
+      cursor[r] = cursors_[first + r];
+    }
+    for (int g = 0; g < 64 / Vector::kLanes; ++g) {
+      typename Vector::F32 block[Vector::kLanes];
+#pragma GCC unroll 16
+      for (int r = 0; r < Vector::kLanes; ++r) {
+        const uint64_t bits = words[r] & kLaneBits;
+        words[r] >>= Vector::kLanes;
+        block[r] = Vector::expand(static_cast<uint32_t>(bits), cursor[r]);
+        cursor[r] += Vector::popcount(bits);
+      }
+      Vector::transpose(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < Vector::kLanes; ++i) {
+        Vector::store(panel + (g * Vector::kLanes + i) * kPanelColumns, block[i]);
+      }
+    }
+    for (int r = 0; r < Vector::kLanes; ++r) cursors_[first + r] = cursor[r];
+  }
+
+  const PanelJob& job_;
+  const int64_t words_;
+  const uint64_t* mask_rows_[kPanelColumns];
+  const Value* cursors_[kPanelColumns];
+  uint64_t keep_[kPanelColumns];
+};
+
+// B[n, i] = W[n, first + i]: depth runs along the rows of W. Panels are visited left to right, and each
+// row of W keeps a cursor, found once by counting the bits before the first panel.
+template <class Value>
+struct PlainWeight {
+  static constexpr int64_t kDepthMultiple = 1;
+
+  static int64_t scratch_bytes(const PanelJob& job) {
+    return job.weight.rows * static_cast<int64_t>(sizeof(int64_t));
+  }
+
+  PlainWeight(const PanelJob& job, char* scratch)
+      : job_(job), words_((job.weight.columns + 63) / 64), cursors_(reinterpret_cast<int64_t*>(scratch)) {}
+
+  void start_panel(int64_t panel) {
+    const int64_t first = panel * kPanelColumns;
+    if (first != next_column_) {
+      for (int64_t n = 0; n < job_.weight.rows; ++n) {
+        const uint64_t* mask_row = job_.weight.mask + n * words_;
+        int64_t before = 0;
+        for (int64_t j = 0; j < first / 64; ++j) before += Vector::popcount(mask_row[j]);
+        const uint64_t earlier_bits = (uint64_t{1} << (first % 64)) - 1;
+        before += Vector::popcount(mask_row[first / 64] & earlier_bits);
+        cursors_[n] = job_.weight.row_offsets[n] + before;
+      }
+    }
+    column_ = first;
+    next_column_ = first + kPanelColumns;
+  }
+
+  void expand(int64_t begin, int64_t end, float* panel) {
+    const Value* values = static_cast<const Value*>(job_.weight.values);
+    for (int64_t n = begin; n < end; ++n, panel += kPanelColumns) {
+      uint64_t bits = job_.weight.mask[n * words_ + column_ / 64] >> (column_ % 64);
+      const Value* cursor = values + cursors_[n];
+#pragma GCC unroll 4
+      for (int v = 0; v < Vector::kPanelVectors; ++v) {
+        const uint64_t lane_bits = bits & kLaneBits;
+        Vector::store(panel + v * Vector::kLanes, Vector::expand(static_cast<uint32_t>(lane_bits), cursor));
+        cursor += Vector::popcount(lane_bits);
+        bits >>= Vector::kLanes;
+      }
+      cursors_[n] = cursor - values;
+    }
+  }
+
+ private:
+  const PanelJob& job_;
+  const int64_t words_;
+  int64_t* cursors_;  // [N] into values
+  int64_t column_ = 0;
+  int64_t next_column_ = -1;  // where the cursors stand
+};
+
+}  // namespace
+}  // namespace restorelcc::cpu

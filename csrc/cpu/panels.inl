@@ -1,0 +1,152 @@
+// C[M, columns] = A[M, depth] B[depth, columns] for many rows.
+//
+//   for panel of kPanelColumns columns:            (parallel)
+//     for block of depth:                          fits the first-level cache as fp32
+//       expand B[block, panel]                     survivors and zeros, once per block of rows of A
+//       for tile of kTileRows rows of A:
+//         C[tile, panel] += A[tile, block] B[block, panel]      in registers
+//     finish C[:, panel]                           compensation, bias, residual, rounding
+//
+// Expanding costs about one cycle a weight and is shared by all rows of A; from a few dozen rows on the
+// time is that of the dense product. Each element of C is one chain of additions in the order of depth,
+// whatever tile, panel or thread it falls to: the bits do not depend on the split.
+
+namespace restorelcc::cpu {
+namespace {
+
+constexpr int kTileRows = Vector::kTileRows;
+
+// A block of B and a tile of A are to share the first-level cache.
+constexpr int64_t kDepthBlock = Vector::kDepthBlock;
+
+// C[Rows, kPanelColumns] (+)= A[Rows, depth] B[depth, kPanelColumns]; a is [depth, kTileRows].
+template <int Rows>
+inline void multiply_tile(int64_t depth, const float* a, const float* b, float* c, bool accumulate) {
+  typename Vector::F32 sum[Rows][Vector::kPanelVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vector::kPanelVectors; ++v) sum[r][v] = Vector::zero();
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    typename Vector::F32 b_row[Vector::kPanelVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vector::kPanelVectors; ++v) b_row[v] = Vector::load(b + v * Vector::kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      const typename Vector::F32 a_element = Vector::broadcast(a + r);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vector::kPanelVectors; ++v) sum[r][v] = Vector::fma(a_element, b_row[v], sum[r][v]);
+    }
+    a += kTileRows;
+    b += kPanelColumns;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vector::kPanelVectors; ++v) {
+      float* c_rv = c + r * kPanelColumns + v * Vector::kLanes;
+      Vector::store(c_rv, accumulate ? Vector::add(Vector::load(c_rv), sum[r][v]) : sum[r][v]);
+    }
+  }
+}
+
+// Rows at run time to Rows at compile time.
+template <int Rows = kTileRows>
+inline void multiply_rows(int64_t rows, int64_t depth, const float* a, const float* b, float* c,
+                          bool accumulate) {
+  if constexpr (Rows > 1) {
+    if (rows < Rows) return multiply_rows<Rows - 1>(rows, depth, a, b, c, accumulate);
+  }
+  multiply_tile<Rows>(depth, a, b, c, accumulate);
+}
+
+// Blocks of equal size rather than full ones and a rest.
+inline int64_t depth_block(int64_t depth, int64_t multiple) {
+  const int64_t blocks = (depth + kDepthBlock - 1) / kDepthBlock;
+  const int64_t block = blocks == 0 ? multiple : (depth + blocks - 1) / blocks;
+  return (block + multiple - 1) / multiple * multiple;
+}
+
+template <class Element>
+void pack_a(const PanelJob& job, int64_t tile_begin, int64_t tile_end) {
+  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+    const int64_t rows = smaller(kTileRows, job.rows - tile * kTileRows);
+    const Element* a[kTileRows];
+    for (int64_t r = 0; r < kTileRows; ++r) {
+      // Missing rows repeat the last one; their sums are never computed.
+      a[r] = static_cast<const Element*>(job.a) + (tile * kTileRows + smaller(r, rows - 1)) * job.a_stride;
+    }
+    float* packed = job.a_tiles + tile * kTileRows * job.depth;
+    for (int64_t k = 0; k < job.depth; ++k) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kTileRows; ++r) {
+        if constexpr (sizeof(Element) == 4) {
+          packed[k * kTileRows + r] = a[r][k];
+        } else {
+          packed[k * kTileRows + r] = widen_bf16(a[r][k]);
+        }
+      }
+    }
+  }
+}
+
+void panel_pack(const PanelJob& job, int64_t tile_begin, int64_t tile_end) {
+  if (job.a_dtype == RLCC_F32) {
+    pack_a<float>(job, tile_begin, tile_end);
+  } else {
+    pack_a<uint16_t>(job, tile_begin, tile_end);
+  }
+}
+
+// Scratch: B block | C panel | what the source keeps.
+template <class Source>
+int64_t panel_b_bytes(const PanelJob& job) {
+  return depth_block(job.depth, Source::kDepthMultiple) * kPanelColumns * 4;
+}
+inline int64_t panel_c_bytes(int64_t tiles) { return tiles * kTileRows * kPanelColumns * 4; }
+
+template <class Source>
+int64_t panel_scratch_bytes(const PanelJob& job, int64_t tiles) {
+  return panel_b_bytes<Source>(job) + panel_c_bytes(tiles) + Source::scratch_bytes(job);
+}
+
+template <class Source>
+void panel_run(const PanelJob& job, int64_t panel_begin, int64_t panel_end, int64_t tile_begin,
+               int64_t tile_end, char* scratch) {
+  float* b = reinterpret_cast<float*>(scratch);
+  float* c = reinterpret_cast<float*>(scratch + panel_b_bytes<Source>(job));
+  Source source(job, scratch + panel_b_bytes<Source>(job) + panel_c_bytes(tile_end - tile_begin));
+  const int64_t block = depth_block(job.depth, Source::kDepthMultiple);
+  const int64_t row_begin = tile_begin * kTileRows, row_end = smaller(tile_end * kTileRows, job.rows);
+
+  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+    source.start_panel(panel);
+    int64_t k = 0;
+    do {  // once even if depth is 0: C is then the empty sum
+      const int64_t depth = smaller(block, job.depth - k);
+      source.expand(k, k + depth, b);
+      for (int64_t m = row_begin; m < row_end; m += kTileRows) {
+        multiply_rows(smaller(kTileRows, row_end - m), depth, job.a_tiles + m * job.depth + k * kTileRows, b,
+                      c + (m - row_begin) * kPanelColumns, k > 0);
+      }
+      k += block;
+    } while (k < job.depth);
+
+    const int64_t first = panel * kPanelColumns, count = smaller(kPanelColumns, job.columns - first);
+    for (int64_t m = row_begin; m < row_end; ++m) {
+      finish_row(job.output, m, first, count, c + (m - row_begin) * kPanelColumns);
+    }
+  }
+}
+
+template <class Source>
+constexpr panel_kernel panel_kernel_of = {kTileRows, kPanelColumns, panel_scratch_bytes<Source>, panel_pack,
+                                          panel_run<Source>};
+template <class Value>
+constexpr panel_kernel sparse_linear_panel_of = panel_kernel_of<TransposedWeight<Value>>;
+template <class Value>
+constexpr panel_kernel sparse_linear_grad_x_panel_of = panel_kernel_of<PlainWeight<Value>>;
+
+}  // namespace
+}  // namespace restorelcc::cpu

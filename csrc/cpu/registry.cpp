@@ -1,0 +1,88 @@
+#include "cpu/registry.h"
+
+#include <cstring>
+
+namespace restorelcc::cpu {
+namespace {
+
+struct Entry {
+  const char* family;  // "<op>_<shape>"
+  const char* op;
+  const char* name;
+  const char* values;
+  const char* isa;
+  const void* kernel;
+};
+
+constexpr Entry kEntries[] = {
+#define RLCC_ENTRY(op, values, shape, isa) \
+  {#op "_" #shape, #op, #op "_" #values "_" #shape "__" #isa, #values, #isa, &op##_##values##_##shape##__##isa},
+    RLCC_KERNELS(RLCC_ENTRY)
+#undef RLCC_ENTRY
+};
+constexpr int64_t kEntryCount = sizeof(kEntries) / sizeof(kEntries[0]);
+
+struct Infos {
+  rlcc_kernel_info rows[kEntryCount];
+
+  Infos() {
+    for (int64_t i = 0; i < kEntryCount; ++i) {
+      int32_t available = 0;
+      for (int isa = 0; isa < kIsaCount; ++isa) {
+        if (std::strcmp(isa_name(static_cast<Isa>(isa)), kEntries[i].isa) == 0) {
+          available = isa_available(static_cast<Isa>(isa)) ? 1 : 0;
+        }
+      }
+      rows[i] = {kEntries[i].op, kEntries[i].name, kEntries[i].isa, available};
+    }
+  }
+};
+
+// Every (op, shape) is listed for every dtype and instruction set, so the search cannot fail.
+template <class Kernel>
+struct Table {
+  const Kernel* kernels[2][kIsaCount] = {};
+
+  explicit Table(const char* family) {
+    for (const Entry& entry : kEntries) {
+      if (std::strcmp(entry.family, family) != 0) continue;
+      const rlcc_dtype values = std::strcmp(entry.values, "f32") == 0 ? RLCC_F32 : RLCC_BF16;
+      for (int isa = 0; isa < kIsaCount; ++isa) {
+        if (std::strcmp(isa_name(static_cast<Isa>(isa)), entry.isa) == 0) {
+          kernels[values][isa] = static_cast<const Kernel*>(entry.kernel);
+        }
+      }
+    }
+  }
+  const Kernel& at(rlcc_dtype values, Isa isa) const { return *kernels[values][static_cast<int>(isa)]; }
+};
+
+}  // namespace
+
+const sparse_linear_decode_kernel& sparse_linear_decode(rlcc_dtype values, Isa isa) {
+  static const Table<sparse_linear_decode_kernel> table("sparse_linear_decode");
+  return table.at(values, isa);
+}
+
+const panel_kernel& sparse_linear_panel(rlcc_dtype values, Isa isa) {
+  static const Table<panel_kernel> table("sparse_linear_panel");
+  return table.at(values, isa);
+}
+
+const panel_kernel& sparse_linear_grad_x_panel(rlcc_dtype values, Isa isa) {
+  static const Table<panel_kernel> table("sparse_linear_grad_x_panel");
+  return table.at(values, isa);
+}
+
+const head_moments_block_kernel& head_moments_block(rlcc_dtype values, Isa isa) {
+  static const Table<head_moments_block_kernel> table("head_moments_block");
+  return table.at(values, isa);
+}
+
+const rlcc_kernel_info* kernel_infos(int64_t* count) {
+  static const Infos infos;
+  *count = kEntryCount;
+  return infos.rows;
+}
+
+}  // namespace restorelcc::cpu

@@ -1,0 +1,23 @@
+// Finds the kernel for an op, a dtype and an instruction set.
+#pragma once
+
+#include "core/isa.h"
+#include "cpu/kernel_types.h"
+#include "cpu/kernels.def"
+
+namespace restorelcc::cpu {
+
+#define RLCC_DECLARE(op, values, shape, isa) \
+  extern const op##_##shape##_kernel op##_##values##_##shape##__##isa;
+RLCC_KERNELS(RLCC_DECLARE)
+#undef RLCC_DECLARE
+
+const sparse_linear_decode_kernel& sparse_linear_decode(rlcc_dtype values, Isa isa);
+const panel_kernel& sparse_linear_panel(rlcc_dtype values, Isa isa);
+const panel_kernel& sparse_linear_grad_x_panel(rlcc_dtype values, Isa isa);
+const head_moments_block_kernel& head_moments_block(rlcc_dtype values, Isa isa);
+
+// The rows of rlcc_kernels().
+const rlcc_kernel_info* kernel_infos(int64_t* count);
+
+}  // namespace restorelcc::cpu

@@ -1,0 +1,106 @@
+// AVX2 + FMA: eight floats. Expansion by table, for AVX2 has no expand instruction.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace restorelcc::cpu {
+namespace {
+
+// For each pattern of 8 mask bits: lane i takes survivor number popcount(bits below i), or zero.
+//   lane     index into 8 floats for vpermd; bit 31 set: keep (vblendvps looks at the sign)
+//   shuffle  the same for vpshufb on 8 bf16 in both halves: the two bytes of the survivor become the
+//            upper half of the fp32 lane, 0x80 makes a byte zero. Expanding and widening at once.
+// 8 KiB each; a kernel uses one of them, and it stays in the first-level cache.
+struct ExpandTables {
+  alignas(64) uint32_t lane[256][8];
+  alignas(64) uint32_t shuffle[256][8];
+};
+
+constexpr ExpandTables make_expand_tables() {
+  ExpandTables tables{};
+  for (uint32_t bits = 0; bits < 256; ++bits) {
+    uint32_t survivor = 0;
+    for (uint32_t i = 0; i < 8; ++i) {
+      const bool kept = ((bits >> i) & 1u) != 0;
+      tables.lane[bits][i] = kept ? 0x80000000u | survivor : 0u;
+      tables.shuffle[bits][i] =
+          kept ? ((2 * survivor + 1) << 24) | ((2 * survivor) << 16) | 0x8080u : 0x80808080u;
+      survivor += kept ? 1 : 0;
+    }
+  }
+  return tables;
+}
+
+constexpr ExpandTables kExpandTables = make_expand_tables();
+
+struct Vector {
+  using F32 = __m256;
+  using F64 = __m256d;
+  static constexpr int kLanes = 8;        // of F32
+  static constexpr int kDoubleLanes = 4;  // of F64
+  static constexpr int kTileRows = 6;     // a 6 x 16 tile: 12 of the 16 ymm registers accumulate
+  static constexpr int kPanelVectors = 2;
+  static constexpr int kDepthBlock = 320;  // B 20 KiB, A 7.5 KiB
+  static constexpr int kGramVectors = 2;   // a 4 x 8 fp64 tile: 8 chains hide the latency of the FMA
+
+  static F32 zero() { return _mm256_setzero_ps(); }
+  static F32 load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, F32 v) { _mm256_storeu_ps(p, v); }
+  static F32 broadcast(const float* p) { return _mm256_broadcast_ss(p); }
+  static F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
+  static F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
+  static float sum(F32 v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    s = _mm_add_ss(s, _mm_movehdup_ps(s));
+    return _mm_cvtss_f32(s);
+  }
+
+  static F64 zero64() { return _mm256_setzero_pd(); }
+  static F64 load64(const double* p) { return _mm256_loadu_pd(p); }
+  static void store64(double* p, F64 v) { _mm256_storeu_pd(p, v); }
+  static F64 broadcast64(const double* p) { return _mm256_broadcast_sd(p); }
+  static F64 fma64(F64 a, F64 b, F64 c) { return _mm256_fmadd_pd(a, b, c); }
+
+  static int64_t popcount(uint64_t bits) { return _mm_popcnt_u64(bits); }
+
+  // Lane i = bit i of `bits` set ? the next value : 0. Reads 8 values whatever the bits: hence the
+  // padding behind the last row.
+  static F32 expand(uint32_t bits, const float* values) {
+    const __m256i lane = _mm256_load_si256(reinterpret_cast<const __m256i*>(kExpandTables.lane[bits]));
+    const F32 placed = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values), lane);
+    return _mm256_blendv_ps(zero(), placed, _mm256_castsi256_ps(lane));
+  }
+  static F32 expand(uint32_t bits, const uint16_t* values) {
+    const __m256i shuffle = _mm256_load_si256(reinterpret_cast<const __m256i*>(kExpandTables.shuffle[bits]));
+    const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+    return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(eight), shuffle));
+  }
+
+  static void transpose(F32 (&r)[8]) {
+    const F32 a0 = _mm256_unpacklo_ps(r[0], r[1]), a1 = _mm256_unpackhi_ps(r[0], r[1]);
+    const F32 a2 = _mm256_unpacklo_ps(r[2], r[3]), a3 = _mm256_unpackhi_ps(r[2], r[3]);
+    const F32 a4 = _mm256_unpacklo_ps(r[4], r[5]), a5 = _mm256_unpackhi_ps(r[4], r[5]);
+    const F32 a6 = _mm256_unpacklo_ps(r[6], r[7]), a7 = _mm256_unpackhi_ps(r[6], r[7]);
+    const F32 b0 = pairs_low(a0, a2), b1 = pairs_high(a0, a2), b2 = pairs_low(a1, a3), b3 = pairs_high(a1, a3);
+    const F32 b4 = pairs_low(a4, a6), b5 = pairs_high(a4, a6), b6 = pairs_low(a5, a7), b7 = pairs_high(a5, a7);
+    r[0] = _mm256_permute2f128_ps(b0, b4, 0x20);
+    r[1] = _mm256_permute2f128_ps(b1, b5, 0x20);
+    r[2] = _mm256_permute2f128_ps(b2, b6, 0x20);
+    r[3] = _mm256_permute2f128_ps(b3, b7, 0x20);
+    r[4] = _mm256_permute2f128_ps(b0, b4, 0x31);
+    r[5] = _mm256_permute2f128_ps(b1, b5, 0x31);
+    r[6] = _mm256_permute2f128_ps(b2, b6, 0x31);
+    r[7] = _mm256_permute2f128_ps(b3, b7, 0x31);
+  }
+
+ private:
+  // Of each 128-bit half: the lower (upper) two floats of a, then those of b.
+  static F32 pairs_low(F32 a, F32 b) { return _mm256_shuffle_ps(a, b, _MM_SHUFFLE(1, 0, 1, 0)); }
+  static F32 pairs_high(F32 a, F32 b) { return _mm256_shuffle_ps(a, b, _MM_SHUFFLE(3, 2, 3, 2)); }
+};
+
+}  // namespace
+}  // namespace restorelcc::cpu

@@ -1,0 +1,12 @@
+// The oracles: each op as its equation, in float64, one thread. Slow on purpose.
+#pragma once
+
+#include "restorelcc/params.h"
+
+namespace restorelcc::reference {
+
+void sparse_linear(const rlcc_sparse_linear_params& params);
+void sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params& params);
+void head_moments(const rlcc_head_moments_params& params);
+
+}  // namespace restorelcc::reference

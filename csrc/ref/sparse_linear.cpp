@@ -1,0 +1,65 @@
+#include <vector>
+
+#include "ref/element.h"
+#include "ref/reference.h"
+#include "sparse/layout.h"
+
+namespace restorelcc::reference {
+namespace {
+
+// W[n, 0..K), pruned places +0.0. They take part in the sums: 0 * Inf is NaN, as in a dense product.
+std::vector<double> dense_row(const rlcc_packed_weight& weight, int64_t n) {
+  std::vector<double> row(static_cast<size_t>(weight.columns));
+  int64_t cursor = weight.row_offsets[n];
+  for (int64_t k = 0; k < weight.columns; ++k) {
+    const uint64_t word = weight.mask[n * words_of(weight.columns) + k / kWordBits];
+    if (((word >> (k % kWordBits)) & 1) != 0) {
+      row[static_cast<size_t>(k)] = element(weight.values, weight.dtype, cursor++);
+    }
+  }
+  return row;
+}
+
+}  // namespace
+
+// y[m, n] = sum_k x[m, k] W[n, k] + comp_rows[comp_index[m], n] + bias[n] + residual[m, n]
+void sparse_linear(const rlcc_sparse_linear_params& p) {
+  const int64_t outputs = p.weight.rows;
+  for (int64_t n = 0; n < outputs; ++n) {
+    const std::vector<double> row = dense_row(p.weight, n);
+    for (int64_t m = 0; m < p.x_rows; ++m) {
+      double sum = 0;
+      for (int64_t k = 0; k < p.weight.columns; ++k) {
+        sum += element(p.x, p.x_dtype, m * p.x_stride + k) * row[static_cast<size_t>(k)];
+      }
+      if (p.comp_rows != nullptr) {
+        sum += p.comp_rows[(p.comp_index != nullptr ? p.comp_index[m] : 0) * outputs + n];
+      }
+      if (p.bias != nullptr) sum += p.bias[n];
+      if (p.residual != nullptr) sum += element(p.residual, p.x_dtype, m * p.residual_stride + n);
+      set_element(p.y, p.x_dtype, m * p.y_stride + n, sum);
+    }
+  }
+}
+
+// grad_x[m, k] = sum_n grad_y[m, n] W[n, k]
+void sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params& p) {
+  const int64_t inputs = p.weight.columns;
+  std::vector<double> sums(static_cast<size_t>(p.y_rows * inputs));
+  for (int64_t n = 0; n < p.weight.rows; ++n) {
+    const std::vector<double> row = dense_row(p.weight, n);
+    for (int64_t m = 0; m < p.y_rows; ++m) {
+      const double gradient = element(p.grad_y, p.dtype, m * p.grad_y_stride + n);
+      for (int64_t k = 0; k < inputs; ++k) {
+        sums[static_cast<size_t>(m * inputs + k)] += gradient * row[static_cast<size_t>(k)];
+      }
+    }
+  }
+  for (int64_t m = 0; m < p.y_rows; ++m) {
+    for (int64_t k = 0; k < inputs; ++k) {
+      set_element(p.grad_x, p.dtype, m * p.grad_x_stride + k, sums[static_cast<size_t>(m * inputs + k)]);
+    }
+  }
+}
+
+}  // namespace restorelcc::reference
