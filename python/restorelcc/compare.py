@@ -1,0 +1,138 @@
+"""Models side by side on the same windows of text: what `restorelcc eval` does.
+
+    gap closed = (NLL_pruned − NLL_model) / (NLL_pruned − NLL_dense)        paired bootstrap over windows
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .adapter import load as load_adapter
+from .evaluation import NllResult, gap_closed, multiple_choice, token_nll
+from .models import load_model, load_tokenizer
+from .text import load_choices, load_text, prose_windows
+
+if TYPE_CHECKING:
+    from .artifacts import Progress
+
+__all__ = ["compare", "summary"]
+
+
+def compare(
+    specs: Sequence[str],
+    *,
+    text: Path | None = None,
+    choices: Path | None = None,
+    tokens: int = 16384,
+    window: int = 512,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """NLL and perplexity of every model, and of the first against the others, window by window.
+
+    Args:
+        specs: the model to judge, then up to two to compare with: any one, or the dense and the pruned model.
+            Adapter directories are loaded with their compensation.
+        text: .txt or .jsonl; English prose of the Python documentation without it.
+        choices: multiple-choice items; accuracy with its standard error for every model.
+
+    Raises:
+        ValueError: more than three models, vocabularies that differ, or unusable text.
+    """
+    if len(specs) > 3:
+        raise ValueError(f"{len(specs) - 1} models to compare with; give at most two: the dense and the pruned one")
+    first = _tokenizer(specs[0])
+    rows = (
+        load_text(text, first, window=window, max_tokens=tokens, seed=seed)
+        if text is not None
+        else prose_windows(first, window=window, max_tokens=tokens)
+    )
+    items = load_choices(choices) if choices is not None else None
+    measured: list[NllResult] = []
+    models: list[dict[str, Any]] = []
+    for spec in specs:
+        tokenizer = _tokenizer(spec)
+        if tokenizer.get_vocab() != first.get_vocab():
+            raise ValueError(f"{spec} and {specs[0]} have different vocabularies; their perplexities do not compare")
+        model, note = _model(spec)
+        nll = token_nll(model, rows, progress=progress)
+        entry: dict[str, Any] = {"model": spec, "nll": nll.mean, "perplexity": nll.perplexity, "source": note}
+        if items is not None:
+            answer = multiple_choice(model, tokenizer, items, progress=progress)
+            entry["choices"] = {
+                "items": len(items),
+                "accuracy": answer.accuracy,
+                "accuracy_normalised": answer.accuracy_normalised,
+                "stderr": answer.stderr,
+            }
+        measured.append(nll)
+        models.append(entry)
+    text_record = {"name": rows.name, "tokens": rows.tokens, "windows": int(rows.ids.shape[0]), "window": window}
+    result: dict[str, Any] = {"text": text_record, "models": models, "differences": [], "gap": None}
+    for spec, other in zip(specs[1:], measured[1:], strict=True):
+        paired = gap_closed(measured[0], other, measured[0], seed=seed)  # only its improvement is used
+        result["differences"].append(
+            {
+                "against": spec,
+                "improvement": paired.improvement,
+                "low": paired.improvement_low,
+                "high": paired.improvement_high,
+            }
+        )
+    if len(specs) == 3:
+        gap = gap_closed(measured[1], measured[2], measured[0], seed=seed)
+        result["gap"] = {"dense": specs[1], "pruned": specs[2], "value": gap.value, "low": gap.low, "high": gap.high}
+    return result
+
+
+def _tokenizer(spec: str) -> Any:
+    return load_tokenizer(_base(spec))
+
+
+def _base(spec: str) -> str:
+    """The model that an adapter directory belongs to; any other spec is itself."""
+    from .artifacts import read_json
+
+    config = Path(spec) / "adapter_config.json"
+    return str(read_json(config).get("base_model", spec)) if config.is_file() else spec
+
+
+def _model(spec: str) -> tuple[Any, str]:
+    if _base(spec) != spec:
+        return load_adapter(spec), "adapter"
+    loaded = load_model(spec)
+    return loaded.model, loaded.source.note
+
+
+def summary(result: dict[str, Any]) -> list[str]:
+    """The result in lines for a person; a model worse than what it is compared with comes first."""
+    name = result["models"][0]["model"]
+    lines = [
+        f"WORSE: {name} loses {-row['improvement']:.4f} nats per token against {row['against']}"
+        for row in result["differences"][-1:]
+        if row["improvement"] < 0
+    ]
+    text = result["text"]
+    lines.append(f"{text['name']}: {text['tokens']} predicted tokens in {text['windows']} windows of {text['window']}")
+    for row in result["models"]:
+        note = f"  ({row['source']})" if row["source"] else ""
+        line = f"{row['model']}: perplexity {row['perplexity']:.4g}, NLL {row['nll']:.4f} nats per token{note}"
+        if "choices" in row:
+            answer = row["choices"]
+            line += (
+                f"; accuracy {answer['accuracy']:.3f}, by length {answer['accuracy_normalised']:.3f} "
+                f"± {answer['stderr']:.3f} on {answer['items']} items"
+            )
+        lines.append(line)
+    for row in result["differences"]:
+        lines.append(
+            f"better than {row['against']} by {row['improvement']:.4f} nats per token "
+            f"(95% interval {row['low']:.4f} to {row['high']:.4f})"
+        )
+    gap = result["gap"]
+    if gap is not None and math.isfinite(gap["value"]):
+        lines.append(f"gap closed: {gap['value']:.1%} (95% interval {gap['low']:.1%} to {gap['high']:.1%})")
+    return lines

@@ -1,0 +1,309 @@
+"""The whole job on a real model: prune SmolLM2-135M, restore it, compare, write a report.
+
+    dense -> text -> pruned -> restored -> control -> stock check -> evaluation -> report.json, report.html
+
+Every step's result is recorded in OUT/work beside the fingerprint of what went into it, so that a repeated call
+computes only what is missing or has changed. The evaluation text is never calibrated or trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from .artifacts import (
+    Progress, SilentProgress, atomic_write_json, atomic_write_tensors, fingerprint, read_json, versions,
+)  # fmt: skip
+from .compensation import Compensation, apply_compensation
+from .components import Components
+from .demo_report import assemble
+from .evaluation import NllResult, greedy_samples, token_nll
+from .models import import_model, load_model, load_tokenizer, resolve_model, save_checkpoint
+from .pruning import prune_model, sparsity_table
+from .report import write_report
+from .restore import restore, train_control, training_text
+from .text import TokenSet, prose_windows
+from .training import TrainingSettings
+
+__all__ = ["FULL", "QUICK", "Sizes", "demo"]
+
+METHOD, PATTERN = "wanda", "2:4"
+PROMPTS = (
+    "The capital of France is",
+    "Photosynthesis is the process by which",
+    "To make a cup of tea, first",
+)
+_PRESENTATION = ("charts.py", "cli.py", "cli_options.py", "cli_steps.py", "compare.py", "demo_report.py", "doctor.py",
+                 "report.py")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much text each step gets, in tokens; rows have `window` tokens."""
+
+    train_tokens: int
+    window: int
+    evaluation_tokens: int
+    evaluation_window: int
+    new_tokens: int
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+
+FULL = Sizes(20480, 256, 14336, 512, 32)
+QUICK = Sizes(3072, 128, 3072, 256, 16, TrainingSettings(learning_rates=(0.05,), evaluations=3))
+
+
+class _Ledger:
+    """Finished steps: name -> fingerprint of the inputs, seconds it took, result; one JSON file."""
+
+    def __init__(self, path: Path, advance: Callable[[int], None]) -> None:
+        self.path, self.advance = path, advance
+        self.steps: dict[str, dict[str, Any]] = read_json(path)["steps"] if path.is_file() else {}
+        self.used: list[str] = []
+        self.reused: list[str] = []
+
+    def run(
+        self, name: str, inputs: dict[str, Any], outputs: Sequence[Path], make: Callable[[], dict[str, Any] | None]
+    ) -> dict[str, Any]:
+        """The recorded result when inputs are the same and every output exists, else make()'s."""
+        stamp, record = fingerprint(**inputs), self.steps.get(name)
+        self.used.append(name)
+        if record is not None and record["fingerprint"] == stamp and all(path.exists() for path in outputs):
+            self.reused.append(name)
+        else:
+            begin = time.perf_counter()
+            result = make() or {}
+            record = {"fingerprint": stamp, "seconds": time.perf_counter() - begin, "result": result}
+            self.steps[name] = record
+            atomic_write_json(self.path, {"steps": self.steps})
+        self.advance(1)
+        value: dict[str, Any] = record["result"]
+        return value
+
+    def timings(self) -> list[dict[str, Any]]:
+        return [{"step": name, "seconds": self.steps[name]["seconds"]} for name in self.used]
+
+
+def demo(
+    out: Path = Path("runs/demo"),
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    overwrite: bool = False,
+    model: str = "smollm2-135m",
+    sizes: Sizes | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Prune `model` with Wanda 2:4, restore it, and compare dense, pruned, restored and control.
+
+    Args:
+        out: gets dense/, pruned/, restored/ (stock checkpoints), work/, report.json and report.html.
+        quick: less text everywhere.
+        overwrite: forget finished steps and begin again.
+        model: any MODEL; a checkpoint directory is used where it stands.
+        sizes: amounts of text; `FULL` or `QUICK` by default.
+
+    Returns:
+        the report, and the path of its page.
+
+    Raises:
+        ValueError: the restored checkpoint is not what the sparse kernels compute, or a mask changed.
+        MissingExtraError: the demo's model or a report package is not installed.
+    """
+    sizes, progress = sizes or (QUICK if quick else FULL), progress or SilentProgress()
+    out = Path(out)
+    source = resolve_model(model)
+    work = out / "work"
+    code = _code_stamp()
+    if overwrite or (work.is_dir() and not _made_by(work, code)):
+        shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    atomic_write_json(work / "code.json", {"fingerprint": code})
+    with progress.task("demo", 11) as advance:
+        run = _Run(out, work, source, sizes, seed, _Ledger(work / "steps.json", advance), progress)
+        record = run.all()
+    report = assemble(
+        record, note=source.note or model, quick=quick, timings=run.ledger.timings(), reused=run.ledger.reused,
+        settings={"method": METHOD, "pattern": PATTERN, "seed": seed, **_flat(sizes)}, versions=versions(),
+        created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), seed=seed,
+        reproduce="make demo QUICK=1" if quick else "make demo",
+    )  # fmt: skip
+    return report, write_report(report, out)
+
+
+@dataclass
+class _Run:
+    out: Path
+    work: Path
+    source: Any
+    sizes: Sizes
+    seed: int
+    ledger: _Ledger
+    progress: Progress
+
+    def all(self) -> dict[str, Any]:
+        """Every step in order; returns what the report needs."""
+        sizes, ledger, work = self.sizes, self.ledger, self.work
+        pruned, restored, control = self.out / "pruned", self.out / "restored", work / "control"
+        dense = self._dense()
+        text = self._text(dense)
+        ids = text.fingerprint()
+        ledger.run(
+            "prune", {"dense": dense, "text": ids, "method": METHOD, "pattern": PATTERN},
+            [pruned / "config.json"], lambda: self._prune(dense, text, pruned),
+        )
+        training = asdict(sizes.training)
+        restoration = ledger.run(
+            "restore", {"dense": dense, "pruned": pruned, "text": ids, "training": training, "seed": self.seed},
+            [restored / "config.json", work / "components.safetensors"],
+            lambda: self._restore(dense, pruned, restored),
+        )
+        ledger.run(
+            "control",
+            {"dense": dense, "pruned": pruned, "text": ids, "training": training, "seed": self.seed},
+            [control / "config.json"], lambda: self._control(dense, text, control),
+        )
+        prose = prose_windows(
+            load_tokenizer(dense), window=sizes.evaluation_window, max_tokens=sizes.evaluation_tokens
+        )
+        check = ledger.run(
+            "stock check", {"pruned": pruned, "restored": restored, "prose": prose.fingerprint()}, [],
+            lambda: stock_check(pruned, restored, prose.ids[:2, :96], work),
+        )
+        measured = {}
+        for key, path in (("dense", dense), ("pruned", pruned), ("restored", restored), ("control", control)):
+            prompts = [] if key == "control" else list(PROMPTS)
+            measured[key] = ledger.run(
+                f"evaluate {key}",
+                {"model": path, "prose": prose.fingerprint(), "prompts": prompts, "new": sizes.new_tokens}, [],
+                lambda path=path, prompts=prompts: _measure(path, prose, prompts, sizes.new_tokens, self.progress),
+            )  # fmt: skip
+        _, heldout = text.split(sizes.training.heldout_share, seed=self.seed)
+        return {
+            "restoration": restoration, "check": check, "measured": measured, "prompts": list(PROMPTS),
+            "prose": {"name": prose.name, "tokens": prose.tokens, "windows": len(prose.ids),
+                      "window": sizes.evaluation_window},
+            "text": {"name": text.name, "tokens": text.tokens - heldout.tokens, "heldout_tokens": heldout.tokens},
+            "new_tokens": sizes.new_tokens,
+        }  # fmt: skip
+
+    def _dense(self) -> Path:
+        source = self.source
+        if source.path is not None and source.gguf_file is None:
+            self.ledger.advance(1)
+            return Path(source.path)
+        dense = self.out / "dense"
+        file = source.path / source.gguf_file if source.path is not None else None
+
+        def make() -> None:
+            shutil.rmtree(dense, ignore_errors=True)
+            import_model(source.spec, dense, progress=self.progress)
+
+        self.ledger.run("dense", {"spec": source.spec, "file": file}, [dense / "config.json"], make)
+        return dense
+
+    def _text(self, dense: Path) -> TokenSet:
+        """The dense model's own text; the same call inside `restore` then finds it in the cache."""
+        cache = self.work / "text.safetensors"
+        inputs = {"dense": dense, "tokens": self.sizes.train_tokens, "window": self.sizes.window, "seed": self.seed}
+
+        def make() -> None:
+            training_text(dense, data=None, tokens=self.sizes.train_tokens, window=self.sizes.window,
+                          seed=self.seed, cache=cache, progress=self.progress)  # fmt: skip
+
+        self.ledger.run("text", inputs, [cache], make)
+        return TokenSet.load(cache)
+
+    def _prune(self, dense: Path, text: TokenSet, pruned: Path) -> None:
+        loaded = load_model(dense)
+        prune_model(
+            loaded.model, loaded.tokenizer, method=METHOD, pattern=PATTERN, calibration=text, progress=self.progress
+        )
+        save_checkpoint(loaded.model, loaded.tokenizer, pruned, overwrite=True)
+
+    def _restore(self, dense: Path, pruned: Path, restored: Path) -> dict[str, Any]:
+        report = restore(
+            dense, pruned, restored, tokens=self.sizes.train_tokens, window=self.sizes.window,
+            training=self.sizes.training, seed=self.seed, work=self.work, overwrite=True, progress=self.progress,
+        )  # fmt: skip
+        return report.to_dict()
+
+    def _control(self, dense: Path, text: TokenSet, control: Path) -> None:
+        lost = Components.load(self.work / "components.safetensors")
+        settings = TrainingSettings(**{**asdict(self.sizes.training), "seed": self.seed})
+        train_control(dense, control, text, lost, settings=settings, overwrite=True, progress=self.progress)
+
+
+def _measure(path: Path, prose: TokenSet, prompts: list[str], new_tokens: int, progress: Progress) -> dict[str, Any]:
+    loaded = load_model(path)
+    nll: NllResult = token_nll(loaded.model, prose, progress=progress)
+    samples = greedy_samples(loaded.model, loaded.tokenizer, prompts, new_tokens) if prompts else []
+    return {
+        "nll_sum": nll.nll_sum.tolist(), "count": nll.count.tolist(), "samples": samples,
+        "sparsity": sparsity_table(loaded.model),
+    }  # fmt: skip
+
+
+def stock_check(pruned: Path, restored: Path, ids: Tensor, work: Path) -> dict[str, Any]:
+    """Logits of the restored checkpoint in a process without restorelcc, against the sparse kernels' here.
+
+    Budget: |kernels − stock float64| <= 2 max|stock − stock float64| + 1e-5 max|logit|.
+
+    Raises:
+        ValueError: outside the budget, or the other process failed.
+    """
+    hooked = apply_compensation(load_model(pruned).model, Compensation.load(restored / "compensation.safetensors"))
+    with torch.no_grad():
+        ours = hooked(ids, use_cache=False).logits.double()
+    ids_file, out_file = work / "check_ids.safetensors", work / "check_logits.safetensors"
+    atomic_write_tensors(ids_file, {"ids": ids}, {})
+    program = Path(__file__).with_name("stock_check.py")
+    command = [sys.executable, "-I", str(program), str(restored), str(ids_file), str(out_file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ValueError(f"stock transformers could not run {restored} in a process of its own: {last}")
+    with safe_open(out_file, framework="pt") as file:
+        stock, exact = file.get_tensor("logits").double(), file.get_tensor("logits64")
+        transformers = file.metadata()["transformers"]
+    for path in (ids_file, out_file):
+        path.unlink()
+    hooked_error, stock_error = float((ours - exact).abs().max()), float((stock - exact).abs().max())
+    largest = float(exact.abs().max())
+    budget = 2 * stock_error + 1e-5 * largest
+    if not hooked_error <= budget:
+        raise ValueError(f"{restored} is not the restored model: logits differ by {hooked_error:.3g}, budget {budget:.3g}")
+    return {
+        "transformers": transformers, "logits": exact.numel(), "hooked_error": hooked_error, "within_budget": True,
+        "stock_error": stock_error, "budget": budget, "largest_logit": largest,
+    }  # fmt: skip
+
+
+def _code_stamp() -> str:
+    """Of everything in this package that a number could depend on."""
+    folder = Path(__file__).parent
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".py", ".so")]
+    return fingerprint(**{str(f.relative_to(folder)): f for f in files if f.name not in _PRESENTATION})
+
+
+def _made_by(work: Path, code: str) -> bool:
+    mark = work / "code.json"
+    return mark.is_file() and read_json(mark).get("fingerprint") == code
+
+
+def _flat(sizes: Sizes) -> dict[str, Any]:
+    values = asdict(sizes)
+    training = values.pop("training")
+    return {**values, **{f"training {key}": json.dumps(value) for key, value in training.items() if key != "seed"}}
