@@ -1,0 +1,231 @@
+"""How good a model is on given text: token NLL, multiple choice, and how much of a gap was closed.
+
+nll(x_i)  = −log softmax(logits(x_<i))[x_i]                      nats, float32 log-softmax summed in float64
+gap       = (NLL_pruned − NLL_restored) / (NLL_pruned − NLL_dense)    on the same tokens
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .artifacts import Progress, SilentProgress
+from .models import quiet_transformers
+from .text import ChoiceItem
+from .token_set import TokenSet, padding_id
+from .windows import answer_row
+
+__all__ = [
+    "ChoiceResult", "GapClosed", "NllResult", "gap_closed", "greedy_samples", "multiple_choice", "token_nll",
+]  # fmt: skip
+
+_CHUNK_ELEMENTS = 1 << 24  # of float32 logits at once: 64 MiB
+
+
+@dataclass(frozen=True)
+class NllResult:
+    """Negative log-likelihood per row: nll_sum [n] float64 nats, count [n] int64 predicted tokens."""
+
+    nll_sum: Tensor
+    count: Tensor
+
+    @property
+    def mean(self) -> float:
+        """Nats per predicted token, over all rows."""
+        return float(self.nll_sum.sum() / self.count.sum())
+
+    @property
+    def perplexity(self) -> float:
+        """exp(mean); infinite when that overflows."""
+        return math.exp(self.mean) if self.mean < 700 else math.inf
+
+
+@torch.no_grad()
+def token_nll(model: Any, tokens: TokenSet, *, batch: int = 4, progress: Progress | None = None) -> NllResult:
+    """NLL of the counted tokens of each row (see `TokenSet.labels`).
+
+    Args:
+        tokens: ids [n, T].
+        batch: rows at once. Logits stand in memory 64 MiB at a time, whatever the batch.
+
+    Raises:
+        ValueError: no token counts, or rows longer than the model's context.
+    """
+    if tokens.tokens == 0:
+        raise ValueError(f"no token of {tokens.name} is to be predicted; give longer text")
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if limit is not None and int(tokens.lengths.max()) > limit:
+        raise ValueError(
+            f"rows of {int(tokens.lengths.max())} tokens, but the model's context is {limit}; use a smaller window"
+        )
+    sums = []
+    with (progress or SilentProgress()).task("perplexity", len(tokens)) as advance:
+        for part in tokens.batches(batch):
+            sums.append(_row_sums(model, part))
+            advance(len(part))
+    return NllResult(torch.cat(sums), (tokens.lengths - tokens.response_start).clamp(min=0))
+
+
+def _row_sums(model: Any, part: TokenSet) -> Tensor:
+    """Σ nll [n] float64 of one batch."""
+    targets = part.labels[:, 1:]
+    rows, places = (targets != -100).nonzero(as_tuple=True)
+    total = torch.zeros(len(part), dtype=torch.float64)
+    if rows.numel() == 0:
+        return total
+    hidden, logits_of = _head(model, part)
+    chunk = max(1, _CHUNK_ELEMENTS // int(model.config.get_text_config(decoder=True).vocab_size))
+    for begin in range(0, rows.numel(), chunk):
+        row, place = rows[begin : begin + chunk], places[begin : begin + chunk]
+        logits = logits_of(hidden[row, place]).float()
+        target = logits.gather(1, targets[row, place][:, None]).squeeze(1)
+        total.index_add_(0, row, (logits.logsumexp(1) - target).double())
+    return total
+
+
+def _head(model: Any, part: TokenSet) -> tuple[Tensor, Any]:
+    """(what enters the LM head [n, T, E], a function from its rows to logits), from one stock forward.
+
+    A hook on the stock LM head keeps its input and lets only the last position pass, so [n*T, V] never exists. If the
+    stock class does more after its head (soft-capping, scaling), the logits of that position tell, and the stock
+    forward is run in full: `hidden` then is the logits themselves.
+    """
+    head = model.get_output_embeddings()
+    seen: list[Tensor] = []
+
+    def keep_input(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(args[0])
+        return (args[0][:, -1:], *args[1:])
+
+    arguments = {"input_ids": part.ids, "attention_mask": part.attention_mask, "use_cache": False}
+    handle = head.register_forward_pre_hook(keep_input)
+    try:
+        stock = model(**arguments).logits
+    finally:
+        handle.remove()
+    ours = head(seen[0][:, -1:])
+    scale = float(stock.float().abs().max())
+    if ours.shape == stock.shape and bool(((ours - stock).float().abs() <= 1e-3 * scale).all()):
+        return seen[0], head
+    return model(**arguments).logits, lambda logits: logits
+
+
+@dataclass(frozen=True)
+class ChoiceResult:
+    """accuracy by summed log-probability, accuracy_normalised by log-probability per byte, stderr of accuracy.
+
+    correct: bool [n], by summed log-probability.
+    """
+
+    accuracy: float
+    accuracy_normalised: float
+    stderr: float
+    correct: Tensor
+
+
+def multiple_choice(
+    model: Any, tokenizer: Any, items: Sequence[ChoiceItem], *, batch: int = 8, progress: Progress | None = None
+) -> ChoiceResult:
+    """Accuracy of choosing the likeliest continuation: argmax Σ log p, and argmax Σ log p / bytes.
+
+    Of equal scores the first choice wins.
+
+    Raises:
+        ValueError: no items, or an item longer than the model's context.
+    """
+    if not items:
+        raise ValueError("there are no multiple-choice items; give a file with at least one")
+    rows: list[list[int]] = []
+    starts: list[int] = []
+    sizes: list[int] = []
+    with quiet_transformers():
+        for item in items:
+            for context, continuation in item.pairs:
+                ids, start = answer_row(tokenizer, context, continuation)
+                rows.append(ids)
+                starts.append(start)
+                sizes.append(max(len(continuation.strip().encode()), 1))
+    text = TokenSet.from_rows(rows, pad=padding_id(tokenizer), name="multiple choice", starts=starts)
+    score = -token_nll(model, text, batch=batch, progress=progress).nll_sum
+    plain, normalised = [], []
+    begin = 0
+    for item in items:
+        end = begin + len(item.choices)
+        size = torch.tensor(sizes[begin:end], dtype=torch.float64)
+        plain.append(int(score[begin:end].argmax()) == item.gold)
+        normalised.append(int((score[begin:end] / size).argmax()) == item.gold)
+        begin = end
+    correct = torch.tensor(plain)
+    accuracy = float(correct.double().mean())
+    stderr = math.sqrt(accuracy * (1 - accuracy) / max(len(items) - 1, 1))
+    return ChoiceResult(accuracy, sum(normalised) / len(items), stderr, correct)
+
+
+@dataclass(frozen=True)
+class GapClosed:
+    """value: share of the gap closed (1: as good as dense; NaN where pruning lost nothing), with its 95% interval.
+
+    improvement: NLL_pruned − NLL_restored in nats per token (above 0: better), with its 95% interval.
+    """
+
+    value: float
+    low: float
+    high: float
+    improvement: float
+    improvement_low: float
+    improvement_high: float
+
+
+def gap_closed(
+    dense: NllResult, pruned: NllResult, restored: NllResult, *, resamples: int = 2000, seed: int = 0
+) -> GapClosed:
+    """(NLL_p − NLL_r) / (NLL_p − NLL_d) and its paired bootstrap over rows (percentiles 2.5 and 97.5).
+
+    Resamples in which pruning lost nothing have no gap and are left out of the interval of `value`.
+
+    Raises:
+        ValueError: the three were not measured on the same rows.
+    """
+    if not (torch.equal(dense.count, pruned.count) and torch.equal(dense.count, restored.count)):
+        raise ValueError(
+            f"the results cover {[int(r.count.sum()) for r in (dense, pruned, restored)]} tokens in "
+            f"{[len(r.count) for r in (dense, pruned, restored)]} rows; measure all three on the same text"
+        )
+    rows = len(dense.count)
+    sums = torch.stack([dense.nll_sum, pruned.nll_sum, restored.nll_sum])  # [3, n]
+    picks = torch.randint(rows, (resamples, rows), generator=torch.Generator().manual_seed(seed))
+    weights = torch.zeros(resamples, rows, dtype=torch.float64)
+    weights.scatter_add_(1, picks, torch.ones_like(picks, dtype=torch.float64))
+    drawn = (weights @ sums.T) / (weights @ dense.count.double())[:, None]  # [R, 3] nats per token
+    mean_d, mean_p, mean_r = (result.mean for result in (dense, pruned, restored))
+    better = drawn[:, 1] - drawn[:, 2]
+    gap = drawn[:, 1] - drawn[:, 0]
+    value = (mean_p - mean_r) / (mean_p - mean_d) if mean_p > mean_d else math.nan
+    low, high = _interval((better / gap)[gap > 0]) if mean_p > mean_d else (math.nan, math.nan)
+    return GapClosed(value, low, high, mean_p - mean_r, *_interval(better))
+
+
+def _interval(values: Tensor) -> tuple[float, float]:
+    ends = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=values.dtype))
+    return float(ends[0]), float(ends[1])
+
+
+@torch.no_grad()
+def greedy_samples(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int = 48) -> list[str]:
+    """What the model continues each prompt with, greedily: stock generate(), one prompt at a time (no padding)."""
+    texts = []
+    for prompt in prompts:
+        with quiet_transformers():
+            given = tokenizer(prompt, return_tensors="pt")
+            out = model.generate(
+                input_ids=given.input_ids, attention_mask=given.attention_mask, max_new_tokens=max_new_tokens,
+                do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None,
+                pad_token_id=padding_id(tokenizer),
+            )  # fmt: skip
+        texts.append(tokenizer.decode(out[0, given.input_ids.shape[1] :], skip_special_tokens=True))
+    return texts

@@ -1,0 +1,151 @@
+"""Rows of token ids, and which of them count in a loss.
+
+ids [n, T] right-padded, lengths [n], response_start [n]
+token i of a row is predicted, and counts, when  response_start <= i < length      (i >= 1)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .artifacts import atomic_write_tensors
+
+__all__ = ["TokenSet", "padding_id"]
+
+
+def padding_id(tokenizer: object) -> int:
+    """The id that pads: the tokenizer's own, or that of its end of text, or 0 (padding is masked everywhere)."""
+    for name in ("pad_token_id", "eos_token_id"):
+        found = getattr(tokenizer, name, None)
+        if found is not None:
+            return int(found)
+    return 0
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """Text as token ids; see the module for the letters.
+
+    ids: int64 [n, T], right-padded. lengths: int64 [n], 1..T. response_start: int64 [n], >= 1, the first token whose
+    loss counts (1 in plain text). name: where the text is from. note: what was left out while making it, or "".
+
+    Raises:
+        ValueError: shapes that do not fit, or lengths or response_start out of range.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    response_start: Tensor
+    name: str
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        rows, width = self.ids.shape
+        if self.lengths.shape != (rows,) or self.response_start.shape != (rows,):
+            raise ValueError(
+                f"{rows} rows of ids, but lengths {list(self.lengths.shape)} and "
+                f"response_start {list(self.response_start.shape)}; each needs [{rows}]"
+            )
+        if rows and (int(self.lengths.min()) < 1 or int(self.lengths.max()) > width):
+            raise ValueError(
+                f"lengths run from {int(self.lengths.min())} to {int(self.lengths.max())}; they must be 1 to {width}"
+            )
+        if rows and int(self.response_start.min()) < 1:
+            raise ValueError("response_start must be at least 1: nothing predicts the first token")
+
+    def __len__(self) -> int:
+        return int(self.ids.shape[0])
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """int64 [n, T]: 1 on tokens, 0 on padding."""
+        return (torch.arange(self.ids.shape[1])[None, :] < self.lengths[:, None]).long()
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [n, T]: ids, with -100 where no loss counts; unshifted, the stock models shift."""
+        index = torch.arange(self.ids.shape[1])[None, :]
+        counts = (index < self.lengths[:, None]) & (index >= self.response_start[:, None])
+        return torch.where(counts, self.ids, -100)
+
+    @property
+    def tokens(self) -> int:
+        """Number of predicted tokens."""
+        return int((self.lengths - self.response_start).clamp(min=0).sum())
+
+    def subset(self, rows: Tensor | Sequence[int]) -> TokenSet:
+        """The rows with these indices, in this order; T stays."""
+        index = torch.as_tensor(rows, dtype=torch.long)
+        return TokenSet(self.ids[index], self.lengths[index], self.response_start[index], self.name, self.note)
+
+    def split(self, fraction: float, seed: int) -> tuple[TokenSet, TokenSet]:
+        """(train, held out): disjoint rows, about `fraction` of them held out and at least one in each.
+
+        Raises:
+            ValueError: fewer than 2 rows, or a fraction outside of (0, 1).
+        """
+        rows = len(self)
+        if rows < 2 or not 0 < fraction < 1:
+            raise ValueError(f"cannot hold out {fraction} of {rows} rows; give 2 rows or more and a share in (0, 1)")
+        held = min(max(round(rows * fraction), 1), rows - 1)
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+        return self.subset(order[held:].sort().values), self.subset(order[:held].sort().values)
+
+    def batches(self, size: int) -> Iterator[TokenSet]:
+        """Batches of `size` rows in order, each no wider than its longest row."""
+        if size < 1:
+            raise ValueError(f"a batch needs at least 1 row, not {size}")
+        for begin in range(0, len(self), size):
+            lengths = self.lengths[begin : begin + size]
+            width = int(lengths.max())
+            ids, start = self.ids[begin : begin + size, :width], self.response_start[begin : begin + size]
+            yield TokenSet(ids, lengths, start, self.name, self.note)
+
+    def fingerprint(self) -> str:
+        """sha256 over ids, lengths and response_start."""
+        digest = hashlib.sha256(str(tuple(self.ids.shape)).encode())
+        for tensor in (self.ids, self.lengths, self.response_start):
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Writes a safetensors file, whole or not at all."""
+        tensors = {"ids": self.ids, "lengths": self.lengths, "response_start": self.response_start}
+        metadata = {"kind": "tokens", "version": "0", "name": self.name, "note": self.note}
+        atomic_write_tensors(path, tensors, metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> TokenSet:
+        """Raises ValueError when the file is missing, truncated or not a token file of this version."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = dict(file.metadata() or {})
+                if metadata.get("kind") != "tokens" or metadata.get("version") != "0":
+                    raise ValueError(f"{path} is not a token file of version 0; make the text again")
+                tensors = {key: file.get_tensor(key) for key in ("ids", "lengths", "response_start")}
+        except FileNotFoundError:
+            raise ValueError(f"{path} does not exist") from None
+        except SafetensorError as error:
+            raise ValueError(f"{path} is truncated or not safetensors ({error}); make the text again") from error
+        return cls(**tensors, name=metadata.get("name", ""), note=metadata.get("note", ""))
+
+    @classmethod
+    def from_rows(
+        cls, rows: Sequence[Sequence[int]], *, pad: int, name: str, starts: Sequence[int] | None = None, note: str = ""
+    ) -> TokenSet:
+        """Right-pads rows of ids. Raises ValueError when there is no row or an empty one."""
+        if not rows or min(len(row) for row in rows) == 0:
+            raise ValueError(f"{name} has no tokens; give some text")
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = torch.full((len(rows), int(lengths.max())), pad)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = torch.as_tensor(row)
+        start = torch.ones(len(rows), dtype=torch.long) if starts is None else torch.as_tensor(starts)
+        return cls(ids, lengths, start, name, note)
