@@ -1,0 +1,229 @@
+"""Loads the compiled ops, and tells torch what it must know of them beside their CPU kernels.
+
+Lives here: loading, `build_info`, the fake kernels (shapes without data) and the gradients. The
+schemas stand in restorelcc_ext/library.cpp, the equations in restorelcc/params.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LIBRARY = Path(__file__).parent / "_lib" / "librestorelcc_torch.so"
+_why_missing: str | None = None
+
+try:
+    from restorelcc import _C
+
+    torch.ops.load_library(str(_LIBRARY))  # type: ignore[no-untyped-call]
+except (ImportError, OSError) as error:
+    _why_missing = str(error)
+
+
+def available() -> bool:
+    """Whether the compiled ops are there (`impl="reference"` runs either way)."""
+    return _why_missing is None
+
+
+def require() -> None:
+    """Raise ImportError, in one sentence, where the compiled ops are missing."""
+    if _why_missing is not None:
+        raise ImportError(
+            f"the compiled ops of restorelcc are not available ({_why_missing}); build them with "
+            "`pip install --no-build-isolation .`, or pass impl='reference'"
+        )
+
+
+def package_version() -> str:
+    """The version of the installed package; pyproject.toml is the one place that sets it."""
+    try:
+        return metadata.version("restorelcc")
+    except metadata.PackageNotFoundError:
+        return "0+not.installed"
+
+
+def build_info() -> dict[str, Any]:
+    """What this installation is made of.
+
+    Keys: `native` (bool), `backends`, `isa` (the one in use, None without the compiled ops),
+    `cuda` (bool), `compiler`, `versions` (restorelcc, torch), and what the core reports of itself.
+    """
+    info: dict[str, Any] = {"native": available(), "backends": [], "isa": None, "compiler": None}
+    if available():
+        info.update(_C.build_info())
+        info["isa"] = _C.isa()
+    info["backends"] = [*info["backends"], "reference"]
+    info["cuda"] = "cuda" in info["backends"]
+    info["versions"] = {"restorelcc": package_version(), "torch": torch.__version__}
+    return info
+
+
+def check_sparse_linear(
+    x: Tensor,
+    outputs: int,
+    columns: int,
+    comp_rows: Tensor | None,
+    comp_index: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+) -> None:
+    """The shape rules of sparse_linear, for what runs without the compiled op's own checks."""
+
+    def require_that(condition: bool, sentence: str) -> None:
+        torch._check_value(condition, lambda: sentence)  # type: ignore[no-untyped-call]
+
+    if x.dim() < 1:
+        raise ValueError(f"x has shape []; its last dimension must be {columns}")
+    rows = x.shape[:-1].numel()
+    require_that(
+        x.shape[-1] == columns,
+        f"x has shape {list(x.shape)}; its last dimension must be {columns}",
+    )
+    if comp_rows is not None:
+        require_that(
+            comp_rows.dim() == 2 and comp_rows.shape[-1] == outputs,
+            f"comp_rows has shape {list(comp_rows.shape)}; it must be [G, {outputs}]",
+        )
+        require_that(
+            comp_index is not None or comp_rows.shape[0] == 1,
+            f"{comp_rows.shape[0]} compensations need a comp_index that picks one for each row of x",
+        )
+    if comp_index is not None:
+        require_that(
+            comp_rows is not None,
+            "comp_index is set, but there is no compensation to pick from",
+        )
+        require_that(
+            comp_index.dtype == torch.int64, f"comp_index has dtype {comp_index.dtype}; it must be torch.int64"
+        )
+        require_that(
+            comp_index.numel() == rows,
+            f"comp_index has {comp_index.numel()} entries; x has {rows} rows, and each needs one",
+        )
+    if bias is not None:
+        require_that(
+            bias.dim() == 1 and bias.shape[0] == outputs, f"bias has shape {list(bias.shape)}; it must be [{outputs}]"
+        )
+    if residual is not None:
+        wanted = [*x.shape[:-1], outputs]
+        require_that(
+            residual.dim() == len(wanted) and all(a == b for a, b in zip(residual.shape, wanted, strict=True)),
+            f"residual has shape {list(residual.shape)}; it must be {wanted}",
+        )
+        require_that(residual.dtype == x.dtype, f"residual has dtype {residual.dtype}; it must be {x.dtype} like x")
+
+
+def segment_sum(grad_y: Tensor, index: Tensor | None, groups: int) -> Tensor:
+    """sum_m [index[m] = g] grad_y[m] -> [G, N] fp32, in the order of m, so that it does not depend on threads."""
+    rows = grad_y.reshape(-1, grad_y.shape[-1]).float()
+    if index is None:
+        index = torch.zeros(rows.shape[0], dtype=torch.int64, device=rows.device)
+    return rows.new_zeros(groups, rows.shape[1]).index_add_(0, index.reshape(-1), rows)
+
+
+def _sparse_linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, mask, values, row_offsets, columns, comp_rows, comp_index, bias, _, trusted = inputs
+    if values.requires_grad:
+        raise ValueError("values requires a gradient, but the packed weight is frozen in sparse_linear; detach it")
+    ctx.save_for_backward(mask, values, row_offsets, comp_index)
+    ctx.columns, ctx.trusted = columns, trusted
+    ctx.comp_rows = None if comp_rows is None else (comp_rows.shape[0], comp_rows.dtype)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _sparse_linear_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    mask, values, row_offsets, comp_index = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    grad_x = grad_comp_rows = grad_bias = None
+    if needs[0]:
+        grad_x = torch.ops.restorelcc.sparse_linear_grad_x(grad_y, mask, values, row_offsets, ctx.columns, ctx.trusted)
+    if needs[5]:
+        groups, dtype = ctx.comp_rows
+        grad_comp_rows = segment_sum(grad_y, comp_index, groups).to(dtype)
+    if needs[7]:
+        grad_bias = segment_sum(grad_y, None, 1)[0].to(ctx.bias_dtype)
+    grad_residual = grad_y if needs[8] else None
+    return (grad_x, None, None, None, None, grad_comp_rows, None, grad_bias, grad_residual, None)
+
+
+def _grad_x_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, mask, values, row_offsets, columns, trusted = inputs
+    ctx.save_for_backward(mask, values, row_offsets)
+    ctx.columns, ctx.trusted = columns, trusted
+
+
+def _grad_x_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # grad_x = grad_y W is linear in grad_y, so its gradient is grad Wᵀ: sparse_linear again.
+    mask, values, row_offsets = ctx.saved_tensors
+    grad_grad_y = torch.ops.restorelcc.sparse_linear(grad, mask, values, row_offsets, ctx.columns, trusted=ctx.trusted)
+    return (grad_grad_y, None, None, None, None, None)
+
+
+def _fake_sparse_linear(
+    x: Tensor,
+    mask: Tensor,
+    values: Tensor,
+    row_offsets: Tensor,
+    columns: int,
+    comp_rows: Tensor | None = None,
+    comp_index: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    trusted: bool = False,
+) -> Tensor:
+    check_sparse_linear(x, mask.shape[0], columns, comp_rows, comp_index, bias, residual)
+    return x.new_empty([*x.shape[:-1], mask.shape[0]])
+
+
+def _fake_sparse_linear_grad_x(
+    grad_y: Tensor, mask: Tensor, values: Tensor, row_offsets: Tensor, columns: int, trusted: bool = False
+) -> Tensor:
+    return grad_y.new_empty([*grad_y.shape[:-1], columns])
+
+
+def _fake_head_moments(z_dense: Tensor, z_pruned: Tensor, total: Tensor, gram: Tensor) -> None:
+    return None
+
+
+def _fake_pack(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    rows, columns = weight.shape
+    survivors = torch.library.get_ctx().new_dynamic_size()  # known only from the data
+    return (
+        weight.new_empty([rows, (columns + 63) // 64], dtype=torch.int64),
+        weight.new_empty([survivors]),
+        weight.new_empty([rows + 1], dtype=torch.int64),
+    )
+
+
+def _fake_unpack(mask: Tensor, values: Tensor, row_offsets: Tensor, columns: int) -> Tensor:
+    return values.new_empty([mask.shape[0], columns])
+
+
+def _fake_packed_validate(mask: Tensor, values: Tensor, row_offsets: Tensor, columns: int) -> None:
+    return None
+
+
+def _register() -> None:
+    fakes: dict[str, Callable[..., Any]] = {
+        "sparse_linear": _fake_sparse_linear,
+        "sparse_linear_grad_x": _fake_sparse_linear_grad_x,
+        "head_moments_": _fake_head_moments,
+        "pack": _fake_pack,
+        "unpack": _fake_unpack,
+        "packed_validate": _fake_packed_validate,
+    }
+    for name, fake in fakes.items():
+        torch.library.register_fake(f"restorelcc::{name}", fake)
+    torch.library.register_autograd(
+        "restorelcc::sparse_linear", _sparse_linear_backward, setup_context=_sparse_linear_context
+    )
+    torch.library.register_autograd("restorelcc::sparse_linear_grad_x", _grad_x_backward, setup_context=_grad_x_context)
+
+
+if available():
+    _register()

@@ -1,0 +1,130 @@
+"""The ops, as functions of tensors. Equations first; `impl="reference"` runs without the compiled ops."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from restorelcc import _native
+from restorelcc.head_moments import HeadMoments, head_moments
+from restorelcc.packed import PackedTensors, PackedWeight
+
+__all__ = ["HeadMoments", "compensation_rows", "head_moments", "sparse_linear"]
+
+
+def sparse_linear(
+    x: Tensor,
+    packed: PackedWeight,
+    *,
+    comp: Tensor | None = None,
+    comp_index: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """y = x Wᵀ + P[comp_index] + bias + residual,  P = comp Wᵀ  (the injection of arXiv 2510.21834)
+
+    The same number as F.linear(x + comp[comp_index], W, bias) + residual, but comp never meets x:
+    P is formed in float32 and added to the float32 sum, so a small comp keeps all its digits.
+
+    x           [..., K]  float32 or bfloat16; rows may be strided
+    packed      W [N, K]  frozen: no gradient goes to its values
+    comp        [K] or [G, K]  added to the input of every row; computed in float32
+    comp_index  int64 [M] (M rows of x) or x's leading shape; which of the G each row takes; not needed when G = 1
+    bias        [N]  float32 or bfloat16
+    residual    [..., N]  of x's dtype
+    returns     [..., N]  of x's dtype
+
+    impl="auto" is the compiled op (ImportError where it is not built); gradients flow to x, comp,
+    bias and residual. impl="reference" is plain torch on the unpacked weight: float64 throughout,
+    rounded once to x's dtype, which may then also be float64.
+    ValueError for shapes, dtypes, devices and indices that do not fit.
+    """
+    _check_comp(comp, packed)
+    if packed.values.requires_grad:
+        raise ValueError("packed.values requires a gradient, but the packed weight is frozen; detach it")
+    if impl == "reference":
+        return _sparse_linear_reference(x, packed, comp, comp_index, bias, residual)
+    if impl != "auto":
+        raise ValueError(f"impl is {impl!r}; it must be 'auto' or 'reference'")
+    _native.require()
+    rows = None if comp is None else compensation_rows(comp, packed)
+    return sparse_linear_native(x, packed.tensors, rows, comp_index, bias, residual, trusted=packed.trusted)
+
+
+def compensation_rows(comp: Tensor, packed: PackedWeight) -> Tensor:
+    """P = comp Wᵀ, [G, N] float32: what the injection of comp ([K] or [G, K]) adds to each output row.
+
+    One sparse_linear of comp itself, so the gradient of comp runs through the same kernels.
+    """
+    _check_comp(comp, packed)
+    _native.require()
+    vectors = comp.float().reshape(-1, packed.shape[1])
+    return sparse_linear_native(vectors, packed.tensors, trusted=packed.trusted)
+
+
+def sparse_linear_native(
+    x: Tensor,
+    weight: PackedTensors,
+    comp_rows: Tensor | None = None,
+    comp_index: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    trusted: bool,
+) -> Tensor:
+    """The compiled op itself; comp_rows is P [G, N], trusted says that the weight has been validated."""
+    with _autograd_if_needed(x, comp_rows, bias, residual):
+        y: Tensor = torch.ops.restorelcc.sparse_linear.default(
+            x, *weight, comp_rows, comp_index, bias, residual, trusted
+        )
+    return y
+
+
+def _autograd_if_needed(*tensors: Tensor | None) -> Any:
+    # torch calls Python to record the gradient of an op even where nothing needs one, which costs
+    # more than the op on a small weight (measured: 12 of 29 us); so step below that where we can.
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+        return nullcontext()
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return nullcontext()
+    return torch._C._AutoDispatchBelowAutograd()
+
+
+def _check_comp(comp: Tensor | None, packed: PackedWeight) -> None:
+    if comp is not None and (comp.dim() not in (1, 2) or comp.shape[-1] != packed.shape[1]):
+        columns = packed.shape[1]
+        raise ValueError(f"comp has shape {list(comp.shape)}; it must be [{columns}] or [G, {columns}]")
+
+
+def _sparse_linear_reference(
+    x: Tensor,
+    packed: PackedWeight,
+    comp: Tensor | None,
+    comp_index: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    outputs, columns = packed.shape
+    weight = packed.unpack().double()
+    rows = None if comp is None else comp.double().reshape(-1, columns) @ weight.T
+    _native.check_sparse_linear(x, outputs, columns, rows, comp_index, bias, residual)
+    y = x.double() @ weight.T
+    if rows is not None:
+        index = torch.zeros(1, dtype=torch.int64) if comp_index is None else comp_index
+        groups = rows.shape[0]
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < groups:
+            raise ValueError(
+                f"comp_index spans {int(index.min())} to {int(index.max())}; it must stay in [0, {groups})"
+            )
+        picked = rows[index.reshape(-1)]
+        y = y + (picked if comp_index is None else picked.reshape(y.shape))
+    if bias is not None:
+        y = y + bias.double()
+    if residual is not None:
+        y = y + residual.double()
+    return y.to(x.dtype)

@@ -1,0 +1,153 @@
+"""SparseLinear: torch.nn.Linear on a packed weight, with lost component compensation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from restorelcc import ops
+from restorelcc.packed import PackedWeight, Snapshot, pack
+
+_PACKED = ("mask", "values", "row_offsets")
+
+
+class SparseLinear(nn.Module):
+    """y = x Wᵀ + P[comp_index] + bias (+ residual),  P = comp Wᵀ  (arXiv 2510.21834)
+
+    Buffers      mask, values, row_offsets: W [N, K], frozen, see PackedWeight
+    Parameters   bias [N] or None; comp [K] or [G, K] float32 or None
+
+    Where no gradient of comp is asked for, P is computed once and kept until comp or W changes:
+    by an optimizer or another in-place edit, .to(), load_state_dict or assignment. Edits through
+    `.data` or numpy are invisible to torch's version counter: call forget() after them. In a graph
+    made by torch.compile P is computed in each call.
+
+    comp stays float32 through .to(dtype): it is small against x, and rounding it would lose digits.
+    """
+
+    mask: Tensor
+    values: Tensor
+    row_offsets: Tensor
+
+    def __init__(self, packed: PackedWeight, bias: Tensor | None = None, *, comp: Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = packed.shape
+        for name in _PACKED:
+            self.register_buffer(name, getattr(packed, name))
+        if bias is not None and list(bias.shape) != [self.out_features]:
+            raise ValueError(f"bias has shape {list(bias.shape)}; it must be [{self.out_features}]")
+        if comp is not None and (comp.dim() not in (1, 2) or comp.shape[-1] != self.in_features):
+            raise ValueError(
+                f"comp has shape {list(comp.shape)}; it must be [{self.in_features}] or [G, {self.in_features}]"
+            )
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
+        self.comp = None if comp is None else nn.Parameter(comp.detach().float().clone())
+        self._packed: PackedWeight | None = packed
+        self._rows: tuple[PackedWeight, Snapshot, Tensor] | None = None
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, comp: Tensor | None = None) -> SparseLinear:
+        """The same projection with its zeros packed away; weight float32 or bfloat16, copied."""
+        return cls(pack(linear.weight), linear.bias, comp=comp)
+
+    @property
+    def packed(self) -> PackedWeight:
+        """The weight. Checked again (ValueError) where a buffer was replaced or written to."""
+        kept, buffers = self._packed, self._buffers
+        same = kept is not None and all(getattr(kept, name) is buffers[name] for name in _PACKED)
+        if kept is None or not (same and kept.trusted):
+            shape = (self.out_features, self.in_features)
+            kept = self._packed = PackedWeight(self.mask, self.values, self.row_offsets, shape)
+        return kept
+
+    def forget(self) -> None:
+        """Drop what was derived from comp and the buffers; the next call derives it again."""
+        self._packed = None
+        self._rows = None
+
+    def forward(self, x: Tensor, comp_index: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        """x [..., K] -> y [..., N]; comp_index int64, one of the G compensations for each row of x."""
+        comp, rows = self.comp, None
+        if torch.compiler.is_compiling():
+            weight, trusted = (self.mask, self.values, self.row_offsets, self.in_features), self._packed is not None
+            if comp is not None:
+                rows = ops.sparse_linear_native(self._vectors(comp), weight, trusted=trusted)
+        else:
+            packed = self.packed
+            weight, trusted = packed.tensors, True
+            if comp is not None:
+                rows = self._compensation_rows(comp, packed)
+        return ops.sparse_linear_native(x, weight, rows, comp_index, self.bias, residual, trusted=trusted)
+
+    def _vectors(self, comp: Tensor) -> Tensor:
+        return comp.float().reshape(-1, self.in_features)
+
+    def _compensation_rows(self, comp: Tensor, packed: PackedWeight) -> Tensor:
+        """P [G, N]: the kept one where it still holds and no gradient of comp is asked for."""
+        if comp.requires_grad and torch.is_grad_enabled():
+            return ops.sparse_linear_native(self._vectors(comp), packed.tensors, trusted=True)
+        if self._rows is not None:
+            made_for, snapshot, rows = self._rows
+            if made_for is packed and snapshot.unchanged(comp):
+                return rows
+        with torch.inference_mode(False), torch.no_grad():  # so that the kept P serves every mode
+            rows = ops.sparse_linear_native(self._vectors(comp), packed.tensors, trusted=True)
+        self._rows = (packed, Snapshot(comp), rows)
+        return rows
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
+        # .to(dtype) on the values would break their alignment (4 float32 are 16 bytes, 8 bfloat16
+        # are), so a new dtype goes through the dense weight; comp keeps its own (see the class).
+        dtype = fn(self.values.new_empty(0)).dtype
+        if dtype != self.values.dtype:
+            repacked = pack(self.packed.unpack().to(dtype))
+            self.mask, self.values, self.row_offsets = repacked.mask, repacked.values, repacked.row_offsets
+        keep = [t for t in (self.comp, None if self.comp is None else self.comp.grad) if t is not None]
+
+        def apply(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            kept = moved.dtype != tensor.dtype and any(tensor is t for t in keep)
+            return tensor.to(moved.device) if kept else moved
+
+        self.forget()
+        super()._apply(apply, recurse)  # type: ignore[no-untyped-call]
+        if self.values.device.type == "cpu":
+            _ = self.packed  # so that a graph compiled from here on starts from checked buffers
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        values = state_dict.get(prefix + "values")
+        if values is not None and (values.shape != self.values.shape or values.dtype != self.values.dtype):
+            self.values = torch.empty_like(values, device=self.values.device)  # another mask keeps another number
+        self.forget()
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if self.values.device.type == "cpu":
+            try:
+                _ = self.packed
+            except ValueError as error:
+                error_msgs.append(f"{prefix.removesuffix('.') or 'SparseLinear'}: {error}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None, "_rows": None}
+
+    def extra_repr(self) -> str:
+        """What print() shows of the layer."""
+        groups = None if self.comp is None else (1 if self.comp.dim() == 1 else self.comp.shape[0])
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"dtype={str(self.values.dtype).removeprefix('torch.')}, bias={self.bias is not None}, comp={groups}"
+        )

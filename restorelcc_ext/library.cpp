@@ -1,0 +1,31 @@
+// The schema of every op, once. The kernels are registered for every device, so that a tensor that
+// is not on the CPU meets the one sentence of require_cpu() and not the dispatcher's table of keys.
+#include <torch/csrc/stable/library.h>
+
+#include "ops.h"
+
+STABLE_TORCH_LIBRARY(restorelcc, library) {
+  library.def(
+      "sparse_linear(Tensor x, Tensor mask, Tensor values, Tensor row_offsets, SymInt columns, "
+      "Tensor? comp_rows=None, Tensor? comp_index=None, Tensor? bias=None, Tensor? residual=None, "
+      "bool trusted=False) -> Tensor");
+  library.def(
+      "sparse_linear_grad_x(Tensor grad_y, Tensor mask, Tensor values, Tensor row_offsets, "
+      "SymInt columns, bool trusted=False) -> Tensor");
+  library.def(
+      "head_moments_(Tensor z_dense, Tensor z_pruned, Tensor(a!) total, Tensor(b!) gram) -> ()");
+  library.def("pack(Tensor weight) -> (Tensor mask, Tensor values, Tensor row_offsets)");
+  library.def(
+      "unpack(Tensor mask, Tensor values, Tensor row_offsets, SymInt columns) -> Tensor");
+  library.def(
+      "packed_validate(Tensor mask, Tensor values, Tensor row_offsets, SymInt columns) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(restorelcc, CompositeExplicitAutograd, library) {
+  library.impl("sparse_linear", TORCH_BOX(&restorelcc_ext::sparse_linear));
+  library.impl("sparse_linear_grad_x", TORCH_BOX(&restorelcc_ext::sparse_linear_grad_x));
+  library.impl("head_moments_", TORCH_BOX(&restorelcc_ext::head_moments_));
+  library.impl("pack", TORCH_BOX(&restorelcc_ext::pack));
+  library.impl("unpack", TORCH_BOX(&restorelcc_ext::unpack));
+  library.impl("packed_validate", TORCH_BOX(&restorelcc_ext::packed_validate));
+}

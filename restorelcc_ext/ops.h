@@ -1,0 +1,33 @@
+// The ops as torch sees them; the equations stand in restorelcc/params.h and in python/restorelcc.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
+namespace restorelcc_ext {
+
+using torch::stable::Tensor;
+
+Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values,
+                     const Tensor& row_offsets, int64_t columns,
+                     const std::optional<Tensor>& comp_rows, const std::optional<Tensor>& comp_index,
+                     const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                     bool trusted);
+
+Tensor sparse_linear_grad_x(const Tensor& grad_y, const Tensor& mask, const Tensor& values,
+                            const Tensor& row_offsets, int64_t columns, bool trusted);
+
+void head_moments_(const Tensor& z_dense, const Tensor& z_pruned, const Tensor& total,
+                   const Tensor& gram);
+
+std::tuple<Tensor, Tensor, Tensor> pack(const Tensor& weight);
+
+Tensor unpack(const Tensor& mask, const Tensor& values, const Tensor& row_offsets, int64_t columns);
+
+void packed_validate(const Tensor& mask, const Tensor& values, const Tensor& row_offsets,
+                     int64_t columns);
+
+}  // namespace restorelcc_ext

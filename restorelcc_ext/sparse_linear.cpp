@@ -1,0 +1,95 @@
+// sparse_linear and its gradient: check the tensors, fill the POD, call the core.
+#include <torch/csrc/stable/ops.h>
+
+#include "ops.h"
+#include "restorelcc/restorelcc.h"
+#include "tensor_view.h"
+#include "torch_pool.h"
+
+namespace restorelcc_ext {
+
+namespace {
+
+// comp_index: one entry a row of x, as [M] or in the shape of x's leading dimensions.
+Tensor index_of_rows(const Tensor& comp_index, int64_t rows) {
+  require_dtype(comp_index, ScalarType::Long, "comp_index");
+  if (comp_index.numel() != rows) {
+    refuse("comp_index has ", comp_index.numel(), " entries; x has ", rows, " rows, and each needs one");
+  }
+  return torch::stable::contiguous(comp_index);
+}
+
+}  // namespace
+
+Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values,
+                     const Tensor& row_offsets, int64_t columns,
+                     const std::optional<Tensor>& comp_rows, const std::optional<Tensor>& comp_index,
+                     const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                     bool trusted) {
+  rlcc_sparse_linear_params params{};
+  params.x_dtype = float_dtype(x, "x");
+  params.weight = packed_weight(mask, values, row_offsets, columns, trusted);
+  const int64_t outputs = params.weight.rows;
+
+  const Rows x_rows = rows_of(x, columns, "x");
+  params.x = x_rows.data;
+  params.x_rows = x_rows.count;
+  params.x_stride = x_rows.stride;
+
+  std::optional<Tensor> rows, index, bias_row;
+  if (comp_rows) {
+    if (comp_rows->dim() != 2) {
+      refuse("comp_rows has shape ", shape_text(sizes_of(*comp_rows)), "; it must be [G, ", outputs, "]");
+    }
+    rows = as_float32(*comp_rows, {comp_rows->size(0), outputs}, "comp_rows");
+    params.comp_rows = static_cast<const float*>(rows->data_ptr());
+    params.groups = rows->size(0);
+  }
+  if (comp_index) {
+    if (!comp_rows) refuse("comp_index is set, but there is no compensation to pick from");
+    index = index_of_rows(*comp_index, x_rows.count);
+    params.comp_index = static_cast<const int64_t*>(index->data_ptr());
+  }
+  if (bias) {
+    bias_row = as_float32(*bias, {outputs}, "bias");
+    params.bias = static_cast<const float*>(bias_row->data_ptr());
+  }
+
+  const std::vector<int64_t> y_shape = with_columns(sizes_of(x), outputs);
+  std::optional<Rows> residual_rows;
+  if (residual) {
+    require_dtype(*residual, x.scalar_type(), "residual");
+    require_shape(*residual, y_shape, "residual");
+    residual_rows = rows_of(*residual, outputs, "residual");
+    params.residual = residual_rows->data;
+    params.residual_stride = residual_rows->stride;
+  }
+
+  Tensor y = torch::stable::new_empty(x, y_shape);
+  params.y = y.data_ptr();
+  params.y_stride = outputs;
+  const TorchPool pool;
+  params.parallel = pool.seam();
+  pool.throw_unless_ok(rlcc_sparse_linear(&params));
+  return y;
+}
+
+Tensor sparse_linear_grad_x(const Tensor& grad_y, const Tensor& mask, const Tensor& values,
+                            const Tensor& row_offsets, int64_t columns, bool trusted) {
+  rlcc_sparse_linear_grad_x_params params{};
+  params.dtype = float_dtype(grad_y, "grad_y");
+  params.weight = packed_weight(mask, values, row_offsets, columns, trusted);
+  const Rows rows = rows_of(grad_y, params.weight.rows, "grad_y");
+  params.grad_y = rows.data;
+  params.y_rows = rows.count;
+  params.grad_y_stride = rows.stride;
+  Tensor grad_x = torch::stable::new_empty(grad_y, with_columns(sizes_of(grad_y), columns));
+  params.grad_x = grad_x.data_ptr();
+  params.grad_x_stride = columns;
+  const TorchPool pool;
+  params.parallel = pool.seam();
+  pool.throw_unless_ok(rlcc_sparse_linear_grad_x(&params));
+  return grad_x;
+}
+
+}  // namespace restorelcc_ext

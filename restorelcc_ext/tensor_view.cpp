@@ -1,0 +1,128 @@
+#include "tensor_view.h"
+
+#include <torch/csrc/stable/ops.h>
+
+namespace restorelcc_ext {
+
+std::vector<int64_t> sizes_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return {sizes.begin(), sizes.end()};
+}
+
+std::string shape_text(const std::vector<int64_t>& sizes) {
+  std::ostringstream text;
+  text << '[';
+  for (size_t i = 0; i < sizes.size(); ++i) text << (i == 0 ? "" : ", ") << sizes[i];
+  text << ']';
+  return text.str();
+}
+
+void require_cpu(const Tensor& tensor, const char* name) {
+  if (!tensor.is_cpu()) {
+    refuse(name, " is not on the CPU, and this build of restorelcc has CPU kernels only; move it with .cpu()");
+  }
+}
+
+void require_dtype(const Tensor& tensor, ScalarType dtype, const char* name) {
+  require_cpu(tensor, name);
+  if (tensor.scalar_type() != dtype) {
+    refuse(name, " has dtype ", toString(tensor.scalar_type()), "; it must be ", toString(dtype));
+  }
+}
+
+void require_shape(const Tensor& tensor, const std::vector<int64_t>& shape, const char* name) {
+  const std::vector<int64_t> found = sizes_of(tensor);
+  if (found != shape) {
+    refuse(name, " has shape ", shape_text(found), "; it must be ", shape_text(shape));
+  }
+}
+
+void require_contiguous(const Tensor& tensor, const char* name) {
+  if (!tensor.is_contiguous()) refuse(name, " is not contiguous; pass .contiguous()");
+}
+
+rlcc_dtype float_dtype(const Tensor& tensor, const char* name) {
+  require_cpu(tensor, name);
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return RLCC_F32;
+    case ScalarType::BFloat16:
+      return RLCC_BF16;
+    default:
+      refuse(name, " has dtype ", toString(tensor.scalar_type()), "; it must be Float or BFloat16");
+  }
+}
+
+namespace {
+
+// The one stride that walks all rows of [..., columns], or -1 where there is none.
+int64_t collapsed_row_stride(const Tensor& tensor, int64_t columns) {
+  const auto sizes = tensor.sizes();
+  const auto strides = tensor.strides();
+  const int64_t last = tensor.dim() - 1;
+  if (columns > 1 && strides[last] != 1) return -1;
+  int64_t row_stride = -1;   // of the innermost leading dimension that is longer than 1
+  int64_t expected = -1;     // what the next dimension outwards must have
+  for (int64_t d = last - 1; d >= 0; --d) {
+    if (sizes[d] == 1) continue;
+    if (row_stride == -1) {
+      row_stride = strides[d];
+    } else if (strides[d] != expected) {
+      return -1;
+    }
+    expected = strides[d] * sizes[d];
+  }
+  if (row_stride == -1) return columns;  // at most one row
+  return row_stride >= columns ? row_stride : -1;
+}
+
+}  // namespace
+
+Rows rows_of(const Tensor& tensor, int64_t columns, const char* name) {
+  if (tensor.dim() < 1 || tensor.size(tensor.dim() - 1) != columns) {
+    refuse(name, " has shape ", shape_text(sizes_of(tensor)), "; its last dimension must be ", columns);
+  }
+  int64_t count = 1;
+  for (int64_t d = 0; d + 1 < tensor.dim(); ++d) count *= tensor.size(d);
+  const int64_t stride = count == 0 ? columns : collapsed_row_stride(tensor, columns);
+  Tensor owner = stride == -1 ? torch::stable::contiguous(tensor) : tensor;
+  return Rows{owner, owner.data_ptr(), count, stride == -1 ? columns : stride};
+}
+
+std::vector<int64_t> with_columns(std::vector<int64_t> row_shape, int64_t columns) {
+  row_shape.back() = columns;
+  return row_shape;
+}
+
+rlcc_packed_weight packed_weight(const Tensor& mask, const Tensor& values,
+                                 const Tensor& row_offsets, int64_t columns, bool trusted) {
+  require_dtype(mask, ScalarType::Long, "mask");
+  require_dtype(row_offsets, ScalarType::Long, "row_offsets");
+  rlcc_packed_weight packed{};
+  packed.dtype = float_dtype(values, "values");
+  if (columns < 0) refuse("columns is ", columns, "; it must be >= 0");
+  if (mask.dim() != 2) refuse("mask has shape ", shape_text(sizes_of(mask)), "; it must be [N, words]");
+  packed.rows = mask.size(0);
+  packed.columns = columns;
+  require_shape(mask, {packed.rows, columns / 64 + (columns % 64 != 0)}, "mask");
+  require_shape(row_offsets, {packed.rows + 1}, "row_offsets");
+  require_shape(values, {values.numel()}, "values");
+  require_contiguous(mask, "mask");
+  require_contiguous(row_offsets, "row_offsets");
+  require_contiguous(values, "values");
+  packed.mask = static_cast<const uint64_t*>(mask.data_ptr());
+  packed.values = values.data_ptr();
+  packed.value_count = values.numel();
+  packed.row_offsets = static_cast<const int64_t*>(row_offsets.data_ptr());
+  packed.trusted = trusted ? 1 : 0;
+  return packed;
+}
+
+Tensor as_float32(const Tensor& tensor, const std::vector<int64_t>& shape, const char* name) {
+  const rlcc_dtype dtype = float_dtype(tensor, name);
+  require_shape(tensor, shape, name);
+  return torch::stable::contiguous(dtype == RLCC_F32 ? tensor
+                                                     : torch::stable::to(tensor, ScalarType::Float));
+}
+
+}  // namespace restorelcc_ext

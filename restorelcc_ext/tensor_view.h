@@ -1,0 +1,59 @@
+// From torch::stable::Tensor to the PODs of the core: device, dtype, rank and stride checks, each
+// with a sentence. What the core checks itself (ranges, the packed format) is not checked twice.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "restorelcc/params.h"
+
+namespace restorelcc_ext {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename... Parts>
+[[noreturn]] void refuse(const Parts&... parts) {
+  std::ostringstream sentence;
+  (sentence << ... << parts);
+  throw std::invalid_argument(sentence.str());
+}
+
+std::vector<int64_t> sizes_of(const Tensor& tensor);
+std::string shape_text(const std::vector<int64_t>& sizes);  // "[2, 3]"
+
+void require_cpu(const Tensor& tensor, const char* name);
+void require_dtype(const Tensor& tensor, ScalarType dtype, const char* name);
+void require_shape(const Tensor& tensor, const std::vector<int64_t>& shape, const char* name);
+void require_contiguous(const Tensor& tensor, const char* name);
+
+// float32 or bfloat16, on the CPU; anything else is refused.
+rlcc_dtype float_dtype(const Tensor& tensor, const char* name);
+
+// [..., columns] seen as rows of unit column stride: the tensor itself where its leading
+// dimensions collapse to one stride >= columns, else a contiguous copy. `owner` keeps it alive.
+struct Rows {
+  Tensor owner;
+  void* data;
+  int64_t count;   // product of the leading dimensions
+  int64_t stride;  // elements
+};
+Rows rows_of(const Tensor& tensor, int64_t columns, const char* name);
+
+// `row_shape` with its last dimension replaced.
+std::vector<int64_t> with_columns(std::vector<int64_t> row_shape, int64_t columns);
+
+// Borrows the three tensors: they must outlive the result.
+rlcc_packed_weight packed_weight(const Tensor& mask, const Tensor& values,
+                                 const Tensor& row_offsets, int64_t columns, bool trusted);
+
+// CPU, float32 or bfloat16 widened to float32, contiguous, of this shape.
+Tensor as_float32(const Tensor& tensor, const std::vector<int64_t>& shape, const char* name);
+
+}  // namespace restorelcc_ext
