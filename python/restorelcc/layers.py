@@ -1,0 +1,103 @@
+"""One decoder layer of a checkpoint resident at a time, run by the stock module with the stock arguments.
+
+What it replaces::
+
+    model = AutoModelForCausalLM.from_pretrained(path)          # every layer in memory
+    h = model.model.layers[i](h, **whatever_the_stock_model_passes)
+
+The skeleton of the model stands on the meta device (shapes, no storage); everything outside the decoder
+layers of the base model (embeddings, rotary tables) is loaded, the layers are not. The arguments a layer
+gets from its stock model (masks, positions, rotary embeddings) are recorded from a stock forward (see
+`architectures.record_layer_calls`), so nothing of the model is computed by our own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from .architectures import decoder_layers, record_layer_calls, tensor_files
+
+__all__ = ["LayerStream"]
+
+
+class LayerStream:
+    """The decoder layers of a Hugging Face checkpoint directory, one resident at a time.
+
+    Args:
+        path: directory with config.json and model.safetensors (or its shards and index).
+        dtype: computation type; weights are widened or narrowed as they are read. float32 by default,
+            because the lost activation is a small difference of two large numbers.
+
+    Raises:
+        ValueError: the directory lacks safetensors weights, or lacks a tensor that the stock class needs.
+    """
+
+    def __init__(self, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
+        from accelerate import init_empty_weights
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        self.path = Path(path)
+        self.dtype = dtype
+        config = AutoConfig.from_pretrained(self.path, local_files_only=True)
+        config.use_cache = False
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        self.model = model.eval().requires_grad_(False)
+        self.config = config
+        self._files = tensor_files(self.path)
+        self.prefix, self._layers = decoder_layers(self.model)
+        self.layer_count = len(self._layers)
+        base = self.model.base_model
+        base_name = self.model.base_model_prefix
+        for name, _ in list(base.named_parameters()):
+            full = f"{base_name}.{name}"
+            if not full.startswith(self.prefix + "."):
+                self._materialise(self.model, full, self._read(full))
+
+    def _read(self, name: str) -> Tensor:
+        file = self._files.get(name)
+        if file is None:
+            raise ValueError(
+                f"{self.path} has no tensor named {name}, which the stock {type(self.model).__name__} needs; "
+                "load it with transformers and save_pretrained() it once to bring its names up to date"
+            )
+        with safe_open(file, framework="pt") as tensors:
+            return tensors.get_tensor(name).to(self.dtype)
+
+    @staticmethod
+    def _materialise(root: nn.Module, name: str, value: Tensor) -> None:
+        owner_name, _, leaf = name.rpartition(".")
+        owner = root.get_submodule(owner_name)
+        owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+
+    def embed(self, ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, list[Any]]:
+        """(hidden [B, T, E] entering layer 0, the (args, kwargs) of each layer) for ids [B, T]."""
+        return record_layer_calls(self.model, ids, attention_mask)
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[nn.Module]:
+        """The stock layer `index` with its weights resident; they are dropped when the block ends."""
+        layer = self._layers[index]
+        names = [name for name, _ in layer.named_parameters()]
+        try:
+            for name in names:
+                self._materialise(layer, name, self._read(f"{self.prefix}.{index}.{name}"))
+            yield layer
+        finally:
+            for name in names:
+                meta = torch.empty_like(layer.get_parameter(name), device="meta")
+                self._materialise(layer, name, meta)
+
+
+def run_layer(layer: nn.Module, hidden: Tensor, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
+    """The layer's output hidden state [B, T, E]; some stock layers return it as the first of a tuple."""
+    args, kwargs = call
+    out = layer(hidden, *args, **kwargs)
+    return out[0] if isinstance(out, tuple) else out

@@ -1,0 +1,251 @@
+"""Moments of the lost activation of every attention head, streamed layer by layer.
+
+    ΔZ = Z_d − Z_p        z: the head's output, i.e. its slice of the input of the output projection
+    count, mean = Σ ΔZ / count  [D],  Gram = ΔZᵀΔZ  [D, D]        per head, in float64
+
+These are sufficient: mean(σ_i u_i) v_i = (mean(ΔZ)·v_i) v_i and the v_i are eigenvectors of the Gram
+matrix, so the state is O(L·H·D²) whatever the number of tokens (RestoreLCC, arXiv 2510.21834, eq. 4-6,
+restated). One dense and one pruned layer are resident; hidden states ping-pong between two files a model.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from . import ops
+from .artifacts import Progress, SilentProgress, atomic_write_json, atomic_write_tensors, fingerprint, read_json
+from .head_moments import HeadMoments
+from .layers import LayerStream, run_layer
+from .models import attention_sites
+
+if TYPE_CHECKING:
+    from .text import TokenSet
+
+__all__ = ["Moments", "collect_moments", "counted_positions", "POSITIONS"]
+
+POSITIONS = ("all", "last", "response")
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Streaming moments of every head: count [L] tokens, total [L, H, D] and gram [L, H, D, D], float64."""
+
+    count: Tensor
+    total: Tensor
+    gram: Tensor
+    metadata: dict[str, str]
+
+    @property
+    def mean(self) -> Tensor:
+        """mean(ΔZ) [L, H, D], float64."""
+        return self.total / self.count.clamp(min=1).to(self.total.dtype)[:, None, None]
+
+    @property
+    def rms(self) -> Tensor:
+        """Root mean square of ΔZ per element, [L, H]: the natural unit of a head's compensation."""
+        trace = self.gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+        elements = self.count.clamp(min=1).to(trace.dtype)[:, None] * self.gram.shape[-1]
+        return (trace / elements).sqrt()
+
+    def save(self, path: Path) -> None:
+        tensors = {"count": self.count, "total": self.total, "gram": self.gram}
+        atomic_write_tensors(path, tensors, {"kind": "moments", "version": "0", **self.metadata})
+
+    @classmethod
+    def load(cls, path: Path) -> Moments:
+        """Raises ValueError when the file is not a moments file of this version."""
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            if metadata.get("kind") != "moments" or metadata.get("version") != "0":
+                raise ValueError(f"{path} is not a moments file of version 0; make one with `restorelcc moments`")
+            return cls(file.get_tensor("count"), file.get_tensor("total"), file.get_tensor("gram"), metadata)
+
+
+def counted_positions(tokens: TokenSet, positions: str, skip_first: int) -> Tensor:
+    """Which tokens [n, T] enter the moments.
+
+    `all`: every token but padding; `response`: from the first answer token on; `last`: the last token before
+    the answer (the paper's choice). The first `skip_first` tokens are left out everywhere: position 0 is an
+    attention sink whose activations are orders of magnitude larger than all others.
+
+    Raises:
+        ValueError: an unknown choice, or a choice that leaves no token.
+    """
+    if positions not in POSITIONS:
+        raise ValueError(f"unknown positions {positions!r}; choose one of {', '.join(POSITIONS)}")
+    index = torch.arange(tokens.ids.shape[1])[None, :]
+    keep = index < tokens.lengths[:, None]
+    if positions == "response":
+        keep = keep & (index >= tokens.response_start[:, None])
+    elif positions == "last":
+        plain = tokens.response_start <= 1  # no prompt: the last token of the text itself
+        last = torch.where(plain, tokens.lengths - 1, tokens.response_start - 1)
+        keep = keep & (index == last[:, None])
+    keep = keep & (index >= skip_first)
+    if not bool(keep.any()):
+        raise ValueError(
+            f"no token is left: {tokens.ids.shape[0]} rows, positions={positions}, skip_first={skip_first}; "
+            "give longer text or a smaller skip_first"
+        )
+    return keep
+
+
+def collect_moments(
+    dense: Path,
+    pruned: Path,
+    tokens: TokenSet,
+    *,
+    out: Path,
+    positions: str = "all",
+    skip_first: int = 1,
+    batch: int = 4,
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+) -> Moments:
+    """ΔZ moments of every head, both models on the same text, one pair of layers resident.
+
+    Args:
+        dense, pruned: checkpoint directories with the same shapes.
+        tokens: the text, ids [n, T].
+        out: the moments file; its scratch (hidden states, finished layers) stands in `out` + ".work" and is
+            removed at the end. A killed call, repeated with the same arguments, goes on at the layer where
+            it stopped and gives the same bits.
+        positions, skip_first: see `counted_positions`.
+        batch: rows at once.
+
+    Memory: two layers, the embeddings, `batch` rows of activations and the state of one layer. Disk: four
+    files of n·T·E elements of `dtype`.
+
+    Raises:
+        ValueError: unknown positions, no token left, or models of different shape.
+    """
+    progress = progress or SilentProgress()
+    keep = counted_positions(tokens, positions, skip_first)
+    streams = (LayerStream(dense, dtype=dtype), LayerStream(pruned, dtype=dtype))
+    sites = attention_sites(streams[0].model)
+    if [(s.heads, s.head_dim) for s in sites] != [(s.heads, s.head_dim) for s in attention_sites(streams[1].model)]:
+        raise ValueError(f"{dense} and {pruned} differ in layers, heads or head size; prune a copy of the same model")
+    layer_count, heads, head_dim = len(sites), sites[0].heads, sites[0].head_dim
+
+    work = out.with_name(out.name + ".work")
+    stamp = fingerprint(dense=Path(dense), pruned=Path(pruned), ids=tokens.fingerprint(), positions=positions,
+                        skip_first=skip_first, batch=batch, dtype=str(dtype))
+    work.mkdir(parents=True, exist_ok=True)
+    done = _finished_layers(work, stamp)
+
+    rows, length = tokens.ids.shape
+    hidden = _HiddenFiles(work, rows, length, streams[0].config.hidden_size)
+    with progress.task("moments", layer_count) as advance:
+        advance(done)
+        for index in range(done, layer_count):
+            state = _one_layer(streams, index, [s.name for s in sites], tokens, keep, hidden, batch, heads, head_dim)
+            hidden.flush()
+            tensors = {"count": torch.tensor([state.count]), "total": state.total, "gram": state.gram}
+            atomic_write_tensors(work / f"layer_{index:04d}.safetensors", tensors, {"fingerprint": stamp})
+            atomic_write_json(work / "progress.json", {"fingerprint": stamp, "layers": index + 1})
+            advance(1)
+
+    parts = []
+    for index in range(layer_count):
+        with safe_open(work / f"layer_{index:04d}.safetensors", framework="pt") as file:
+            parts.append({key: file.get_tensor(key) for key in ("count", "total", "gram")})
+    metadata = {"fingerprint": stamp, "positions": positions, "skip_first": str(skip_first),
+                "sites": json.dumps([s.name for s in sites])}
+    moments = Moments(torch.cat([p["count"] for p in parts]), torch.stack([p["total"] for p in parts]),
+                      torch.stack([p["gram"] for p in parts]), metadata)
+    moments.save(out)
+    hidden.close()
+    for file in work.iterdir():
+        file.unlink()
+    work.rmdir()
+    return moments
+
+
+class _HiddenFiles:
+    """Hidden states [n, T, E] of both models in two files each: a layer reads one and writes the other.
+
+    Stored as float32 whatever the computation type, which loses nothing of bf16 and fp16.
+    """
+
+    def __init__(self, work: Path, rows: int, length: int, width: int) -> None:
+        shape = (rows, length, width)
+        self.maps = {}
+        for model in (0, 1):
+            for parity in (0, 1):
+                path = work / f"hidden_{('dense', 'pruned')[model]}_{parity}.f32"
+                size = int(np.prod(shape)) * 4
+                mode = "r+" if path.is_file() and path.stat().st_size == size else "w+"
+                self.maps[model, parity] = np.memmap(path, dtype=np.float32, mode=mode, shape=shape)
+
+    def read(self, model: int, index: int, begin: int, end: int) -> Tensor:
+        return torch.from_numpy(np.array(self.maps[model, index % 2][begin:end]))
+
+    def write(self, model: int, index: int, begin: int, value: Tensor) -> None:
+        """Output of layer `index`, which is the input of layer index + 1."""
+        self.maps[model, (index + 1) % 2][begin : begin + value.shape[0], : value.shape[1]] = value.float().numpy()
+
+    def flush(self) -> None:
+        for array in self.maps.values():
+            array.flush()
+
+    def close(self) -> None:
+        self.maps.clear()
+
+
+def _finished_layers(work: Path, stamp: str) -> int:
+    """Layers a killed call with the same fingerprint finished; everything else in `work` is of no use."""
+    record = work / "progress.json"
+    if record.is_file():
+        state = read_json(record)
+        if state.get("fingerprint") == stamp:
+            return int(state["layers"])
+    for file in work.iterdir():
+        file.unlink()
+    return 0
+
+
+def _one_layer(
+    streams: tuple[LayerStream, LayerStream],
+    index: int,
+    sites: list[str],
+    tokens: TokenSet,
+    keep: Tensor,
+    hidden: _HiddenFiles,
+    batch: int,
+    heads: int,
+    head_dim: int,
+) -> HeadMoments:
+    """Runs layer `index` of both models over all text, writes its outputs and returns its head moments."""
+    state: HeadMoments | None = None
+    rows = tokens.ids.shape[0]
+    with streams[0].layer(index) as dense, streams[1].layer(index) as pruned, torch.no_grad():
+        for begin in range(0, rows, batch):
+            end = min(begin + batch, rows)
+            length = int(tokens.lengths[begin:end].max())
+            ids, mask = tokens.ids[begin:end, :length], tokens.attention_mask[begin:end, :length]
+            picked: list[Tensor] = []
+            for model, (stream, layer) in enumerate(zip(streams, (dense, pruned), strict=True)):
+                entered, arguments = stream.embed(ids, mask)
+                if index > 0:
+                    entered = hidden.read(model, index, begin, end)[:, :length].to(stream.dtype)
+                projection = stream.model.get_submodule(sites[index])
+                seen: list[Tensor] = []
+                handle = projection.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+                try:
+                    out = run_layer(layer, entered, arguments[index])
+                finally:
+                    handle.remove()
+                hidden.write(model, index, begin, out)
+                z = seen[0].reshape(end - begin, length, heads, head_dim)
+                picked.append(z[keep[begin:end, :length]])
+            state = ops.head_moments(picked[0], picked[1], state)
+    assert state is not None  # keep has a token and every batch was seen
+    return state

@@ -1,0 +1,149 @@
+"""Which heads are worth restoring: one score per head, larger = more worth restoring.
+
+    attribution   s_h = − <Σ_t dNLL/dz_{t,h}, c_h> / tokens     predicted fall of the mean NLL, nats per token
+    random        s_h ~ U(0, 1)                                 the baseline that every probe has to beat
+
+`attribution` is the first-order estimate of the perplexity contrast of RestoreLCC (arXiv 2510.21834, section 3):
+what happens to the NLL when head h alone gets its lost component back. All heads come from one forward and
+backward pass: the gradient of a projection's comp vector *is* Σ_t dNLL/dz_t.
+A probe is a function of a `ProbeInput`; add one to PROBES and every verb offers it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from .artifacts import Progress, SilentProgress, atomic_write_tensors
+from .compensation import sparse_output_projections
+from .components import Components
+from .text import TokenSet
+from .training import summed_nll
+
+__all__ = ["PROBES", "HeadScores", "ProbeInput", "head_scores", "select_heads"]
+
+
+@dataclass(frozen=True)
+class ProbeInput:
+    """Everything a probe may look at. `model` is the pruned model; its output projections get replaced."""
+
+    model: nn.Module
+    tokens: TokenSet
+    components: Components
+    seed: int
+    batch: int
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class HeadScores:
+    """scores [L, H] float64, larger = more worth restoring; `unit` says what the number means."""
+
+    kind: str
+    unit: str
+    scores: Tensor
+
+    def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
+        marks = {"kind": "head_scores", "version": "0", "probe": self.kind, "unit": self.unit}
+        atomic_write_tensors(path, {"scores": self.scores}, {**(metadata or {}), **marks})
+
+    @classmethod
+    def load(cls, path: Path) -> HeadScores:
+        """Raises ValueError when the file is not a score file of this version."""
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            if metadata.get("kind") != "head_scores" or metadata.get("version") != "0":
+                raise ValueError(f"{path} is not a head score file of version 0; make one with `restorelcc probe`")
+            return cls(metadata["probe"], metadata["unit"], file.get_tensor("scores"))
+
+
+def _attribution(given: ProbeInput) -> Tensor:
+    projections = sparse_output_projections(given.model)
+    comps = [projection.comp for projection in projections]
+    for comp in comps:
+        assert comp is not None
+        comp.requires_grad_(True)
+        comp.grad = None
+    counted = 0
+    try:
+        with given.progress.task("attribution", given.tokens.ids.shape[0]) as advance:
+            for batch in given.tokens.batches(given.batch):
+                nll, count = summed_nll(given.model, batch)
+                nll.backward()  # type: ignore[no-untyped-call]
+                counted += count
+                advance(batch.ids.shape[0])
+        gradient = torch.stack([comp.grad for comp in comps if comp is not None and comp.grad is not None])
+    finally:
+        for comp in comps:
+            assert comp is not None
+            comp.requires_grad_(False)
+            comp.grad = None
+    vectors = given.components.vectors
+    per_head = gradient.double().reshape(vectors.shape)
+    return -(per_head * vectors).sum(-1) / counted
+
+
+def _random(given: ProbeInput) -> Tensor:
+    generator = torch.Generator().manual_seed(given.seed)
+    return torch.rand(given.components.vectors.shape[:2], generator=generator, dtype=torch.float64)
+
+
+PROBES: dict[str, tuple[Callable[[ProbeInput], Tensor], str]] = {
+    "attribution": (_attribution, "predicted fall of the mean NLL, nats per token"),
+    "random": (_random, "uniform random number"),
+}
+
+
+def head_scores(
+    kind: str,
+    model: nn.Module,
+    tokens: TokenSet,
+    components: Components,
+    *,
+    seed: int = 0,
+    batch: int = 4,
+    progress: Progress | None = None,
+) -> HeadScores:
+    """Scores [L, H] of every head by the probe `kind`.
+
+    Args:
+        model: the pruned model; its output projections become `SparseLinear` (in place, comp = 0 afterwards).
+        tokens: calibration text; the loss counts where `tokens.labels` do.
+        components: the lost components c_h.
+
+    Raises:
+        ValueError: an unknown probe.
+    """
+    if kind not in PROBES:
+        raise ValueError(f"unknown probe {kind!r}; choose one of {', '.join(PROBES)}")
+    probe, unit = PROBES[kind]
+    scores = probe(ProbeInput(model, tokens, components, seed, batch, progress or SilentProgress()))
+    return HeadScores(kind, unit, scores)
+
+
+def select_heads(scores: Tensor, share: float | str) -> Tensor:
+    """The best `share` of all heads, bool [L, H]; "all", or a number in (0, 1].
+
+    At least one head is chosen; ties go to the lower layer, then the lower head.
+
+    Raises:
+        ValueError: a share outside (0, 1].
+    """
+    if share == "all":
+        return torch.ones_like(scores, dtype=torch.bool)
+    try:
+        value = float(share)
+    except ValueError:
+        raise ValueError(f"heads is {share!r}; give `all` or a share such as 0.25") from None
+    if not 0 < value <= 1:
+        raise ValueError(f"heads is {value:g}; give `all` or a share greater than 0 and at most 1")
+    count = max(1, round(value * scores.numel()))
+    order = torch.argsort(scores.flatten(), descending=True, stable=True)
+    chosen = torch.zeros(scores.numel(), dtype=torch.bool)
+    chosen[order[:count]] = True
+    return chosen.reshape(scores.shape)

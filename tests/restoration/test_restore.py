@@ -1,0 +1,181 @@
+"""restore() as a whole: quality back, resumed bit for bit, calls counted, bad input refused in one sentence."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from restoration_models import random_pair
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from restorelcc.models import load_model, save_checkpoint
+from restorelcc.restore import restore
+from restorelcc.training import TrainingSettings
+
+SMALL: dict[str, Any] = {
+    "tokens": 1536, "window": 64,
+    "training": TrainingSettings(learning_rates=(0.02, 0.05), search_steps=2, batch=4, evaluations=3),
+}  # fmt: skip
+
+
+class OpCounter(TorchDispatchMode):
+    """Counts calls of our ops as torch dispatches them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name()
+        if name.startswith("restorelcc::"):
+            self.calls[name.removeprefix("restorelcc::").split(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_restore_gives_quality_back_through_our_ops(stories_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    dense, pruned = stories_pair
+    with OpCounter() as counter:
+        report = restore(dense, pruned, tmp_path / "restored", **SMALL)
+    assert report.heldout["restored"] < report.heldout["pruned"]
+    layers = 5
+    # head_moments: every layer, every batch of 4 of the 24 rows
+    assert counter.calls["head_moments_"] == layers * 6
+    # attribution: one forward and one backward of each projection for each of 6 batches; training adds to it
+    assert counter.calls["sparse_linear"] >= layers * 6 * 2
+    assert counter.calls["sparse_linear_grad_x"] >= layers * 6
+    before, after = tensors(pruned), tensors(tmp_path / "restored")
+    for name, weight in before.items():
+        assert torch.equal(weight, after[name]), name
+    added = sorted(set(after) - set(before))
+    assert len(added) == 4 * layers and all(name.endswith("_proj.bias") for name in added)
+    for name in added:
+        if ".o_proj." not in name:
+            assert not bool(after[name].any()), name
+    assert set(report.head_scores) == {"attribution", "random"}
+    assert report.fold["kind"] == "o_proj_bias" and report.fold["zeros"] > 0
+
+
+@pytest.mark.parametrize("choice", [
+    {"train": "none"}, {"components": "mean"}, {"heads": 0.25}, {"probe": "random", "heads": 0.25},
+    {"positions": "last"}, {"fold_into": "none"},
+])  # fmt: skip
+def test_every_choice_does_something(
+    choice: dict[str, Any], stories_pair: tuple[Path, Path], tmp_path: Path, default_vectors: torch.Tensor
+) -> None:
+    report = restore(*stories_pair, tmp_path / "out", **SMALL, **choice)
+    if choice.get("fold_into") == "none":
+        assert (tmp_path / "out" / "adapter_config.json").is_file()
+        return
+    vectors = load_file(tmp_path / "out" / "compensation.safetensors")["vectors"]
+    assert not torch.equal(vectors, default_vectors)
+    assert report.heldout["restored"] <= report.heldout["pruned"]
+
+
+@pytest.fixture(scope="module")
+def default_vectors(stories_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
+    out = tmp_path_factory.mktemp("default") / "out"
+    restore(*stories_pair, out, **SMALL)
+    return load_file(out / "compensation.safetensors")["vectors"]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from restorelcc.restore import restore
+from restorelcc.training import TrainingSettings
+dense, pruned, out = map(Path, sys.argv[1:4])
+restore(dense, pruned, out, tokens=1536, window=64,
+        training=TrainingSettings(learning_rates=(0.02, 0.05), search_steps=2, batch=4, evaluations=3))
+"""
+
+
+def test_killed_at_each_step_it_resumes_bit_for_bit(stories_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """SIGKILL as soon as each step's file appears, again and again, then one undisturbed call."""
+    restore(*stories_pair, tmp_path / "whole", **SMALL)
+    out = tmp_path / "killed"
+    work = tmp_path / "killed.work"
+    command = [sys.executable, "-c", KILLED, *map(str, stories_pair), str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    for awaited in ("moments.safetensors.work/progress.json", "moments.json", "compensation.json"):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+        while process.poll() is None and not (work / awaited).exists():
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    restore(*stories_pair, out, **SMALL, overwrite=True)
+    for name, value in tensors(tmp_path / "whole").items():
+        assert torch.equal(value, tensors(out)[name]), name
+    left = [path.name for path in tmp_path.iterdir()]
+    assert sorted(left) == ["killed", "killed.work", "whole", "whole.work"], "no partial directory may stay"
+
+
+def test_a_second_call_reuses_the_steps(stories_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    restore(*stories_pair, tmp_path / "out", **SMALL)
+    with OpCounter() as counter:
+        restore(*stories_pair, tmp_path / "out", **SMALL, overwrite=True)
+    assert counter.calls["head_moments_"] == 0 and counter.calls["sparse_linear_grad_x"] == 0
+
+
+
+
+def test_models_of_different_shape(tmp_path: Path, stories_pair: tuple[Path, Path]) -> None:
+    _, other = random_pair("llama-gqa", tmp_path)
+    with pytest.raises(ValueError, match="hidden_size|shape"):
+        restore(stories_pair[0], other, tmp_path / "out", **SMALL)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pruned_without_zeros(tmp_path: Path, stories_pair: tuple[Path, Path]) -> None:
+    with pytest.raises(ValueError, match="zero"):
+        restore(stories_pair[0], stories_pair[0], tmp_path / "out", **SMALL)
+
+
+def test_nan_weights(tmp_path: Path, stories_pair: tuple[Path, Path]) -> None:
+    loaded = load_model(stories_pair[1])
+    with torch.no_grad():
+        loaded.model.get_submodule("model.layers.2.mlp.up_proj").weight[0, 0] = float("nan")
+    save_checkpoint(loaded.model, loaded.tokenizer, tmp_path / "nan")
+    with pytest.raises(ValueError, match=r"layers\.2\.mlp\.up_proj"):
+        restore(stories_pair[0], tmp_path / "nan", tmp_path / "out", **SMALL)
+
+
+@pytest.mark.parametrize(("content", "message"), [("", "empty"), ("Once upon a time.", "window")])
+def test_bad_text(content: str, message: str, tmp_path: Path, stories_pair: tuple[Path, Path]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        restore(*stories_pair, tmp_path / "out", data=text, **SMALL)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("wrong", [
+    {"probe": "linear-ish"}, {"components": "pca"}, {"train": "rl"}, {"fold_into": "v_proj"}, {"positions": "first"},
+    {"heads": "some"}, {"heads": 0.0},
+])  # fmt: skip
+def test_unknown_choices_name_the_known_ones(
+    wrong: dict[str, Any], tmp_path: Path, stories_pair: tuple[Path, Path]
+) -> None:
+    with pytest.raises(ValueError, match="choose one of|give `all` or a share"):
+        restore(*stories_pair, tmp_path / "out", **SMALL, **wrong)
+    assert not (tmp_path / "out.work").exists()
+
+
+def test_existing_output_is_not_overwritten(tmp_path: Path, stories_pair: tuple[Path, Path]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious.txt").write_text("mine")
+    with pytest.raises(ValueError, match="pass --overwrite"):
+        restore(*stories_pair, tmp_path / "out", **SMALL)
+    assert (tmp_path / "out" / "precious.txt").read_text() == "mine"
