@@ -51,11 +51,13 @@ def test_restore_gives_quality_back_through_our_ops(stories_pair: tuple[Path, Pa
         report = restore(dense, pruned, tmp_path / "restored", **SMALL)
     assert report.heldout["restored"] < report.heldout["pruned"]
     layers = 5
-    # head_moments: every layer, every batch of 4 of the 24 rows
-    assert counter.calls["head_moments_"] == layers * 6
-    # attribution: one forward and one backward of each projection for each of 6 batches; training adds to it
-    assert counter.calls["sparse_linear"] >= layers * 6 * 2
-    assert counter.calls["sparse_linear_grad_x"] >= layers * 6
+    batches = -(-report.text["rows"] // 4)
+    assert batches >= 6
+    # head_moments: every layer, every batch
+    assert counter.calls["head_moments_"] == layers * batches
+    # attribution: each batch, each projection: z Wᵀ and c Wᵀ forward, the gradient of c backward; training adds to it
+    assert counter.calls["sparse_linear"] >= layers * batches * 2
+    assert counter.calls["sparse_linear_grad_x"] >= layers * batches
     before, after = tensors(pruned), tensors(tmp_path / "restored")
     for name, weight in before.items():
         assert torch.equal(weight, after[name]), name
@@ -133,7 +135,7 @@ def test_a_second_call_reuses_the_steps(stories_pair: tuple[Path, Path], tmp_pat
 
 def test_models_of_different_shape(tmp_path: Path, stories_pair: tuple[Path, Path]) -> None:
     _, other = random_pair("llama-gqa", tmp_path)
-    with pytest.raises(ValueError, match="hidden_size|shape"):
+    with pytest.raises(ValueError, match="512 tokens and the pruned one 96"):
         restore(stories_pair[0], other, tmp_path / "out", **SMALL)
     assert not (tmp_path / "out").exists()
 
