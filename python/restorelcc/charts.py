@@ -22,7 +22,7 @@ SERIES = {"dense": "#4c78a8", "pruned": "#d1605e", "restored": "#3f9b6c", "contr
 
 
 # mind: matplotlib reads these when an artist is made, so a whole picture is drawn under rc_context
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "restorelcc",
     "font.size": 9.0,
@@ -46,9 +46,7 @@ def _canvas(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(
-            "the HTML report needs matplotlib; run: pip install matplotlib"
-        ) from error
+        raise ImportError("the HTML report needs matplotlib; run: pip install matplotlib") from error
 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -66,9 +64,7 @@ def _svg(figure: Figure, name: str, description: str) -> str:
     svg = svg.replace("url(#", f"url(#{name}-").replace('xlink:href="#', f'xlink:href="#{name}-')
     svg = svg.replace(_INK, "var(--ink)").replace(_GRID, "var(--rule)")
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", svg)
-    svg = re.sub(
-        r'\swidth="[\d.]+pt" height="[\d.]+pt"|\sheight="[\d.]+pt" width="[\d.]+pt"', "", svg, count=1
-    )
+    svg = re.sub(r'\swidth="[\d.]+pt" height="[\d.]+pt"|\sheight="[\d.]+pt" width="[\d.]+pt"', "", svg, count=1)
     label = description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
@@ -94,9 +90,7 @@ def quality_bars(results: Sequence[Mapping[str, Any]]) -> str:
         return _svg(figure, "quality", "Held-out negative log-likelihood of each model")
 
 
-def training_curve(
-    train: Sequence[Sequence[float]], heldout: Sequence[Sequence[float]], start: float | None
-) -> str:
+def training_curve(train: Sequence[Sequence[float]], heldout: Sequence[Sequence[float]], start: float | None) -> str:
     """Loss over steps: the training batches, the held-out part, and the pruned model as a line."""
     with _canvas(5.2, 2.7) as (figure, axes):
         if train:
@@ -109,13 +103,9 @@ def training_curve(
             )
         if heldout:
             steps, values = zip(*heldout, strict=True)
-            axes.plot(
-                steps, values, color=SERIES["restored"], marker="o", markersize=3, label="held-out part"
-            )
+            axes.plot(steps, values, color=SERIES["restored"], marker="o", markersize=3, label="held-out part")
         if start is not None:
-            axes.axhline(
-                start, color=SERIES["pruned"], linestyle="--", linewidth=1, label="pruned, held-out part"
-            )
+            axes.axhline(start, color=SERIES["pruned"], linestyle="--", linewidth=1, label="pruned, held-out part")
         axes.set_xlabel("step")
         axes.set_ylabel("NLL, nats per token")
         axes.grid(axis="y")
@@ -140,9 +130,7 @@ def head_heatmap(
         norm = TwoSlopeNorm(vcenter=0.0, vmin=-limit, vmax=limit)
         mesh = axes.pcolormesh(scores, cmap="RdBu", norm=norm, edgecolors=_GRID, linewidth=0.15)
         if chosen is not None and not all(all(row) for row in chosen):
-            out = [
-                (h + 0.5, y + 0.5) for y, row in enumerate(chosen) for h, keep in enumerate(row) if not keep
-            ]
+            out = [(h + 0.5, y + 0.5) for y, row in enumerate(chosen) for h, keep in enumerate(row) if not keep]
             axes.plot(*zip(*out, strict=True), linestyle="", marker=".", markersize=2.5, color="#555555")
         axes.set_xticks([h + 0.5 for h in _few(heads, 12)], [str(h) for h in _few(heads, 12)])
         axes.set_yticks([y + 0.5 for y in _few(layers, 10)], [str(y) for y in _few(layers, 10)])
@@ -153,7 +141,7 @@ def head_heatmap(
         axes.set_title(title, fontsize=9.5)
         bar = figure.colorbar(mesh, ax=axes, fraction=0.08, pad=0.03, aspect=40)
         bar.set_label(unit, fontsize=8)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         bar.ax.ticklabel_format(style="sci", scilimits=(-2, 3))
         return _svg(figure, name, f"{title}, layers by heads")
 

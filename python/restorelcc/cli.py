@@ -34,12 +34,13 @@ from restorelcc.cli_options import (
     path_option,
     pruned_option,
     refuse_existing,
-    reporting_options,
     seeded_options,
     text_options,
     trainer_option,
     writing_options,
 )
+
+
 class _Group(click.Group):
     """Turns errors into one line on stderr and an exit code: 2 for what the user can mend, 130 for Ctrl-C."""
 
@@ -106,7 +107,7 @@ def cli(debug: bool) -> None:
 
 @cli.command()
 @click.argument("model")
-@choice_option("--method", METHODS[::-1], "Score of a weight: |w| times the norm of its input, or |w| alone.")
+@choice_option("--method", METHODS, "Score of a weight: |w| times the norm of its input, or |w| alone.")
 @click.option("--pattern", required=True, metavar="0.5|2:4|4:8", help="Share of zeros, or N of M weights kept.")
 @path_option("--out", "Directory of the pruned checkpoint.")
 @text_options
@@ -190,7 +191,9 @@ def restore(dense: str, pruned: Path, out: Path, probe: str, heads: str, compone
 @cli.command("eval")
 @click.argument("model")
 @click.option("--against", multiple=True, metavar="MODEL", help="Compare; two: the dense, then the pruned model.")
-@path_option("--text", ".txt or .jsonl; default: English prose from Python's own documentation.", required=False, exists=True)
+@path_option(
+    "--text", ".txt or .jsonl; default: English prose from Python's own documentation.", required=False, exists=True
+)
 @path_option("--choices", ".jsonl with query, choices, gold: multiple choice.", required=False, exists=True)
 @number_option("--tokens", 16384, "Tokens of text to use.")
 @number_option("--window", 512, "Tokens per window.", least=2)

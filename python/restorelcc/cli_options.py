@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from restorelcc.artifacts import Progress
 
 # The libraries' own lists stand in modules that import torch; a test keeps these equal to them.
-METHODS = ("magnitude", "wanda")
+METHODS = ("wanda", "magnitude")
 PROBES = ("attribution", "random")
 COMPONENTS = ("svd", "mean")
 TRAINERS = ("lm", "none")
@@ -25,47 +25,59 @@ Verb = Callable[..., Any]
 
 
 def path_option(name: str, text: str, *, required: bool = True, exists: bool = False) -> Callable[[Verb], Verb]:
+    """A file or directory; `exists`: refused when it is not there."""
     kind = click.Path(path_type=Path, exists=exists)
     return click.option(name, type=kind, required=required, metavar="PATH", help=text)
 
 
 def choice_option(name: str, values: Sequence[str], text: str) -> Callable[[Verb], Verb]:
+    """One of `values`, the first by default; a wrong one is refused with the list."""
     return click.option(name, type=click.Choice(values), default=values[0], show_default=True, help=text)
 
 
 def number_option(name: str, default: int, text: str, least: int = 1) -> Callable[[Verb], Verb]:
+    """A whole number of at least `least`."""
     return click.option(name, type=click.IntRange(min=least), default=default, show_default=True, help=text)
 
 
 def reporting_options(verb: Verb) -> Verb:
+    """--json and --quiet."""
     verb = click.option("--quiet", is_flag=True, help="No progress bars.")(verb)
     return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else.")(verb)
 
 
 def writing_options(verb: Verb) -> Verb:
+    """--overwrite, --seed, --json and --quiet."""
     verb = click.option("--overwrite", is_flag=True, help="Replace what is at --out.")(verb)
     return seeded_options(verb)
 
 
 def seeded_options(verb: Verb) -> Verb:
+    """--seed, --json and --quiet."""
     return number_option("--seed", 0, "Of every random choice.", least=0)(reporting_options(verb))
 
 
 def text_options(verb: Verb) -> Verb:
+    """--data, --tokens and --window."""
     verb = number_option("--window", 256, "Tokens per row of text.", least=2)(verb)
     verb = number_option("--tokens", 16384, "Tokens of text to use.")(verb)
-    return path_option("--data", ".txt, or .jsonl with text or text and label; default: the dense model writes its own.",
+    return path_option("--data", ".txt, or .jsonl with text (and label); default: the dense model writes its own.",
                  required=False, exists=True)(verb)  # fmt: skip
 
 
-components_option = choice_option("--components", COMPONENTS, "Directions of the lost activation: components, or its mean only.")
-heads_option = click.option("--heads", default="all", show_default=True, metavar="all|SHARE", help="Heads that get a vector.")
+components_option = choice_option(
+    "--components", COMPONENTS, "Directions of the lost activation: components, or its mean only."
+)
+heads_option = click.option(
+    "--heads", default="all", show_default=True, metavar="all|SHARE", help="Heads that get a vector."
+)
 trainer_option = choice_option("--train", TRAINERS, "Language-model loss, or none: the closed form with a line search.")
 fold_option = choice_option("--fold", FOLDS, "Into the output projection's bias (a stock checkpoint), or an adapter.")
 pruned_option = path_option("--pruned", "Checkpoint directory of the pruned model.", exists=True)
 
 
 def make_progress(quiet: bool) -> Progress:
+    """Bars on stderr, or nothing."""
     from restorelcc.artifacts import RichProgress, SilentProgress
 
     return SilentProgress() if quiet else RichProgress()

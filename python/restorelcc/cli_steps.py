@@ -25,6 +25,7 @@ from restorelcc.cli_options import (
     writing_options,
 )
 
+
 @click.command()
 @click.option("--dense", required=True, metavar="MODEL", help="The model before pruning.")
 @pruned_option
@@ -88,7 +89,9 @@ def probe(pruned: Path, moments: Path, probe: str, components: str, out: Path, o
 @click.command()
 @pruned_option
 @_moments_file
-@path_option("--scores", "File left by `restorelcc probe`; needed when --heads is a share.", required=False, exists=True)
+@path_option(
+    "--scores", "File left by `restorelcc probe`; needed when --heads is a share.", required=False, exists=True
+)
 @heads_option
 @components_option
 @trainer_option
@@ -160,5 +163,6 @@ def fold(pruned: Path, compensation: Path, fold: str, out: Path, overwrite: bool
 
 
 def register(group: click.Group) -> None:
+    """Add the four verbs to the command line."""
     for verb in (moments, probe, train, fold):
         group.add_command(verb)

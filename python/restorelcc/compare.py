@@ -1,6 +1,6 @@
 """Models side by side on the same windows of text: what `restorelcc eval` does.
 
-    gap closed = (NLL_pruned − NLL_model) / (NLL_pruned − NLL_dense)        paired bootstrap over windows
+gap closed = (NLL_pruned − NLL_model) / (NLL_pruned − NLL_dense)        paired bootstrap over windows
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .artifacts import (
-    Progress, SilentProgress, atomic_write_json, atomic_write_tensors, fingerprint, read_json, versions,
+    Progress,
+    SilentProgress,
+    atomic_write_json,
+    atomic_write_tensors,
+    fingerprint,
+    read_json,
+    versions,
 )  # fmt: skip
 from .compensation import Compensation, apply_compensation
 from .components import Components
@@ -161,25 +168,29 @@ class _Run:
         text = self._text(dense)
         ids = text.fingerprint()
         ledger.run(
-            "prune", {"dense": dense, "text": ids, "method": METHOD, "pattern": PATTERN},
-            [pruned / "config.json"], lambda: self._prune(dense, text, pruned),
+            "prune",
+            {"dense": dense, "text": ids, "method": METHOD, "pattern": PATTERN},
+            [pruned / "config.json"],
+            lambda: self._prune(dense, text, pruned),
         )
         training = asdict(sizes.training)
         restoration = ledger.run(
-            "restore", {"dense": dense, "pruned": pruned, "text": ids, "training": training, "seed": self.seed},
+            "restore",
+            {"dense": dense, "pruned": pruned, "text": ids, "training": training, "seed": self.seed},
             [restored / "config.json", work / "components.safetensors"],
             lambda: self._restore(dense, pruned, restored),
         )
         ledger.run(
             "control",
             {"dense": dense, "pruned": pruned, "text": ids, "training": training, "seed": self.seed},
-            [control / "config.json"], lambda: self._control(dense, text, control),
+            [control / "config.json"],
+            lambda: self._control(dense, text, control),
         )
-        prose = prose_windows(
-            load_tokenizer(dense), window=sizes.evaluation_window, max_tokens=sizes.evaluation_tokens
-        )
+        prose = prose_windows(load_tokenizer(dense), window=sizes.evaluation_window, max_tokens=sizes.evaluation_tokens)
         check = ledger.run(
-            "stock check", {"pruned": pruned, "restored": restored, "prose": prose.fingerprint()}, [],
+            "stock check",
+            {"pruned": pruned, "restored": restored, "prose": prose.fingerprint()},
+            [],
             lambda: stock_check(pruned, restored, prose.ids[:2, :96], work),
         )
         measured = {}
@@ -188,7 +199,7 @@ class _Run:
             measured[key] = ledger.run(
                 f"evaluate {key}",
                 {"model": path, "prose": prose.fingerprint(), "prompts": prompts, "new": sizes.new_tokens}, [],
-                lambda path=path, prompts=prompts: _measure(path, prose, prompts, sizes.new_tokens, self.progress),
+                partial(_measure, path, prose, prompts, sizes.new_tokens, self.progress),
             )  # fmt: skip
         _, heldout = text.split(sizes.training.heldout_share, seed=self.seed)
         return {
@@ -284,7 +295,9 @@ def stock_check(pruned: Path, restored: Path, ids: Tensor, work: Path) -> dict[s
     largest = float(exact.abs().max())
     budget = 2 * stock_error + 1e-5 * largest
     if not hooked_error <= budget:
-        raise ValueError(f"{restored} is not the restored model: logits differ by {hooked_error:.3g}, budget {budget:.3g}")
+        raise ValueError(
+            f"{restored} is not the restored model: logits differ by {hooked_error:.3g}, budget {budget:.3g}"
+        )
     return {
         "transformers": transformers, "logits": exact.numel(), "hooked_error": hooked_error, "within_budget": True,
         "stock_error": stock_error, "budget": budget, "largest_logit": largest,

@@ -186,16 +186,16 @@ def show(report: Mapping[str, Any], page: object) -> None:
     if bad:
         console.print(bad, style="bold red", markup=False)
     gap = report["gap"]
-    table = Table(title=f"{report['settings']['method']} {report['settings']['pattern']}, {report['evaluation']['name']}")
+    table = Table(
+        title=f"{report['settings']['method']} {report['settings']['pattern']}, {report['evaluation']['name']}"
+    )
     for name in ("model", "perplexity", "NLL", "gap closed [95%]", "zeros"):
         table.add_column(name, justify="left" if name == "model" else "right")
     for row in report["results"]:
         closed = "-"
         if row["key"] == "restored":
             closed = f"{percent(gap['value'], 1)} \\[{percent(gap['low'], 1)}, {percent(gap['high'], 1)}]"
-        table.add_row(
-            row["label"], number(row["perplexity"]), f"{row['nll']:.4f}", closed, percent(row["sparsity"], 1)
-        )
+        table.add_row(row["label"], number(row["perplexity"]), f"{row['nll']:.4f}", closed, percent(row["sparsity"], 1))
     console.print(table)
     console.print(f"Dense is {report['model']['note']}.", markup=False)
     for warning in report["warnings"]:

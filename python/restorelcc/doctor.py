@@ -1,6 +1,6 @@
 """What this installation can do, what is missing, and how to get it.
 
-    restorelcc doctor          exit code 0: everything needed is there; 1: something needed is missing
+restorelcc doctor          exit code 0: everything needed is there; 1: something needed is missing
 """
 
 from __future__ import annotations
@@ -140,10 +140,12 @@ def _cpu_flags() -> list[str]:
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
+    """1 when something needed is missing, else 0."""
     return 1 if any(finding.state == "missing" for finding in findings) else 0
 
 
 def to_dict(findings: Sequence[Finding]) -> dict[str, Any]:
+    """The diagnosis as plain data."""
     return {"ok": exit_code(findings) == 0, "findings": [asdict(finding) for finding in findings]}
 
 

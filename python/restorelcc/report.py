@@ -73,10 +73,12 @@ def number(value: float) -> str:
 
 
 def percent(value: float | None, digits: int = 0) -> str:
+    """0.529 as 53%; "undefined" for what is no number."""
     return f"{100 * value:.{digits}f}%" if value is not None and math.isfinite(value) else "undefined"
 
 
 def thousands(value: float) -> str:
+    """16384 with a thin space before the last three digits."""
     return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
@@ -143,9 +145,8 @@ def readme_table(report: Mapping[str, Any]) -> str:
         closed = "–"
         if row["key"] == "restored":
             closed = f"**{percent(gap['value'])}** ({percent(gap['low'])} to {percent(gap['high'])})"
-        rows.append(
-            f"| {row['label']} | {number(row['perplexity'])} | {row['nll']:.3f} | {closed} | {percent(row['sparsity'])} |"
-        )
+        quality = f"{number(row['perplexity'])} | {row['nll']:.3f}"
+        rows.append(f"| {row['label']} | {quality} | {closed} | {percent(row['sparsity'])} |")
     evaluation, training = report["evaluation"], report["training"]
     notes = (
         f"Measured by `{report['reproduce'].splitlines()[0]}` on {report['versions'].get('cpu', 'a CPU')} "
@@ -171,6 +172,7 @@ def refresh_readme(readme: Path, table: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The program; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m restorelcc.report", description="report.json to report.html")
     parser.add_argument("report", type=Path, help="report.json written by `restorelcc demo`")
     parser.add_argument("--readme", type=Path, help="refresh the table in this Markdown file instead")

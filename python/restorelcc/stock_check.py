@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 
 
 def main(checkpoint: str, ids_path: str, out: str) -> None:
+    """Compute, check that the process is clean, save."""
     ids = load_file(ids_path)["ids"]
-    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, local_files_only=True).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, local_files_only=True)
+    model.requires_grad_(False)
     results = {}
     with torch.no_grad():
         results["logits"] = model(ids, use_cache=False).logits

