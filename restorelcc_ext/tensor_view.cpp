@@ -17,6 +17,25 @@ std::string shape_text(const std::vector<int64_t>& sizes) {
   return text.str();
 }
 
+const char* dtype_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    default:
+      return toString(dtype);
+  }
+}
+
 void require_cpu(const Tensor& tensor, const char* name) {
   if (!tensor.is_cpu()) {
     refuse(name, " is not on the CPU, and this build of restorelcc has CPU kernels only; move it with .cpu()");
@@ -26,7 +45,7 @@ void require_cpu(const Tensor& tensor, const char* name) {
 void require_dtype(const Tensor& tensor, ScalarType dtype, const char* name) {
   require_cpu(tensor, name);
   if (tensor.scalar_type() != dtype) {
-    refuse(name, " has dtype ", toString(tensor.scalar_type()), "; it must be ", toString(dtype));
+    refuse(name, " has dtype ", dtype_name(tensor.scalar_type()), "; it must be ", dtype_name(dtype));
   }
 }
 
@@ -49,7 +68,7 @@ rlcc_dtype float_dtype(const Tensor& tensor, const char* name) {
     case ScalarType::BFloat16:
       return RLCC_BF16;
     default:
-      refuse(name, " has dtype ", toString(tensor.scalar_type()), "; it must be Float or BFloat16");
+      refuse(name, " has dtype ", dtype_name(tensor.scalar_type()), "; it must be float32 or bfloat16");
   }
 }
 

@@ -27,6 +27,7 @@ template <typename... Parts>
 
 std::vector<int64_t> sizes_of(const Tensor& tensor);
 std::string shape_text(const std::vector<int64_t>& sizes);  // "[2, 3]"
+const char* dtype_name(ScalarType dtype);                   // "float32", as torch's users write it
 
 void require_cpu(const Tensor& tensor, const char* name);
 void require_dtype(const Tensor& tensor, ScalarType dtype, const char* name);

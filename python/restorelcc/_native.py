@@ -138,7 +138,8 @@ def _sparse_linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) ->
 
 def _sparse_linear_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     mask, values, row_offsets, comp_index = ctx.saved_tensors
-    needs = ctx.needs_input_grad
+    # Arguments left at their defaults at the end of a call are not in needs_input_grad.
+    needs = [*ctx.needs_input_grad, *[False] * 10]
     grad_x = grad_comp_rows = grad_bias = None
     if needs[0]:
         grad_x = torch.ops.restorelcc.sparse_linear_grad_x(grad_y, mask, values, row_offsets, ctx.columns, ctx.trusted)

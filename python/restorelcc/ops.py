@@ -109,6 +109,8 @@ def _sparse_linear_reference(
     bias: Tensor | None,
     residual: Tensor | None,
 ) -> Tensor:
+    if not x.is_floating_point():
+        raise ValueError(f"x has dtype {x.dtype}; it must be a floating point type")
     outputs, columns = packed.shape
     weight = packed.unpack().double()
     rows = None if comp is None else comp.double().reshape(-1, columns) @ weight.T

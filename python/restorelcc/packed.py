@@ -208,11 +208,12 @@ def _validate_reference(mask: Tensor, values: Tensor, row_offsets: Tensor, colum
     if survivors[:, columns:].any():
         raise ValueError(f"mask has bits set at columns >= {columns}")
     aligned = VALUE_ALIGNMENT_BYTES // values.element_size()
-    starts, ends = row_offsets[:-1], row_offsets[1:]
-    wrong = (row_offsets < 0) | (row_offsets % aligned != 0)
-    wrong[:-1] |= starts + survivors.sum(1) > ends
+    capacity = values.numel() - VALUE_PADDING_BYTES // values.element_size()
+    wrong = (row_offsets < 0) | (row_offsets > capacity) | (row_offsets % aligned != 0)
+    wrong[1:] |= row_offsets[1:] - row_offsets[:-1] < survivors.sum(1)
     if wrong.any():
-        raise ValueError(f"row_offsets[{int(wrong.nonzero()[0])}] is wrong: rows must follow each other, aligned")
-    padding = VALUE_PADDING_BYTES // values.element_size()
-    if int(row_offsets[-1]) + padding > values.numel():
-        raise ValueError(f"values has {values.numel()} elements; it must have {int(row_offsets[-1]) + padding} or more")
+        n = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"row_offsets[{n}] is {int(row_offsets[n])}; rows must follow each other, aligned to {aligned} elements, "
+            f"and end within the {capacity} values (truncated, or the padding is missing)"
+        )
