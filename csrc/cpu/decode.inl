@@ -11,20 +11,30 @@
 namespace restorelcc::cpu {
 namespace {
 
-constexpr int kDecodeTileRows = 8;
 constexpr int64_t kDecodeOutputs = 64;  // outputs finished at a time: 4 KiB of sums on the stack
 
-// sums[r] = sum_k x[r, k] W[n, k] for Rows rows of x.
+// One line of survivors a word, about. Far enough for memory, near enough not to be evicted again; at
+// the end of the values it runs past them, which a prefetch may.
+constexpr int kPrefetchBytes = 1024;
+
+template <class Value>
+inline void prefetch_bytes(const Value* from, int bytes) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + bytes));
+}
+
+// sums[r] = sum_k x[r, k] W[n, k]; x is one tile, [64 words / kLanes, Rows, kLanes].
 template <class Value, int Rows>
 inline void decode_output(const DecodeJob& job, int64_t n, const float* x, float* sums, int64_t sums_stride) {
   // FMA latency times throughput is 8 to 10: that many sums must be under way at once.
   constexpr int kChains = Rows == 1 ? 8 : Rows <= 3 ? 4 : Rows <= 5 ? 2 : 1;
   constexpr int kGroups = 64 / Vector::kLanes;
-  constexpr uint64_t kGroupBits = (uint64_t{1} << Vector::kLanes) - 1;
 
   const int64_t words = (job.weight.columns + 63) / 64;
   const uint64_t* mask_row = job.weight.mask + n * words;
-  const Value* value = static_cast<const Value*>(job.weight.values) + job.weight.row_offsets[n];
+  const Value* values = static_cast<const Value*>(job.weight.values);
+  // An index rather than a pointer: adding to it is the chain that all groups hang on, one cycle a link;
+  // scaling it by the size of a value is left to the address of the load.
+  int64_t cursor = job.weight.row_offsets[n];
   typename Vector::F32 sum[Rows][kChains];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
@@ -33,15 +43,17 @@ inline void decode_output(const DecodeJob& job, int64_t n, const float* x, float
   }
   for (int64_t j = 0; j < words; ++j) {
     const uint64_t word = mask_row[j];
-    const float* x_word = x + 64 * j;
+    const float* x_word = x + j * (Rows * 64);
+    prefetch_bytes(values + cursor, kPrefetchBytes);
+    if constexpr (sizeof(Value) == 4) prefetch_bytes(values + cursor, kPrefetchBytes + 64);
 #pragma GCC unroll 16
     for (int g = 0; g < kGroups; ++g) {
-      const uint64_t bits = (word >> (g * Vector::kLanes)) & kGroupBits;
-      const typename Vector::F32 w = Vector::expand(static_cast<uint32_t>(bits), value);
-      value += Vector::popcount(bits);
+      const typename Vector::Pattern pattern = Vector::pattern(word, g);
+      const typename Vector::F32 w = Vector::expand(pattern, values + cursor);
+      cursor += Vector::popcount(pattern);
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
-        const typename Vector::F32 x_group = Vector::load(x_word + r * job.x_stride + g * Vector::kLanes);
+        const typename Vector::F32 x_group = Vector::load(x_word + (g * Rows + r) * Vector::kLanes);
         sum[r][g % kChains] = Vector::fma(w, x_group, sum[r][g % kChains]);
       }
     }
@@ -59,7 +71,7 @@ inline void decode_outputs(const DecodeJob& job, int64_t first, int64_t count, c
 }
 
 // Rows at run time to Rows at compile time.
-template <class Value, int Rows = kDecodeTileRows>
+template <class Value, int Rows = static_cast<int>(kDecodeTileRows)>
 inline void decode_tile(const DecodeJob& job, int64_t rows, int64_t first, int64_t count, const float* x,
                         float* sums) {
   if constexpr (Rows > 1) {
@@ -71,10 +83,11 @@ inline void decode_tile(const DecodeJob& job, int64_t rows, int64_t first, int64
 template <class Value>
 void decode_run(const DecodeJob& job, int64_t output_begin, int64_t output_end) {
   float sums[kDecodeMaxRows][kDecodeOutputs];
+  const int64_t words = (job.weight.columns + 63) / 64;
   for (int64_t first = output_begin; first < output_end; first += kDecodeOutputs) {
     const int64_t count = smaller(kDecodeOutputs, output_end - first);
     for (int64_t m = 0; m < job.rows; m += kDecodeTileRows) {
-      decode_tile<Value>(job, smaller(kDecodeTileRows, job.rows - m), first, count, job.x + m * job.x_stride,
+      decode_tile<Value>(job, smaller(kDecodeTileRows, job.rows - m), first, count, job.x + m * words * 64,
                          sums[m]);
     }
     for (int64_t m = 0; m < job.rows; ++m) finish_row(job.output, m, first, count, sums[m]);
@@ -82,7 +95,7 @@ void decode_run(const DecodeJob& job, int64_t output_begin, int64_t output_end) 
 }
 
 template <class Value>
-constexpr sparse_linear_decode_kernel sparse_linear_decode_of = {decode_run<Value>};
+constexpr sparse_linear_decode_kernel sparse_linear_decode_of = {Vector::kLanes, decode_run<Value>};
 
 }  // namespace
 }  // namespace restorelcc::cpu

@@ -24,15 +24,18 @@ struct Output {
 // y[0..M, n] for a few rows of x.
 struct DecodeJob {
   rlcc_packed_weight weight;  // W [N, K], validated
-  const float* x;             // [M, 64 words] fp32, columns >= K are 0
-  int64_t x_stride;           // = 64 words
-  int64_t rows;               // M
+  // Tiles of kDecodeTileRows rows of x (the last may be smaller), each [64 words / lanes, rows of the tile,
+  // lanes] fp32 with zeros behind column K: consecutive in the order in which the kernel reads them.
+  const float* x;
+  int64_t rows;  // M
   Output output;
 };
 
 constexpr int64_t kDecodeMaxRows = 16;
+constexpr int64_t kDecodeTileRows = 8;
 
 struct sparse_linear_decode_kernel {
+  int64_t lanes;  // columns of x side by side in DecodeJob::x
   void (*run)(const DecodeJob& job, int64_t output_begin, int64_t output_end);
 };
 

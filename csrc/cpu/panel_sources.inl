@@ -7,7 +7,6 @@ namespace restorelcc::cpu {
 namespace {
 
 constexpr int kPanelColumns = Vector::kPanelVectors * Vector::kLanes;
-constexpr uint64_t kLaneBits = (uint64_t{1} << Vector::kLanes) - 1;
 static_assert(64 % kPanelColumns == 0, "a panel of columns of W lies within one mask word");
 
 // B[k, i] = W[first + i, k]: depth runs along the columns of W. Each of the panel's rows of W keeps a
@@ -53,10 +52,10 @@ struct TransposedWeight {
       typename Vector::F32 block[Vector::kLanes];
 #pragma GCC unroll 16
       for (int r = 0; r < Vector::kLanes; ++r) {
-        const uint64_t bits = words[r] & kLaneBits;
+        const typename Vector::Pattern pattern = Vector::pattern(words[r], 0);
         words[r] >>= Vector::kLanes;
-        block[r] = Vector::expand(static_cast<uint32_t>(bits), cursor[r]);
-        cursor[r] += Vector::popcount(bits);
+        block[r] = Vector::expand(pattern, cursor[r]);
+        cursor[r] += Vector::popcount(pattern);
       }
       Vector::transpose(block);
 #pragma GCC unroll 16
@@ -106,14 +105,13 @@ struct PlainWeight {
   void expand(int64_t begin, int64_t end, float* panel) {
     const Value* values = static_cast<const Value*>(job_.weight.values);
     for (int64_t n = begin; n < end; ++n, panel += kPanelColumns) {
-      uint64_t bits = job_.weight.mask[n * words_ + column_ / 64] >> (column_ % 64);
+      const uint64_t bits = job_.weight.mask[n * words_ + column_ / 64] >> (column_ % 64);
       const Value* cursor = values + cursors_[n];
 #pragma GCC unroll 4
       for (int v = 0; v < Vector::kPanelVectors; ++v) {
-        const uint64_t lane_bits = bits & kLaneBits;
-        Vector::store(panel + v * Vector::kLanes, Vector::expand(static_cast<uint32_t>(lane_bits), cursor));
-        cursor += Vector::popcount(lane_bits);
-        bits >>= Vector::kLanes;
+        const typename Vector::Pattern pattern = Vector::pattern(bits, v);
+        Vector::store(panel + v * Vector::kLanes, Vector::expand(pattern, cursor));
+        cursor += Vector::popcount(pattern);
       }
       cursors_[n] = cursor - values;
     }

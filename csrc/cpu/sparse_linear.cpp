@@ -19,32 +19,43 @@ constexpr int64_t kRowBlock = 516;  // a multiple of every tile_rows: 4, 6, 12
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// x [M, K] -> [M, 64 words] fp32 with zeros behind column K.
-void widen_rows(const rlcc_sparse_linear_params& p, float* widened, int64_t widened_stride) {
-  const int64_t columns = p.weight.columns;
-  if (columns == 0) return;  // x may be null
-  for (int64_t m = 0; m < p.x_rows; ++m) {
-    float* row = widened + m * widened_stride;
-    if (p.x_dtype == RLCC_F32) {
-      std::memcpy(row, static_cast<const float*>(p.x) + m * p.x_stride, static_cast<size_t>(columns) * 4);
-    } else {
-      const uint16_t* x = static_cast<const uint16_t*>(p.x) + m * p.x_stride;
-      for (int64_t k = 0; k < columns; ++k) {
-        const uint32_t bits = static_cast<uint32_t>(x[k]) << 16;
-        std::memcpy(row + k, &bits, 4);
+// Columns [first, first + count) of row m of x, in fp32.
+void widen_columns(const rlcc_sparse_linear_params& p, int64_t m, int64_t first, int64_t count,
+                   float* widened) {
+  if (p.x_dtype == RLCC_F32) {
+    std::memcpy(widened, static_cast<const float*>(p.x) + m * p.x_stride + first,
+                static_cast<size_t>(count) * 4);
+    return;
+  }
+  const uint16_t* x = static_cast<const uint16_t*>(p.x) + m * p.x_stride + first;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = static_cast<uint32_t>(x[i]) << 16;
+    std::memcpy(widened + i, &bits, 4);
+  }
+}
+
+// DecodeJob::x.
+void widen_tiles(const rlcc_sparse_linear_params& p, int64_t lanes, float* tiles) {
+  const int64_t columns = p.weight.columns, padded = words_of(columns) * kWordBits;
+  for (int64_t tile = 0; tile < p.x_rows; tile += kDecodeTileRows) {
+    const int64_t rows = std::min(kDecodeTileRows, p.x_rows - tile);
+    for (int64_t first = 0; first < padded; first += lanes) {
+      const int64_t count = std::clamp<int64_t>(columns - first, 0, lanes);
+      for (int64_t r = 0; r < rows; ++r, tiles += lanes) {
+        if (count > 0) widen_columns(p, tile + r, first, count, tiles);
+        std::fill(tiles + count, tiles + lanes, 0.0f);
       }
     }
-    std::fill(row + columns, row + widened_stride, 0.0f);
   }
 }
 
 void run_decode(const sparse_linear_decode_kernel& kernel, const rlcc_sparse_linear_params& p,
                 const Output& output) {
-  const int64_t stride = words_of(p.weight.columns) * kWordBits;
-  const std::unique_ptr<float[]> x(new float[static_cast<size_t>(p.x_rows * stride)]);
-  widen_rows(p, x.get(), stride);
-  const DecodeJob job{p.weight, x.get(), stride, p.x_rows, output};
-  const int64_t grain = kMinimumChunk / std::max<int64_t>(stride * p.x_rows, 1);
+  const int64_t row_floats = words_of(p.weight.columns) * kWordBits;
+  const std::unique_ptr<float[]> x(new float[static_cast<size_t>(p.x_rows * row_floats)]);
+  widen_tiles(p, kernel.lanes, x.get());
+  const DecodeJob job{p.weight, x.get(), p.x_rows, output};
+  const int64_t grain = kMinimumChunk / std::max<int64_t>(p.x_rows * row_floats, 1);
   parallel_for(p.parallel, p.weight.rows, grain,
                [&](int64_t begin, int64_t end) { kernel.run(job, begin, end); });
 }

@@ -8,32 +8,42 @@
 namespace restorelcc::cpu {
 namespace {
 
-// For each pattern of 8 mask bits: lane i takes survivor number popcount(bits below i), or zero.
-//   lane     index into 8 floats for vpermd; bit 31 set: keep (vblendvps looks at the sign)
-//   shuffle  the same for vpshufb on 8 bf16 in both halves: the two bytes of the survivor become the
-//            upper half of the fp32 lane, 0x80 makes a byte zero. Expanding and widening at once.
-// 8 KiB each; a kernel uses one of them, and it stays in the first-level cache.
-struct ExpandTables {
-  alignas(64) uint32_t lane[256][8];
-  alignas(64) uint32_t shuffle[256][8];
+// For each pattern of 8 mask bits: lane i takes survivor number popcount(bits below i), or zero. 8 KiB
+// each; a kernel uses one of them, and it stays in the first-level cache.
+struct ExpandTable {
+  alignas(64) uint32_t entry[256][8];
 };
 
-constexpr ExpandTables make_expand_tables() {
-  ExpandTables tables{};
+// For vpermd on 8 floats: the survivor's number; bit 31 says keep (vblendvps looks at the sign).
+constexpr ExpandTable make_f32_table() {
+  ExpandTable table{};
   for (uint32_t bits = 0; bits < 256; ++bits) {
     uint32_t survivor = 0;
     for (uint32_t i = 0; i < 8; ++i) {
-      const bool kept = ((bits >> i) & 1u) != 0;
-      tables.lane[bits][i] = kept ? 0x80000000u | survivor : 0u;
-      tables.shuffle[bits][i] =
-          kept ? ((2 * survivor + 1) << 24) | ((2 * survivor) << 16) | 0x8080u : 0x80808080u;
-      survivor += kept ? 1 : 0;
+      if (((bits >> i) & 1u) != 0) table.entry[bits][i] = 0x80000000u | survivor++;
     }
   }
-  return tables;
+  return table;
 }
 
-constexpr ExpandTables kExpandTables = make_expand_tables();
+// For vpshufb on 8 bf16 repeated in both halves: the survivor's two bytes become the upper half of the
+// fp32 lane, 0x80 makes a byte zero. Placing and widening in one instruction.
+constexpr ExpandTable make_bf16_table() {
+  ExpandTable table{};
+  for (uint32_t bits = 0; bits < 256; ++bits) {
+    uint32_t survivor = 0;
+    for (uint32_t i = 0; i < 8; ++i) {
+      table.entry[bits][i] = 0x80808080u;
+      if (((bits >> i) & 1u) == 0) continue;
+      table.entry[bits][i] = ((2 * survivor + 1) << 24) | ((2 * survivor) << 16) | 0x8080u;
+      ++survivor;
+    }
+  }
+  return table;
+}
+
+constexpr ExpandTable kF32Table = make_f32_table();
+constexpr ExpandTable kBf16Table = make_bf16_table();
 
 struct Vector {
   using F32 = __m256;
@@ -66,16 +76,24 @@ struct Vector {
 
   static int64_t popcount(uint64_t bits) { return _mm_popcnt_u64(bits); }
 
-  // Lane i = bit i of `bits` set ? the next value : 0. Reads 8 values whatever the bits: hence the
-  // padding behind the last row.
-  static F32 expand(uint32_t bits, const float* values) {
-    const __m256i lane = _mm256_load_si256(reinterpret_cast<const __m256i*>(kExpandTables.lane[bits]));
+  // The bits of lanes 8 group .. 8 group + 7 of a mask word, shifted left by 5: the byte offset of their
+  // table entry, by one rotation and one AND (the kernel's speed is the number of its instructions).
+  using Pattern = uint64_t;
+  static Pattern pattern(uint64_t word, int group) {
+    const int right = (8 * group + 59) % 64;
+    return ((word >> right) | (word << ((64 - right) % 64))) & (0xffu << 5);
+  }
+
+  // Lane i = bit i of the pattern set ? the next value : 0. Reads 8 values whatever the pattern: hence
+  // the padding behind the last row.
+  static F32 expand(Pattern pattern, const float* values) {
+    const __m256i lane = entry(kF32Table, pattern);
     const F32 placed = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values), lane);
     return _mm256_blendv_ps(zero(), placed, _mm256_castsi256_ps(lane));
   }
-  static F32 expand(uint32_t bits, const uint16_t* values) {
-    const __m256i shuffle = _mm256_load_si256(reinterpret_cast<const __m256i*>(kExpandTables.shuffle[bits]));
+  static F32 expand(Pattern pattern, const uint16_t* values) {
     const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+    const __m256i shuffle = entry(kBf16Table, pattern);
     return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(eight), shuffle));
   }
 
@@ -97,6 +115,10 @@ struct Vector {
   }
 
  private:
+  static __m256i entry(const ExpandTable& table, Pattern pattern) {
+    const char* first = reinterpret_cast<const char*>(table.entry);
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(first + pattern));
+  }
   // Of each 128-bit half: the lower (upper) two floats of a, then those of b.
   static F32 pairs_low(F32 a, F32 b) { return _mm256_shuffle_ps(a, b, _MM_SHUFFLE(1, 0, 1, 0)); }
   static F32 pairs_high(F32 a, F32 b) { return _mm256_shuffle_ps(a, b, _MM_SHUFFLE(3, 2, 3, 2)); }

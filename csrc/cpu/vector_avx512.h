@@ -45,17 +45,21 @@ struct Vector {
 
   static int64_t popcount(uint64_t bits) { return __builtin_popcountll(bits); }
 
-  // Lane i = bit i of `bits` set ? the next value : 0. Reads 16 values whatever the bits: hence the
+  // The bits of lanes 16 group .. 16 group + 15 of a mask word.
+  using Pattern = uint64_t;
+  static Pattern pattern(uint64_t word, int group) { return (word >> (16 * group)) & 0xffffu; }
+
+  // Lane i = bit i of the pattern set ? the next value : 0. Reads 16 values whatever the pattern: hence the
   // padding behind the last row.
-  static F32 expand(uint32_t bits, const float* values) {
+  static F32 expand(Pattern pattern, const float* values) {
     __m512 packed = _mm512_loadu_ps(values);
     RLCC_LOADED(packed);
-    return _mm512_maskz_expand_ps(static_cast<__mmask16>(bits), packed);
+    return _mm512_maskz_expand_ps(static_cast<__mmask16>(pattern), packed);
   }
-  static F32 expand(uint32_t bits, const uint16_t* values) {
+  static F32 expand(Pattern pattern, const uint16_t* values) {
     __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
     RLCC_LOADED(packed);
-    const __m256i placed = _mm256_maskz_expand_epi16(static_cast<__mmask16>(bits), packed);
+    const __m256i placed = _mm256_maskz_expand_epi16(static_cast<__mmask16>(pattern), packed);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(placed), 16));
   }
 

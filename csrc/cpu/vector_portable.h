@@ -53,12 +53,16 @@ struct Vector {
 
   static int64_t popcount(uint64_t bits) { return __builtin_popcountll(bits); }
 
-  // Lane i = bit i of `bits` set ? the next value : 0.
+  // The bits of lanes 4 group .. 4 group + 3 of a mask word.
+  using Pattern = uint64_t;
+  static Pattern pattern(uint64_t word, int group) { return (word >> (4 * group)) & 0xfu; }
+
+  // Lane i = bit i of the pattern set ? the next value : 0.
   template <class Value>
-  static F32 expand(uint32_t bits, const Value* values) {
+  static F32 expand(Pattern pattern, const Value* values) {
     F32 v = zero();
     for (int i = 0; i < kLanes; ++i) {
-      if (((bits >> i) & 1u) != 0) v[i] = widen(*values++);
+      if (((pattern >> i) & 1u) != 0) v[i] = widen(*values++);
     }
     return v;
   }

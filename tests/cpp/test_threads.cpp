@@ -1,0 +1,144 @@
+// The same bits for any number of threads and any pool; calls from many threads at once; after fork().
+#include <memory>
+#include <thread>
+
+#include "matrices.h"
+
+#if defined(__unix__)
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
+
+using namespace restorelcc::test;
+
+namespace {
+
+struct Outputs {
+  std::vector<float> few, many, gradient;
+  std::vector<double> total, gram;
+  bool operator==(const Outputs& o) const {
+    return few == o.few && many == o.many && gradient == o.gradient && total == o.total && gram == o.gram;
+  }
+};
+
+class Workload {
+ public:
+  Workload() {
+    std::mt19937 random(31);
+    weight_ = std::make_unique<Packed>(
+        random_weight(300, 700, RLCC_BF16, random, half_with_full_and_empty_row(random)));
+    x_ = std::make_unique<Matrix>(150, 700, RLCC_F32);
+    fill_normal(*x_, random);
+  }
+
+  Outputs run(const rlcc_parallel* parallel) const {
+    Outputs out{std::vector<float>(9 * 300), std::vector<float>(150 * 300), std::vector<float>(150 * 700),
+                std::vector<double>(7 * 50), std::vector<double>(7 * 50 * 50)};
+    rlcc_sparse_linear_params linear{};
+    linear.weight = weight_->weight;
+    linear.x = x_->data();
+    linear.x_rows = 9;
+    linear.x_stride = 700;
+    linear.y = out.few.data();
+    linear.y_stride = 300;
+    linear.parallel = parallel;
+    CHECK_STATUS(rlcc_sparse_linear(&linear), RLCC_OK);
+    linear.x_rows = 150;
+    linear.y = out.many.data();
+    CHECK_STATUS(rlcc_sparse_linear(&linear), RLCC_OK);
+    rlcc_sparse_linear_grad_x_params gradient{};
+    gradient.weight = weight_->weight;
+    gradient.grad_y = x_->data();
+    gradient.y_rows = 150;
+    gradient.grad_y_stride = 700;
+    gradient.grad_x = out.gradient.data();
+    gradient.grad_x_stride = 700;
+    gradient.parallel = parallel;
+    CHECK_STATUS(rlcc_sparse_linear_grad_x(&gradient), RLCC_OK);
+    rlcc_head_moments_params moments{};
+    moments.z_dense = x_->data();
+    moments.z_pruned = static_cast<const float*>(x_->data()) + 350;
+    moments.tokens = 150;
+    moments.heads = 7;
+    moments.head_dim = 50;
+    moments.dense_token_stride = moments.pruned_token_stride = 700;
+    moments.dense_head_stride = 50;
+    moments.pruned_head_stride = 50;
+    moments.total = out.total.data();
+    moments.gram = out.gram.data();
+    moments.parallel = parallel;
+    CHECK_STATUS(rlcc_head_moments(&moments), RLCC_OK);
+    return out;
+  }
+
+ private:
+  std::unique_ptr<Packed> weight_;
+  std::unique_ptr<Matrix> x_;
+};
+
+// The caller's pool: a thread per chunk of exactly `grain` items.
+void run_on_new_threads(void*, int64_t count, int64_t grain, rlcc_task task, void* context) {
+  std::vector<std::thread> threads;
+  for (int64_t begin = 0; begin < count; begin += grain) {
+    threads.emplace_back(task, context, begin, std::min(begin + grain, count));
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+// Chunks in reverse order, on this thread.
+void run_backwards(void*, int64_t count, int64_t, rlcc_task task, void* context) {
+  for (int64_t i = count - 1; i >= 0; --i) task(context, i, i + 1);
+}
+
+}  // namespace
+
+int main() {
+  const Workload workload;
+  for (const char* isa : {"scalar", "avx2", "avx512"}) {
+    if (rlcc_force_isa(isa) != RLCC_OK) {
+      skip(rlcc_last_error());
+      continue;
+    }
+    CHECK_STATUS(rlcc_set_num_threads(1), RLCC_OK);
+    const Outputs expected = workload.run(nullptr);
+    for (int32_t threads : {2, 3, 7, 16}) {
+      CHECK_STATUS(rlcc_set_num_threads(threads), RLCC_OK);
+      CHECK(rlcc_get_num_threads() == threads);
+      for (int repeat = 0; repeat < 3; ++repeat)
+        CHECK(workload.run(nullptr) == expected) << isa << " " << threads;
+    }
+    // It says 3 threads and uses more: slower, not wrong.
+    const rlcc_parallel new_threads{run_on_new_threads, nullptr, 3}, backwards{run_backwards, nullptr, 5};
+    CHECK(workload.run(&new_threads) == expected) << isa;
+    CHECK(workload.run(&backwards) == expected) << isa;
+
+    // Many callers share one pool, while somebody changes its size.
+    CHECK_STATUS(rlcc_set_num_threads(3), RLCC_OK);
+    std::vector<std::thread> callers;
+    std::vector<int> same(4, 0);
+    for (size_t i = 0; i < same.size(); ++i) {
+      callers.emplace_back([&, i] {
+        for (int repeat = 0; repeat < 3; ++repeat) same[i] += workload.run(nullptr) == expected ? 1 : 0;
+      });
+    }
+    for (int32_t threads : {2, 4, 3}) CHECK_STATUS(rlcc_set_num_threads(threads), RLCC_OK);
+    for (std::thread& caller : callers) caller.join();
+    for (int count : same) CHECK(count == 3) << isa;
+
+#if defined(__unix__) && !defined(__SANITIZE_THREAD__)
+    const pid_t child = fork();  // the pool's threads do not survive this; the child makes its own
+    if (child == 0) _exit(workload.run(nullptr) == expected ? 0 : 1);
+    int status = -1;
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0) << isa;
+#endif
+  }
+  CHECK_STATUS(rlcc_set_num_threads(0), RLCC_INVALID_ARGUMENT);
+  CHECK_STATUS(rlcc_set_num_threads(1 << 20), RLCC_INVALID_ARGUMENT);
+  const rlcc_parallel no_run{nullptr, nullptr, 2}, no_threads{run_backwards, nullptr, 0};
+  for (const rlcc_parallel* wrong : {&no_run, &no_threads}) {
+    rlcc_head_moments_params moments{};
+    moments.parallel = wrong;
+    CHECK_STATUS(rlcc_head_moments(&moments), RLCC_INVALID_ARGUMENT);
+  }
+  return report("threads");
+}
