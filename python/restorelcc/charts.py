@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -124,7 +125,7 @@ def head_heatmap(
     from matplotlib.colors import TwoSlopeNorm
 
     layers, heads = len(scores), len(scores[0])
-    with _canvas(3.7, min(6.2, 1.3 + 0.16 * layers)) as (figure, axes):
+    with _canvas(3.7, min(6.2, max(2.8, 1.3 + 0.16 * layers))) as (figure, axes):
         finite = [abs(value) for row in scores for value in row if math.isfinite(value)]
         limit = max(finite, default=0.0) or 1.0
         norm = TwoSlopeNorm(vcenter=0.0, vmin=-limit, vmax=limit)
@@ -140,7 +141,7 @@ def head_heatmap(
         axes.set_ylabel("layer")
         axes.set_title(title, fontsize=9.5)
         bar = figure.colorbar(mesh, ax=axes, fraction=0.08, pad=0.03, aspect=40)
-        bar.set_label(unit, fontsize=8)
+        bar.set_label(textwrap.fill(unit, 30), fontsize=8)
         bar.outline.set_visible(False)
         bar.ax.ticklabel_format(style="sci", scilimits=(-2, 3))
         return _svg(figure, name, f"{title}, layers by heads")

@@ -100,6 +100,7 @@ def cli(debug: bool) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars are ours, on stderr, and --quiet means quiet
 
 
 # ---- the whole job -----------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ._native import build_info
 from .artifacts import (
     Progress,
     SilentProgress,
@@ -143,7 +144,7 @@ def demo(
         record = run.all()
     report = assemble(
         record, note=source.note or model, quick=quick, timings=run.ledger.timings(), reused=run.ledger.reused,
-        settings={"method": METHOD, "pattern": PATTERN, "seed": seed, **_flat(sizes)}, versions=versions(),
+        settings={"method": METHOD, "pattern": PATTERN, "seed": seed, **_flat(sizes)}, versions=_versions(),
         created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), seed=seed,
         reproduce="make demo QUICK=1" if quick else "make demo",
     )  # fmt: skip
@@ -302,6 +303,11 @@ def stock_check(pruned: Path, restored: Path, ids: Tensor, work: Path) -> dict[s
         "transformers": transformers, "logits": exact.numel(), "hooked_error": hooked_error, "within_budget": True,
         "stock_error": stock_error, "budget": budget, "largest_logit": largest,
     }  # fmt: skip
+
+
+def _versions() -> dict[str, str]:
+    found = versions()
+    return {**found, "isa of torch": found.pop("isa"), "isa of the sparse kernels": str(build_info()["isa"])}
 
 
 def _code_stamp() -> str:
