@@ -1,6 +1,12 @@
 """Text that a model writes itself: calibration and training text without any data.
 
-x_1..x_k = an opening,   x_{t+1} ~ softmax(logits(x_1..x_t) / temperature)         stock generate(), plain sampling
+    x_1..x_k = an opening,   x_{t+1} ~ softmax(logits(x_1..x_t) / temperature)         stock generate(), plain sampling
+
+How it is seeded was chosen by reading what SmolLM2-135M-Instruct writes. From its first token alone, or from a bare
+user turn, it writes code, file lists and fragments; from a generic opening ("The", "In 1994,") it drifts into invented
+acronyms and lists; in answer to a request in its chat template it writes connected English of the kind asked for. At
+temperature 1 one unlikely token throws so small a model off for the rest of the row; at 0.8 this is rare. So: requests
+where there is a chat template, openings where there is none, temperature 0.8.
 """
 
 from __future__ import annotations
@@ -14,14 +20,34 @@ from .models import quiet_transformers
 from .token_set import TokenSet, padding_id
 from .windows import prefix_ids
 
-__all__ = ["OPENINGS", "write_own_text"]
+__all__ = ["OPENINGS", "REQUESTS", "write_own_text"]
 
+REQUESTS = (
+    "Tell me a short story about a fisherman.", "Explain how rain forms.", "What makes a healthy breakfast?",
+    "Write a letter to an old friend.", "Describe a city at night.", "Who was Marie Curie?",
+    "Give me advice on learning to cook.", "Why do people keep dogs?", "Write a news report about a flood.",
+    "How does a bicycle work?", "Describe your favourite season.", "What caused the fall of the Roman Empire?",
+    "Write a speech for a wedding.", "Explain gravity to a child.", "Tell me about the history of tea.",
+    "How do plants grow?", "Write a review of a restaurant.", "What is a good plan for a day in the mountains?",
+    "Tell a story about two sisters and a secret.", "Explain what inflation means.", "How do vaccines work?",
+    "Describe a storm at sea.", "What should I know before I buy a house?", "Write an essay about friendship.",
+    "How do bees make honey?", "Explain the rules of football.", "Tell me about the planets.",
+    "Write a complaint to a railway company.", "Why is sleep important?", "Describe an old library.",
+    "How did people travel two hundred years ago?", "Write a dialogue between a teacher and a pupil.",
+    "What does a judge do?", "Tell a story about a lost key.", "How can a family save water?",
+    "Explain how a computer stores a photograph.", "Describe a market in the morning.",
+    "What is the difference between weather and climate?", "Write a job application for a gardener.",
+    "Who built the pyramids, and why?", "How does the heart work?", "Tell me about life in the desert.",
+    "Write the first page of a novel.", "What can we learn from failure?", "Explain how bread is baked.",
+    "Describe a journey by train.", "Why do languages change?", "Write a report about a school garden.",
+)  # fmt: skip
 OPENINGS = (
     "The", "In the", "A", "It is", "When", "There are", "This", "For many years,", "Once upon a time,", "As",
     "If you", "We", "He", "She", "They", "One of the", "After", "Most people", "According to", "In 1994,",
     "How", "Although", "My", "During the", "At first", "What is", "To", "On the", "By", "Many", "Since", "The first",
     "Scientists", "Yesterday,", "Water", "Children", "The history of", "I", "Each", "While",
 )  # fmt: skip
+_SHORTEST = 8  # tokens; shorter rows say nothing and are dropped
 _ROUNDS_WITHOUT_TEXT = 4
 
 
@@ -33,15 +59,18 @@ def write_own_text(
     window: int = 256,
     batch: int = 64,
     seed: int = 0,
-    temperature: float = 1.0,
+    temperature: float = 0.8,
     progress: Progress | None = None,
 ) -> TokenSet:
     """Text sampled from `model`, at least `tokens` predicted tokens of it.
 
+    With a chat template each row is the answer to one of `REQUESTS` (the request itself is left out); without one it
+    is the continuation of one of `OPENINGS`, which stands in the row.
+
     Args:
-        tokens: predicted tokens wanted; whole rows, so a little more may come.
-        window: tokens a row at most, its opening included. A row ends early at the model's end of text.
-        batch: rows sampled at once.
+        tokens: predicted tokens wanted; whole rows, so a little more comes.
+        window: tokens a row at most. A row that the model ends earlier is kept with its length and its end of text.
+        batch: rows sampled at once; sampling reads all weights once per step, so more rows cost little more.
         seed: the text is a function of the model, the arguments and this; the global generator is left as it was.
         temperature: of the sampling; 1 is the model's own distribution.
 
@@ -51,53 +80,68 @@ def write_own_text(
     Raises:
         ValueError: sizes or a temperature that are not positive, or a model that ends every row at once.
     """
-    if tokens < 1 or window < 8 or batch < 1 or not temperature > 0:
+    if tokens < 1 or window < 2 * _SHORTEST or batch < 1 or not temperature > 0:
         raise ValueError(
-            f"tokens={tokens}, window={window}, batch={batch}, temperature={temperature}: "
-            "need tokens >= 1, window >= 8, batch >= 1 and a positive temperature"
+            f"tokens={tokens}, window={window}, batch={batch}, temperature={temperature}: need tokens >= 1, "
+            f"window >= {2 * _SHORTEST}, batch >= 1 and a positive temperature"
         )
+    starts = _starts(tokenizer)
+    order = torch.randperm(len(starts), generator=torch.Generator().manual_seed(seed)).tolist()
     rows: list[list[int]] = []
-    missing, idle = tokens, 0
-    order = torch.randperm(len(OPENINGS), generator=torch.Generator().manual_seed(seed)).tolist()
+    missing, asked, idle = tokens, 0, 0
     with (progress or SilentProgress()).task("writing text", tokens) as advance, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        begin = 0
         while missing > 0:
-            count = min(batch, -(-missing // (window - 1)) + 2)
-            openings = [OPENINGS[order[(begin + index) % len(order)]] for index in range(count)]
-            begin += count
-            gained = 0
-            for row in _continue(model, tokenizer, openings, window, temperature):
-                if missing > 0 and len(row) >= 8:
+            mean = (tokens - missing) / asked if missing < tokens else 0.75 * window  # predicted tokens a row
+            count = min(batch, int(missing / mean) + 2)
+            picked = [starts[order[(asked + index) % len(order)]] for index in range(count)]
+            asked += count
+            before = missing
+            for row in _continue(model, tokenizer, picked, window, temperature):
+                if missing > 0 and len(row) >= _SHORTEST:
                     rows.append(row)
-                    gained += len(row) - 1
                     missing -= len(row) - 1
-            advance(min(gained, gained + missing))
-            idle = idle + 1 if gained == 0 else 0
+            advance(before - max(missing, 0))
+            idle = idle + 1 if missing == before else 0
             if idle == _ROUNDS_WITHOUT_TEXT:
-                raise ValueError(f"the model ended {idle * count} texts at once; give text in a file instead")
+                raise ValueError(f"the model ended {idle} rounds of texts at once; give text in a file instead")
     return TokenSet.from_rows(rows, pad=padding_id(tokenizer), name="text written by the dense model")
 
 
+def _starts(tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+    """(what the model is given, what of it stands in the row) for each request or opening."""
+    prefix = prefix_ids(tokenizer)
+    if getattr(tokenizer, "chat_template", None):
+        given = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": request}], add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+            for request in REQUESTS
+        ]
+        return [(list(ids), prefix) for ids in given]
+    openings = [prefix + tokenizer(text, add_special_tokens=False).input_ids for text in OPENINGS]
+    return [(ids, ids) for ids in openings]
+
+
 @torch.no_grad()
-def _continue(model: Any, tokenizer: Any, openings: list[str], window: int, temperature: float) -> list[list[int]]:
-    """The openings continued up to `window` tokens: one stock generate() over the left-padded batch."""
-    prefix, pad = prefix_ids(tokenizer), padding_id(tokenizer)
-    starts = [prefix + tokenizer(text, add_special_tokens=False).input_ids for text in openings]
-    width = max(map(len, starts))
-    ids = torch.tensor([[pad] * (width - len(start)) + start for start in starts])
-    mask = torch.tensor([[0] * (width - len(start)) + [1] * len(start) for start in starts])
+def _continue(
+    model: Any, tokenizer: Any, starts: list[tuple[list[int], list[int]]], window: int, temperature: float
+) -> list[list[int]]:
+    """Rows of at most `window` tokens: one stock generate() over the left-padded batch."""
+    pad, ends = padding_id(tokenizer), _end_ids(model)
+    width = max(len(given) for given, _ in starts)
+    shown = min(len(row) for _, row in starts)
+    ids = torch.tensor([[pad] * (width - len(given)) + given for given, _ in starts])
+    mask = torch.tensor([[0] * (width - len(given)) + [1] * len(given) for given, _ in starts])
     with quiet_transformers():
         out = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=window - width, do_sample=True, temperature=temperature,
+            input_ids=ids, attention_mask=mask, max_new_tokens=window - shown, do_sample=True, temperature=temperature,
             top_k=0, top_p=1.0, repetition_penalty=1.0, num_beams=1, pad_token_id=pad,
         )  # fmt: skip
-    ends = _end_ids(model)
     rows = []
-    for start, row in zip(starts, out.tolist(), strict=True):
-        written = row[width:]
+    for (_, row), written in zip(starts, out[:, width:].tolist(), strict=True):
         end = next((index + 1 for index, token in enumerate(written) if token in ends), len(written))
-        rows.append(start + written[:end])
+        rows.append((row + written[:end])[:window])
     return rows
 
 

@@ -141,8 +141,9 @@ class ChoiceItem:
 def load_choices(path: Path) -> list[ChoiceItem]:
     """Multiple-choice items from a .jsonl of {"query", "choices", "gold"}.
 
-    {"premise", "hypothesis", "choices", "gold"} becomes the query "<premise>\\nQuestion: <hypothesis> True or False?\\nAnswer:". Queries are taken as
-    they are: put a template into the file if the model needs one.
+    {"premise", "hypothesis", "choices", "gold"} becomes the query
+    "<premise>\\nQuestion: <hypothesis> True or False?\\nAnswer:". Queries are taken as they are:
+    put a template into the file if the model needs one.
 
     Raises:
         ValueError: no such file, empty, a bad line (with its number), fewer than 2 choices, gold out of range.
