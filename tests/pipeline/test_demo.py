@@ -23,9 +23,9 @@ SIZES = Sizes(
 
 
 @pytest.fixture(scope="module")
-def finished(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(stories_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "run"
-    demo(out, model=str(stories), sizes=SIZES)
+    demo(out, model=str(stories_path), sizes=SIZES)
     return out
 
 
@@ -46,7 +46,7 @@ def test_leaves_stock_checkpoints_and_a_report(finished: Path) -> None:
     assert report["verification"]["hooked_error"] <= report["verification"]["budget"]
 
 
-def test_a_second_call_computes_nothing(stories: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_call_computes_nothing(stories_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from restorelcc import demo as module
 
     def not_again(*_: object, **__: object) -> None:
@@ -55,7 +55,7 @@ def test_a_second_call_computes_nothing(stories: Path, finished: Path, monkeypat
     for name in ("prune_model", "restore", "train_control", "token_nll", "training_text"):
         monkeypatch.setattr(module, name, not_again)
     before = json.loads((finished / "report.json").read_text())
-    report, _ = module.demo(finished, model=str(stories), sizes=SIZES)
+    report, _ = module.demo(finished, model=str(stories_path), sizes=SIZES)
     assert len(report["reused"]) == len(report["timings"])
     assert report["results"] == before["results"]
 
