@@ -31,7 +31,7 @@ demo: $(VENV)/.package $(VENV)/.model
 test: test-cpp test-python
 
 test-cpp: $(VENV)/.test
-	cmake -S . -B build/core -G Ninja -DCMAKE_BUILD_TYPE=Release -DRLCC_BUILD_TESTS=ON \
+	cmake -S . -B build/core -G Ninja -DCMAKE_BUILD_TYPE=Release -DRLCC_BUILD_TESTS=ON $(CMAKE_ARGS) \
 	  -DRLCC_SIMDE_INCLUDE="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/cmeel.prefix/include"
 	cmake --build build/core
 	ctest --test-dir build/core --output-on-failure

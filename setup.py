@@ -1,7 +1,7 @@
 """Drives CMake: its list of sources is the only one. Everything else stands in pyproject.toml.
 
-CMAKE_ARGS in the environment is handed to the configuration, e.g. CMAKE_ARGS=-DRLCC_WERROR=OFF
-for a compiler that warns where ours does not.
+CMAKE_ARGS in the environment is handed to the configuration, e.g. CMAKE_ARGS=-DRLCC_WERROR=ON,
+which is what CI does: warnings of a newer compiler then are no obstacle to anybody else.
 """
 
 import os
@@ -51,7 +51,6 @@ class BuildWithCMake(build_ext):
             "-DCMAKE_BUILD_TYPE=Release",
             "-DRLCC_BUILD_PYTHON=ON",
             "-DRLCC_BUILD_TESTS=OFF",
-            "-DRLCC_WERROR=ON",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]  # fmt: skip
         subprocess.run(configure, check=True)
