@@ -25,8 +25,10 @@ typedef enum rlcc_status {
   RLCC_INTERNAL = 4          /* a bug in the library */
 } rlcc_status;
 
-/* Storage types. Accumulation is always at least fp32. */
-typedef enum rlcc_dtype { RLCC_F32 = 0, RLCC_BF16 = 1 } rlcc_dtype;
+/* Storage types. Accumulation is always at least fp32. An integer rather than the enum's own type, so
+ * that a wrong value from outside can be looked at (and refused) in C++ too. */
+enum { RLCC_F32 = 0, RLCC_BF16 = 1 };
+typedef int32_t rlcc_dtype;
 
 /* A half-open range of work: task(context, begin, end). A task must not throw. */
 typedef void (*rlcc_task)(void* context, int64_t begin, int64_t end);
