@@ -100,7 +100,7 @@ def training_curve(train: Sequence[Sequence[float]], heldout: Sequence[Sequence[
                 color=SERIES["dense"],
                 linewidth=1,
                 alpha=0.8,
-                label="training batch",
+                label="training, mean since the last point",
             )
         if heldout:
             steps, values = zip(*heldout, strict=True)

@@ -69,8 +69,8 @@ class Sizes:
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
-FULL = Sizes(20480, 256, 14336, 512, 32)
-QUICK = Sizes(3072, 128, 3072, 256, 16, TrainingSettings(learning_rates=(0.05,), evaluations=3))
+FULL = Sizes(16384, 256, 12288, 512, 32)
+QUICK = Sizes(2048, 128, 2048, 256, 12, TrainingSettings(learning_rates=(0.05,), evaluations=3))
 
 
 class _Ledger:
@@ -307,7 +307,8 @@ def stock_check(pruned: Path, restored: Path, ids: Tensor, work: Path) -> dict[s
 
 def _versions() -> dict[str, str]:
     found = versions()
-    return {**found, "isa of torch": found.pop("isa"), "isa of the sparse kernels": str(build_info()["isa"])}
+    torch_isa = found.pop("isa")
+    return {**found, "isa of torch": torch_isa, "isa of the sparse kernels": str(build_info()["isa"])}
 
 
 def _code_stamp() -> str:

@@ -14,12 +14,7 @@ from .report import FORMAT, VERSION, alarm, number, percent
 
 __all__ = ["assemble", "show"]
 
-LABELS = {
-    "dense": "dense",
-    "pruned": "pruned",
-    "restored": "restored",
-    "control": "dense, same training (control)",
-}
+LABELS = {"dense": "dense", "pruned": "pruned", "restored": "restored", "control": "control (dense, trained alike)"}
 
 
 def assemble(

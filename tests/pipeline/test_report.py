@@ -170,6 +170,20 @@ def test_a_bad_result_comes_first(improvement: float, low: float, words: str | N
         assert page.index(words) < page.index("<h1>")
 
 
+@pytest.mark.parametrize(
+    ("gain", "low", "words"),
+    [
+        (0.0, 0.0, "It gained nothing"),
+        (0.3, 0.2, "Up to 33% of the improvement may therefore be adaptation"),
+        (-0.1, -0.2, "It lost 0.1000 nats"),
+    ],
+)
+def test_the_control_is_explained(gain: float, low: float, words: str) -> None:
+    report = sample_report()
+    report["control"].update(gain=gain, gain_low=low, gain_high=-low if gain < 0 else low)
+    assert words in " ".join(report_module.render(report).split())
+
+
 def test_left_out_heads_and_missing_parts_still_make_a_page() -> None:
     report = sample_report(layers=5, heads=8)
     report["heads"]["chosen"] = [[h % 2 == 0 for h in range(8)] for _ in range(5)]
