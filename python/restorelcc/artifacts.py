@@ -107,6 +107,9 @@ def atomic_directory(out: Path, *, overwrite: bool = False, needed: int = 0) -> 
         OSError: no space left, said with the bytes written and the bytes free; nothing is left behind.
     """
     out = Path(out).expanduser().resolve()
+    if out in _being_written:
+        raise ValueError(f"{out} is already being written by this process; pass another --out")
+    _sweep(out)
     if out.is_file():
         raise ValueError(f"{out} is a file; pass another --out")
     if out.is_dir() and any(out.iterdir()):
@@ -115,10 +118,7 @@ def atomic_directory(out: Path, *, overwrite: bool = False, needed: int = 0) -> 
         for place, name in ((Path.cwd(), "the current directory"), (Path.home(), "your home directory")):
             if place == out or out in place.parents:
                 raise ValueError(f"{out} is or holds {name} and is not replaced; pass another --out")
-    if out in _being_written:
-        raise ValueError(f"{out} is already being written by this process; pass another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(out)
     _check_room(out, needed)
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     partial.mkdir()
@@ -153,7 +153,7 @@ def _swap(partial: Path, out: Path) -> None:
 def _sweep(out: Path) -> None:
     """Removes what dead writers of `out` left; puts back an old directory that one had only moved aside."""
     pattern = re.compile(re.escape(out.name) + r"\.(partial|replaced)-(\d+)")
-    for path in sorted(out.parent.iterdir()):
+    for path in sorted(out.parent.iterdir()) if out.parent.is_dir() else []:
         match = pattern.fullmatch(path.name)
         if match is None or _alive(int(match[2])):
             continue

