@@ -16,6 +16,8 @@ TORCH  ?= torch==2.13.0
 VENV   ?= .venv
 QUICK  ?=
 ARGS   ?=
+# Test processes, of one thread each: with small models two threads in one process gain little.
+WORKERS ?= 2
 
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -37,7 +39,7 @@ test-cpp: $(VENV)/.test
 	ctest --test-dir build/core --output-on-failure
 
 test-python: $(VENV)/.test $(VENV)/.model
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) $(ARGS)
 
 bench: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks -q $(ARGS)
