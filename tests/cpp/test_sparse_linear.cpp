@@ -211,6 +211,20 @@ void special_values(const char* isa) {
   }
 }
 
+// NaN whose payload is all ones: rounding it to bf16 like a number would carry into the sign and give -0.
+void nan_payloads(const char* isa) {
+  std::mt19937 random(17);
+  const Packed w(random_weight(20, 70, RLCC_BF16, random, half_with_full_and_empty_row(random)));
+  for (uint32_t bits : {0x7fffffffu, 0xffffffffu, 0x7f800001u}) {
+    for (int64_t rows : {1, 20}) {
+      LinearCase linear(w, rows, RLCC_BF16, random, 0, true, false);
+      std::memcpy(&linear.bias[7], &bits, 4);
+      linear.run(w, describe("NaN payload", isa, w, rows, RLCC_BF16));
+      CHECK(std::isnan(linear.y.get(0, 7))) << isa;
+    }
+  }
+}
+
 void residual_in_place(const char* isa) {
   std::mt19937 random(15);
   const Packed w(random_weight(33, 70, RLCC_BF16, random, half_with_full_and_empty_row(random)));
@@ -299,6 +313,7 @@ int main() {
     patterns(isa);
     many_blocks(isa);
     special_values(isa);
+    nan_payloads(isa);
     residual_in_place(isa);
     empty_products();
   }
