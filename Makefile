@@ -36,7 +36,7 @@ test-cpp: $(VENV)/.test
 	cmake -S . -B build/core -G Ninja -DCMAKE_BUILD_TYPE=Release -DRLCC_BUILD_TESTS=ON $(CMAKE_ARGS) \
 	  -DRLCC_SIMDE_INCLUDE="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/cmeel.prefix/include"
 	cmake --build build/core
-	ctest --test-dir build/core --output-on-failure
+	ctest --test-dir build/core --output-on-failure --parallel $(WORKERS)
 
 test-python: $(VENV)/.test $(VENV)/.model
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) $(ARGS)
