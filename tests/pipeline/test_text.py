@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import shared
 
+from restorelcc.own_text import rows_at_once
 from restorelcc.prose import prose_paragraphs
 from restorelcc.text import TokenSet, load_choices, load_text, prose_windows, write_own_text
 
@@ -184,6 +185,15 @@ def test_own_text_answers_requests_where_there_is_a_chat_template(random_model: 
     tokens = write_own_text(model, chat, tokens=100, window=16, batch=4)
     assert tokens.lengths.tolist() == [16] * len(tokens)
     assert not any(row[:3] == [3, 4, 5] for row in tokens.ids.tolist())
+
+
+def test_rows_at_once_follow_the_model(random_model: Any) -> None:
+    config = random_model("llama").config
+    assert rows_at_once(config, 256) == 128
+    config.num_hidden_layers, config.num_key_value_heads, config.head_dim = 32, 8, 128  # the shape of an 8B model
+    assert rows_at_once(config, 256) == 25
+    config.num_key_value_heads = 4096
+    assert rows_at_once(config, 256) == 1
 
 
 def test_ended_rows_keep_their_length(random_model: Any, tokenizer: Any) -> None:
