@@ -13,8 +13,8 @@ namespace {
 // Work worth waking a thread for, in multiply-adds (pruned ones count): some 10 us of one core.
 constexpr int64_t kMinimumChunk = int64_t{1} << 17;
 
-// Rows of A packed at a time. Enough to make expanding W cheap (1 cycle a weight against M / 16), few
-// enough for the packed block and the panel's sums to stay in the outer caches.
+// Rows of A packed at a time. Enough to make expanding W cheap (a third of a cycle a weight against M / 16
+// cycles), few enough for the packed block and the panel's sums to stay in the outer caches.
 constexpr int64_t kRowBlock = 516;  // a multiple of every tile_rows: 4, 6, 12
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
