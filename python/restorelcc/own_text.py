@@ -70,8 +70,8 @@ def write_own_text(
     Args:
         tokens: predicted tokens wanted; whole rows, so a little more comes.
         window: tokens a row at most. A row that the model ends earlier is kept with its length and its end of text.
-        batch: rows sampled at once. A step reads all weights whatever the rows, so many at once are cheap (measured on a
-            135M model: a step of 96 rows takes 1.16 times one of 64). None: as many as fit into 2 GiB of keys and
+        batch: rows sampled at once. A step reads all weights whatever the rows, so many at once are cheap (measured on
+            a 135M model: a step of 96 rows takes 1.16 times one of 64). None: as many as fit into 2 GiB of keys and
             values, at most 128.
         seed: the text is a function of the model, the arguments and this; the global generator is left as it was.
         temperature: of the sampling; 1 is the model's own distribution.
