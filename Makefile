@@ -42,7 +42,8 @@ test-python: $(VENV)/.test $(VENV)/.model
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) $(ARGS)
 
 bench: $(VENV)/.test
-	$(BIN)/python -m pytest benchmarks -q $(ARGS)
+	$(BIN)/python -m pytest benchmarks -q -o python_files='bench_*.py' -o python_functions='bench_*' \
+	  --benchmark-columns=median,iqr,rounds --benchmark-sort=name $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
