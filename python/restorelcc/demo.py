@@ -69,7 +69,7 @@ class Sizes:
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
-FULL = Sizes(16384, 256, 12288, 512, 32)
+FULL = Sizes(16384, 256, 12288, 512, 32, TrainingSettings(learning_rates=(0.03, 0.06), epochs=2.0))
 QUICK = Sizes(2048, 128, 2048, 256, 12, TrainingSettings(learning_rates=(0.05,), evaluations=3))
 
 

@@ -34,6 +34,7 @@ from .training import TrainingResult, TrainingSettings, closed_form, train_compe
 __all__ = ["RestoreReport", "restore", "training_text", "train_control"]
 
 TRAINERS = ("lm", "none")
+PROBE_TOKENS = 4096  # scores are means over tokens; this bounds the time of a forward and backward pass over them
 
 
 @dataclass
@@ -236,13 +237,19 @@ def _scores(
     seed: int, progress: Progress,
 ) -> HeadScores:
     def make(path: Path) -> HeadScores:
-        scores = head_scores(kind, model, text, lost, seed=seed, progress=progress)
+        scores = head_scores(kind, model, _some(text, PROBE_TOKENS), lost, seed=seed, progress=progress)
         scores.save(path)
         return scores
 
-    stamp = fingerprint(moments=moment_stamp, probe=kind, components=components, seed=seed)
+    stamp = fingerprint(moments=moment_stamp, probe=kind, components=components, seed=seed, tokens=PROBE_TOKENS)
     value: HeadScores = steps.run(f"scores_{kind}", stamp, make, HeadScores.load)
     return value
+
+
+def _some(text: TokenSet, tokens: int) -> TokenSet:
+    """The first rows of `text` that hold about `tokens` predicted tokens."""
+    before = (text.lengths - text.response_start).cumsum(0)
+    return text.subset(range(max(1, int((before <= tokens).sum()))))
 
 
 def _trained(

@@ -32,12 +32,16 @@ SCALES = (0.0, 0.0625, 0.125, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train. Rows are windows or prompt-answer pairs; learning rates are in units of u per step."""
+    """How to train. Learning rates are in units of u per step.
+
+    A step takes rows (windows, or prompt-answer pairs) until `batch_tokens` tokens are predicted: small steps, because
+    at a fixed amount of text their number matters more than their noise.
+    """
 
     learning_rates: tuple[float, ...] = (0.02, 0.05, 0.1)
-    search_steps: int = 6
+    search_steps: int = 8
     epochs: float = 1.0
-    batch: int = 2
+    batch_tokens: int = 256
     heldout_share: float = 0.1
     evaluations: int = 6
     patience: int = 3
@@ -95,7 +99,7 @@ class _Trainer:
         self.comps = [p.comp for p in sparse_output_projections(model)]
         self.heads = _Heads(components, heads)
         self.optimiser = torch.optim.Adam(self.heads.parameters(), lr=rate, betas=(0.9, 0.95))
-        warmup = max(1, steps // 10)
+        warmup = max(1, min(5, steps // 10))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimiser,
             lambda step: min(1.0, (step + 1) / warmup)
@@ -267,5 +271,12 @@ def _shuffled(train: TokenSet, settings: TrainingSettings) -> list[TokenSet]:
         count = max(1, round(rows * min(1.0, left)))
         order.append(torch.randperm(rows, generator=generator)[:count])
         left -= 1.0
-    every = torch.cat(order)
-    return [train.subset(every[i : i + settings.batch]) for i in range(0, len(every), settings.batch)]
+    batches: list[list[int]] = []
+    picked: list[int] = []
+    predicted = (train.lengths - train.response_start).clamp(min=0).tolist()
+    for row in torch.cat(order).tolist():
+        picked.append(row)
+        if sum(predicted[r] for r in picked) >= 0.75 * settings.batch_tokens:
+            batches.append(picked)
+            picked = []
+    return [batch for rows in (*batches, picked) if rows for batch in train.subset(rows).batches(len(rows))]

@@ -23,7 +23,7 @@ from restorelcc.training import TrainingSettings
 
 SMALL: dict[str, Any] = {
     "tokens": 1536, "window": 64,
-    "training": TrainingSettings(learning_rates=(0.02, 0.05), search_steps=2, batch=4, evaluations=3),
+    "training": TrainingSettings(learning_rates=(0.02, 0.05), search_steps=2, batch_tokens=256, evaluations=3),
 }  # fmt: skip
 
 
@@ -100,7 +100,7 @@ from restorelcc.restore import restore
 from restorelcc.training import TrainingSettings
 dense, pruned, out = map(Path, sys.argv[1:4])
 restore(dense, pruned, out, tokens=1536, window=64,
-        training=TrainingSettings(learning_rates=(0.02, 0.05), search_steps=2, batch=4, evaluations=3))
+        training=TrainingSettings(learning_rates=(0.02, 0.05), search_steps=2, batch_tokens=256, evaluations=3))
 """
 
 

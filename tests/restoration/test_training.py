@@ -16,7 +16,7 @@ from restorelcc.probes import head_scores, select_heads
 from restorelcc.text import TokenSet
 from restorelcc.training import TrainingSettings, closed_form, summed_nll, train_compensation
 
-FAST = TrainingSettings(learning_rates=(0.05,), epochs=2.0, batch=4, evaluations=4)
+FAST = TrainingSettings(learning_rates=(0.05,), epochs=2.0, batch_tokens=256, evaluations=4)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_hopeless_training_returns_its_start(
 ) -> None:
     """A learning rate that destroys the model gives zero vectors, not a worse model."""
     model = load_model(stories_pair[1]).model
-    wild = TrainingSettings(learning_rates=(1e4,), batch=4, evaluations=4)
+    wild = TrainingSettings(learning_rates=(1e4,), batch_tokens=256, evaluations=4)
     result = train_compensation(model, story_text, lost, torch.ones(5, 8, dtype=torch.bool), wild)
     assert result.heldout_after == result.heldout_before
     assert not bool(result.compensation.vectors.any())
