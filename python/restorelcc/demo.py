@@ -69,8 +69,8 @@ class Sizes:
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
-FULL = Sizes(16384, 256, 12288, 512, 32, TrainingSettings(learning_rates=(0.03, 0.06), epochs=2.0))
-QUICK = Sizes(2048, 128, 2048, 256, 12, TrainingSettings(learning_rates=(0.05,), evaluations=3))
+FULL = Sizes(12288, 256, 10240, 512, 32, TrainingSettings(learning_rates=(0.015, 0.03)))
+QUICK = Sizes(2048, 64, 2048, 256, 12, TrainingSettings(learning_rates=(0.03,), evaluations=3))
 
 
 class _Ledger:

@@ -38,7 +38,7 @@ class TrainingSettings:
     at a fixed amount of text their number matters more than their noise.
     """
 
-    learning_rates: tuple[float, ...] = (0.02, 0.05, 0.1)
+    learning_rates: tuple[float, ...] = (0.015, 0.03, 0.06)
     search_steps: int = 8
     epochs: float = 1.0
     batch_tokens: int = 256
