@@ -128,9 +128,11 @@ def summary(result: dict[str, Any]) -> list[str]:
             )
         lines.append(line)
     for row in result["differences"]:
+        word, sign = ("better", 1) if row["improvement"] >= 0 else ("worse", -1)
+        low, high = sorted((sign * row["low"], sign * row["high"]))
         lines.append(
-            f"better than {row['against']} by {row['improvement']:.4f} nats per token "
-            f"(95% interval {row['low']:.4f} to {row['high']:.4f})"
+            f"{word} than {row['against']} by {abs(row['improvement']):.4f} nats per token "
+            f"(95% interval {low:.4f} to {high:.4f})"
         )
     gap = result["gap"]
     if gap is not None and math.isfinite(gap["value"]):

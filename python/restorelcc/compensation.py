@@ -38,6 +38,7 @@ class Compensation:
         return {"vectors": self.vectors, "heads": self.heads}, {**self.metadata, **marks}
 
     def save(self, path: Path) -> None:
+        """Writes the file that load() reads, whole or not at all."""
         atomic_write_tensors(path, *self._contents())
 
     def to_bytes(self) -> bytes:

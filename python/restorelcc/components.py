@@ -43,6 +43,7 @@ class Components:
         return torch.einsum("lhr,lhrd->lhd", self.coefficients, self.basis)
 
     def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
+        """Writes the file that load() reads, whole or not at all."""
         tensors = {
             "basis": self.basis, "singular_values": self.singular_values,
             "coefficients": self.coefficients, "unit": self.unit,

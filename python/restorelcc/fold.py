@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import ops
 from .compensation import Compensation
-from .models import attention_sites, get_module, load_model, plain_errors, save_checkpoint
+from .models import attention_sites, load_model, plain_errors, save_checkpoint
 from .packed import pack
 from .pruning import masks_equal, sparsity_table
 
@@ -67,7 +67,7 @@ def _skeleton(config: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config)
+        model: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return model
 
 
@@ -162,13 +162,13 @@ def fold(pruned: Path, compensation: Compensation, out: Path, *, overwrite: bool
             f"of {sites[0].inputs} inputs; use the pruned model it was made from"
         )
     state = dict(model.state_dict())
-    dtype = get_module(model, sites[0].name).weight.dtype
+    weights: dict[str, Tensor] = {site.name: model.get_submodule(site.name).weight.detach() for site in sites}
+    dtype = weights[sites[0].name].dtype
     shapes = dict(_skeleton(target.config).named_parameters())
     for name in target.new_parameters:
         state[name] = torch.zeros(shapes[name].shape, dtype=dtype)
     for site, vector in zip(sites, compensation.vectors, strict=True):
-        weight = get_module(model, site.name).weight
-        bias = ops.sparse_linear(vector[None, :].float(), pack(weight.detach().float()))[0]
+        bias = ops.sparse_linear(vector[None, :].float(), pack(weights[site.name].float()))[0]
         name = f"{site.name}.bias"
         state[name] = (state[name].float() + bias).to(dtype)
 
@@ -177,7 +177,7 @@ def fold(pruned: Path, compensation: Compensation, out: Path, *, overwrite: bool
 
         generation = model.generation_config
         with torch.device("meta"):
-            folded = AutoModelForCausalLM.from_config(target.config, dtype=dtype)
+            folded: Any = AutoModelForCausalLM.from_config(target.config, dtype=dtype)  # type: ignore[no-untyped-call]
         folded.load_state_dict(state, assign=True, strict=False)
         folded.tie_weights()
         folded.generation_config = generation

@@ -40,7 +40,7 @@ class LayerStream:
     """
 
     def __init__(self, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
-        from accelerate import init_empty_weights
+        from accelerate import init_empty_weights  # type: ignore[import-untyped]
         from transformers import AutoConfig, AutoModelForCausalLM
 
         self.path = Path(path)
@@ -48,7 +48,7 @@ class LayerStream:
         config = AutoConfig.from_pretrained(self.path, local_files_only=True)
         config.use_cache = False
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
         self.model = model.eval().requires_grad_(False)
         self.config = config
         self._files = tensor_files(self.path)
@@ -69,7 +69,8 @@ class LayerStream:
                 "load it with transformers and save_pretrained() it once to bring its names up to date"
             )
         with safe_open(file, framework="pt") as tensors:
-            return tensors.get_tensor(name).to(self.dtype)
+            value: Tensor = tensors.get_tensor(name)
+            return value.to(self.dtype)
 
     @staticmethod
     def _materialise(root: nn.Module, name: str, value: Tensor) -> None:
@@ -100,4 +101,5 @@ def run_layer(layer: nn.Module, hidden: Tensor, call: tuple[tuple[Any, ...], dic
     """The layer's output hidden state [B, T, E]; some stock layers return it as the first of a tuple."""
     args, kwargs = call
     out = layer(hidden, *args, **kwargs)
-    return out[0] if isinstance(out, tuple) else out
+    state: Tensor = out[0] if isinstance(out, tuple) else out
+    return state

@@ -29,7 +29,7 @@ from .models import attention_sites
 if TYPE_CHECKING:
     from .text import TokenSet
 
-__all__ = ["Moments", "collect_moments", "counted_positions", "POSITIONS"]
+__all__ = ["POSITIONS", "Moments", "collect_moments", "counted_positions"]
 
 POSITIONS = ("all", "last", "response")
 
@@ -56,6 +56,7 @@ class Moments:
         return (trace / elements).sqrt()
 
     def save(self, path: Path) -> None:
+        """Writes the file that load() reads, whole or not at all."""
         tensors = {"count": self.count, "total": self.total, "gram": self.gram}
         atomic_write_tensors(path, tensors, {"kind": "moments", "version": "0", **self.metadata})
 
@@ -182,8 +183,8 @@ class _HiddenFiles:
             for parity in (0, 1):
                 path = work / f"hidden_{('dense', 'pruned')[model]}_{parity}.f32"
                 size = int(np.prod(shape)) * 4
-                mode = "r+" if path.is_file() and path.stat().st_size == size else "w+"
-                self.maps[model, parity] = np.memmap(path, dtype=np.float32, mode=mode, shape=shape)
+                kept = path.is_file() and path.stat().st_size == size
+                self.maps[model, parity] = np.memmap(path, dtype=np.float32, mode="r+" if kept else "w+", shape=shape)
 
     def read(self, model: int, index: int, begin: int, end: int) -> Tensor:
         return torch.from_numpy(np.array(self.maps[model, index % 2][begin:end]))

@@ -49,6 +49,7 @@ class HeadScores:
     scores: Tensor
 
     def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
+        """Writes the file that load() reads, whole or not at all."""
         marks = {"kind": "head_scores", "version": "0", "probe": self.kind, "unit": self.unit}
         atomic_write_tensors(path, {"scores": self.scores}, {**(metadata or {}), **marks})
 

@@ -31,7 +31,7 @@ from .pruning import sparsity_table
 from .text import TokenSet, load_text, write_own_text
 from .training import TrainingResult, TrainingSettings, closed_form, train_compensation
 
-__all__ = ["RestoreReport", "restore", "training_text", "train_control"]
+__all__ = ["RestoreReport", "restore", "train_control", "training_text"]
 
 TRAINERS = ("lm", "none")
 PROBE_TOKENS = 4096  # scores are means over tokens; this bounds the time of a forward and backward pass over them
@@ -57,6 +57,7 @@ class RestoreReport:
     peak_rss_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
         return asdict(self)
 
 

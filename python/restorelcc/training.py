@@ -25,7 +25,7 @@ from .evaluation import token_nll
 from .models import attention_sites
 from .text import TokenSet
 
-__all__ = ["SCALES", "TrainingSettings", "TrainingResult", "closed_form", "summed_nll", "train_compensation"]
+__all__ = ["SCALES", "TrainingResult", "TrainingSettings", "closed_form", "summed_nll", "train_compensation"]
 
 SCALES = (0.0, 0.0625, 0.125, 0.25, 0.5, 0.75, 1.0)
 
@@ -126,7 +126,7 @@ class _Trainer:
             comp.requires_grad_(False)
         self.optimiser.zero_grad()
         vectors = self.heads.vectors()
-        vectors.backward(torch.stack(gradients).to(vectors.dtype))
+        torch.autograd.backward(vectors, torch.stack(gradients).to(vectors.dtype))
         self.optimiser.step()
         self.schedule.step()
         return float(nll.detach()) / max(1, count)

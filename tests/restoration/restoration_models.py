@@ -20,7 +20,9 @@ def small_config(kind: str) -> object:
     }
     makers: dict[str, Callable[[], object]] = {
         "llama-gqa": lambda: LlamaConfig(**llama_like),
-        "llama-mha-untied": lambda: LlamaConfig(**{**llama_like, "num_key_value_heads": 4, "tie_word_embeddings": False}),
+        "llama-mha-untied": lambda: LlamaConfig(
+            **{**llama_like, "num_key_value_heads": 4, "tie_word_embeddings": False}
+        ),
         "llama-head-dim": lambda: LlamaConfig(**llama_like, head_dim=12, tie_word_embeddings=True),
         "llama-attention-bias": lambda: LlamaConfig(**llama_like, attention_bias=True),
         "mistral": lambda: MistralConfig(**llama_like, sliding_window=None),

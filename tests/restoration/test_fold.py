@@ -69,7 +69,8 @@ def test_folded_equals_hooked(kind: str, tmp_path: Path) -> None:
     assert float((want - unchanged).abs().max()) > 100 * budget(want), "the compensation must matter here"
     assert float((got - want).abs().max()) <= budget(want)
     assert report.kind == ("llama_reexport" if kind in ("mistral", "qwen2") else "o_proj_bias")
-    assert report.matrices_compared > 0 and report.zeros > 0
+    assert report.matrices_compared > 0
+    assert report.zeros > 0
 
 
 @pytest.mark.parametrize("kind", ["llama-gqa", "qwen2"])
@@ -97,14 +98,16 @@ def test_real_model_in_a_stock_process(stories_pair: tuple[Path, Path], tmp_path
     got, _ = stock_logits(tmp_path / "restored", ids, tmp_path)
     assert float((got - want).abs().max()) <= budget(want)
     config = json.loads((tmp_path / "restored" / "config.json").read_text())
-    assert config["attention_bias"] is True and config["model_type"] == "llama"
+    assert config["attention_bias"] is True
+    assert config["model_type"] == "llama"
 
 
 @pytest.mark.parametrize("kind", ["mistral-sliding", "qwen2-sliding"])
 def test_sliding_window_goes_to_an_adapter(kind: str, tmp_path: Path) -> None:
     _, pruned = random_pair(kind, tmp_path)
     target = fold_target(small_config(kind))
-    assert target.kind == "adapter" and "sliding window of 8 tokens" in target.reason
+    assert target.kind == "adapter"
+    assert "sliding window of 8 tokens" in target.reason
     compensation = some_compensation(pruned)
     with pytest.raises(ValueError, match="use --fold none"):
         fold(pruned, compensation, tmp_path / "restored")

@@ -35,7 +35,9 @@ def stored_differences(dense: Path, pruned: Path, tokens: TokenSet, keep: Tensor
         for site in attention_sites(model):
             projection = model.get_submodule(site.name)
             projection.register_forward_pre_hook(
-                lambda _, args, site=site: seen.append(args[0].reshape(*args[0].shape[:2], site.heads, site.head_dim))
+                lambda _, args, site=site, seen=seen: seen.append(
+                    args[0].reshape(*args[0].shape[:2], site.heads, site.head_dim)
+                )
             )
         with torch.no_grad():
             model(input_ids=tokens.ids, attention_mask=tokens.attention_mask, use_cache=False)
@@ -147,4 +149,5 @@ def test_other_text_starts_clean(stories_pair: tuple[Path, Path], tmp_path: Path
     (work / "progress.json").write_text('{"fingerprint": "other", "layers": 4}')
     (work / "layer_0000.safetensors").write_bytes(b"not a file")
     moments = collect_moments(dense, pruned, ragged_tokens(512), out=out)
-    assert bool((moments.count == moments.count[0]).all()) and moments.count.shape == (5,)
+    assert bool((moments.count == moments.count[0]).all())
+    assert moments.count.shape == (5,)

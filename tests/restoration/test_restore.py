@@ -62,12 +62,14 @@ def test_restore_gives_quality_back_through_our_ops(stories_pair: tuple[Path, Pa
     for name, weight in before.items():
         assert torch.equal(weight, after[name]), name
     added = sorted(set(after) - set(before))
-    assert len(added) == 4 * layers and all(name.endswith("_proj.bias") for name in added)
+    assert len(added) == 4 * layers
+    assert all(name.endswith("_proj.bias") for name in added)
     for name in added:
         if ".o_proj." not in name:
             assert not bool(after[name].any()), name
     assert set(report.head_scores) == {"attribution", "random"}
-    assert report.fold["kind"] == "o_proj_bias" and report.fold["zeros"] > 0
+    assert report.fold["kind"] == "o_proj_bias"
+    assert report.fold["zeros"] > 0
 
 
 @pytest.mark.parametrize("choice", [
@@ -128,7 +130,8 @@ def test_a_second_call_reuses_the_steps(stories_pair: tuple[Path, Path], tmp_pat
     restore(*stories_pair, tmp_path / "out", **SMALL)
     with OpCounter() as counter:
         restore(*stories_pair, tmp_path / "out", **SMALL, overwrite=True)
-    assert counter.calls["head_moments_"] == 0 and counter.calls["sparse_linear_grad_x"] == 0
+    assert counter.calls["head_moments_"] == 0
+    assert counter.calls["sparse_linear_grad_x"] == 0
 
 
 
@@ -170,7 +173,7 @@ def test_bad_text(content: str, message: str, tmp_path: Path, stories_pair: tupl
 def test_unknown_choices_name_the_known_ones(
     wrong: dict[str, Any], tmp_path: Path, stories_pair: tuple[Path, Path]
 ) -> None:
-    with pytest.raises(ValueError, match="choose one of|give `all` or a share"):
+    with pytest.raises(ValueError, match=r"choose one of|give `all` or a share"):
         restore(*stories_pair, tmp_path / "out", **SMALL, **wrong)
     assert not (tmp_path / "out.work").exists()
 

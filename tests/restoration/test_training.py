@@ -66,7 +66,8 @@ def test_attribution_is_the_derivative_of_the_nll(
 def test_random_scores_follow_the_seed(stories_pair: tuple[Path, Path], story_text: TokenSet, lost: Components) -> None:
     model = load_model(stories_pair[1]).model
     first, again, other = (head_scores("random", model, story_text, lost, seed=s).scores for s in (0, 0, 1))
-    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
     with pytest.raises(ValueError, match="unknown probe 'best'; choose one of attribution, random"):
         head_scores("best", model, story_text, lost)
 
@@ -107,7 +108,9 @@ def test_unchosen_heads_stay_zero(stories_pair: tuple[Path, Path], story_text: T
 
 def test_training_repeats_bit_for_bit(stories_pair: tuple[Path, Path], story_text: TokenSet, lost: Components) -> None:
     runs = [
-        train_compensation(load_model(stories_pair[1]).model, story_text, lost, torch.ones(5, 8, dtype=torch.bool), FAST)
+        train_compensation(
+            load_model(stories_pair[1]).model, story_text, lost, torch.ones(5, 8, dtype=torch.bool), FAST
+        )
         for _ in range(2)
     ]
     assert torch.equal(runs[0].compensation.vectors, runs[1].compensation.vectors)
@@ -131,7 +134,8 @@ def test_closed_form_is_never_worse(stories_pair: tuple[Path, Path], story_text:
     assert result.heldout_after <= result.heldout_before
     destroyed = Components(lost.kind, lost.basis, lost.singular_values, lost.coefficients * 1e4, lost.unit)
     result = closed_form(model, story_text, destroyed, heads)
-    assert result.compensation.metadata["scale"] == "0.0" and not bool(result.compensation.vectors.any())
+    assert result.compensation.metadata["scale"] == "0.0"
+    assert not bool(result.compensation.vectors.any())
     with pytest.raises(ValueError, match="0 must be among them"):
         closed_form(model, story_text, lost, heads, scales=(0.5, 1.0))
 
@@ -152,6 +156,7 @@ def test_projections_are_replaced_once(stories_pair: tuple[Path, Path]) -> None:
 def test_moments_file_refuses_another_kind(tmp_path: Path, lost: Components) -> None:
     lost.save(tmp_path / "c.safetensors")
     again = Components.load(tmp_path / "c.safetensors")
-    assert torch.equal(again.basis, lost.basis) and again.kind == "svd"
+    assert torch.equal(again.basis, lost.basis)
+    assert again.kind == "svd"
     with pytest.raises(ValueError, match="is not a moments file of version 0"):
         Moments.load(tmp_path / "c.safetensors")
