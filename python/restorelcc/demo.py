@@ -70,7 +70,7 @@ class Sizes:
 
 
 FULL = Sizes(12288, 256, 10240, 512, 32, TrainingSettings(learning_rates=(0.015, 0.03)))
-QUICK = Sizes(1536, 64, 2048, 256, 12, TrainingSettings(learning_rates=(0.03,), evaluations=3))
+QUICK = Sizes(2048, 64, 2048, 256, 12, TrainingSettings(learning_rates=(0.03,), evaluations=3))
 
 
 class _Ledger:
