@@ -121,15 +121,21 @@ def head_heatmap(
     unit: str,
     chosen: Sequence[Sequence[bool]] | None,
 ) -> str:
-    """Scores [L, H], red below zero and blue above it, white at zero; a dot marks a head left out."""
-    from matplotlib.colors import TwoSlopeNorm
+    """Scores [L, H]; a dot marks a head left out.
+
+    Signed scores run from red below zero over white to blue above it; scores of one sign from white to green,
+    so that a map without a meaningful zero does not look like one of gains and losses.
+    """
+    from matplotlib.colors import Normalize, TwoSlopeNorm
 
     layers, heads = len(scores), len(scores[0])
     with _canvas(3.7, min(6.2, max(2.8, 1.3 + 0.16 * layers))) as (figure, axes):
         finite = [abs(value) for row in scores for value in row if math.isfinite(value)]
         limit = max(finite, default=0.0) or 1.0
-        norm = TwoSlopeNorm(vcenter=0.0, vmin=-limit, vmax=limit)
-        mesh = axes.pcolormesh(scores, cmap="RdBu", norm=norm, edgecolors=_GRID, linewidth=0.15)
+        signed = any(value < 0 for row in scores for value in row)
+        norm = TwoSlopeNorm(vcenter=0.0, vmin=-limit, vmax=limit) if signed else Normalize(vmin=0.0, vmax=limit)
+        colours = "RdBu" if signed else "Greens"
+        mesh = axes.pcolormesh(scores, cmap=colours, norm=norm, edgecolors=_GRID, linewidth=0.15)
         if chosen is not None and not all(all(row) for row in chosen):
             out = [(h + 0.5, y + 0.5) for y, row in enumerate(chosen) for h, keep in enumerate(row) if not keep]
             axes.plot(*zip(*out, strict=True), linestyle="", marker=".", markersize=2.5, color="#555555")
