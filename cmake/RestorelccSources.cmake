@@ -21,14 +21,24 @@ set(RLCC_SOURCES
 
 set(RLCC_AVX2_FLAGS -mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt)
 # -Wno-...: gcc 12's own avx512fintrin.h initialises its "undefined" vectors with themselves (gcc PR 105593).
-set(RLCC_AVX512_FLAGS ${RLCC_AVX2_FLAGS} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi2
+set(RLCC_AVX512F_FLAGS ${RLCC_AVX2_FLAGS} -mavx512f -mavx512bw -mavx512dq -mavx512vl
     $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
+set(RLCC_AVX512VBMI2_FLAGS ${RLCC_AVX512F_FLAGS} -mavx512vbmi2)
+set(RLCC_AVX512BF16_FLAGS ${RLCC_AVX512VBMI2_FLAGS} -mavx512vnni -mavx512bf16)
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
   set(RLCC_X86_KERNELS 1)
-  list(APPEND RLCC_SOURCES csrc/cpu/kernels__avx2.cpp csrc/cpu/kernels__avx512.cpp)
-  set_source_files_properties(csrc/cpu/kernels__avx2.cpp PROPERTIES COMPILE_OPTIONS "${RLCC_AVX2_FLAGS}")
-  set_source_files_properties(csrc/cpu/kernels__avx512.cpp PROPERTIES COMPILE_OPTIONS "${RLCC_AVX512_FLAGS}")
+  set(RLCC_X86_ISAS avx2 avx512f avx512vbmi2 avx512bf16)
+  list(APPEND RLCC_SOURCES
+       csrc/cpu/kernels__avx2.cpp
+       csrc/cpu/kernels__avx512f.cpp
+       csrc/cpu/kernels__avx512vbmi2.cpp
+       csrc/cpu/kernels__avx512bf16.cpp)
 else()
   set(RLCC_X86_KERNELS 0)
+  set(RLCC_X86_ISAS)
 endif()
+foreach(isa ${RLCC_X86_ISAS})
+  string(TOUPPER ${isa} upper_isa)
+  set_source_files_properties(csrc/cpu/kernels__${isa}.cpp PROPERTIES COMPILE_OPTIONS "${RLCC_${upper_isa}_FLAGS}")
+endforeach()

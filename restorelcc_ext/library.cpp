@@ -5,25 +5,31 @@
 #include "ops.h"
 
 STABLE_TORCH_LIBRARY(restorelcc, library) {
+  // A packed weight is mask, values, row_offsets, scales (int8 values only) and columns: see restorelcc/params.h.
   library.def(
-      "sparse_linear(Tensor x, Tensor mask, Tensor values, Tensor row_offsets, SymInt columns, "
+      "sparse_linear(Tensor x, Tensor mask, Tensor values, Tensor row_offsets, Tensor? scales, SymInt columns, "
       "Tensor? comp_rows=None, Tensor? comp_index=None, Tensor? bias=None, Tensor? residual=None, "
-      "bool trusted=False) -> Tensor");
+      "bool trusted=False, bool exact_x=False) -> Tensor");
   library.def(
-      "sparse_linear_grad_x(Tensor grad_y, Tensor mask, Tensor values, Tensor row_offsets, "
+      "sparse_linear_grad_x(Tensor grad_y, Tensor mask, Tensor values, Tensor row_offsets, Tensor? scales, "
       "SymInt columns, bool trusted=False) -> Tensor");
   library.def(
+      "sparse_linear_grad_values(Tensor grad_y, Tensor x, Tensor mask, Tensor values, Tensor row_offsets, "
+      "bool trusted=False) -> Tensor");
+  library.def(
       "head_moments_(Tensor z_dense, Tensor z_pruned, Tensor(a!) total, Tensor(b!) gram) -> ()");
-  library.def("pack(Tensor weight) -> (Tensor mask, Tensor values, Tensor row_offsets)");
+  library.def(  // scales is empty unless int8
+      "pack(Tensor weight, bool int8=False) -> (Tensor mask, Tensor values, Tensor row_offsets, Tensor scales)");
   library.def(
-      "unpack(Tensor mask, Tensor values, Tensor row_offsets, SymInt columns) -> Tensor");
+      "unpack(Tensor mask, Tensor values, Tensor row_offsets, Tensor? scales, SymInt columns) -> Tensor");
   library.def(
-      "packed_validate(Tensor mask, Tensor values, Tensor row_offsets, SymInt columns) -> ()");
+      "packed_validate(Tensor mask, Tensor values, Tensor row_offsets, Tensor? scales, SymInt columns) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(restorelcc, CompositeExplicitAutograd, library) {
   library.impl("sparse_linear", TORCH_BOX(&restorelcc_ext::sparse_linear));
   library.impl("sparse_linear_grad_x", TORCH_BOX(&restorelcc_ext::sparse_linear_grad_x));
+  library.impl("sparse_linear_grad_values", TORCH_BOX(&restorelcc_ext::sparse_linear_grad_values));
   library.impl("head_moments_", TORCH_BOX(&restorelcc_ext::head_moments_));
   library.impl("pack", TORCH_BOX(&restorelcc_ext::pack));
   library.impl("unpack", TORCH_BOX(&restorelcc_ext::unpack));

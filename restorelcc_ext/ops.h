@@ -12,22 +12,27 @@ namespace restorelcc_ext {
 using torch::stable::Tensor;
 
 Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values,
-                     const Tensor& row_offsets, int64_t columns,
+                     const Tensor& row_offsets, const std::optional<Tensor>& scales, int64_t columns,
                      const std::optional<Tensor>& comp_rows, const std::optional<Tensor>& comp_index,
                      const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
-                     bool trusted);
+                     bool trusted, bool exact_x);
 
 Tensor sparse_linear_grad_x(const Tensor& grad_y, const Tensor& mask, const Tensor& values,
-                            const Tensor& row_offsets, int64_t columns, bool trusted);
+                            const Tensor& row_offsets, const std::optional<Tensor>& scales, int64_t columns,
+                            bool trusted);
+
+Tensor sparse_linear_grad_values(const Tensor& grad_y, const Tensor& x, const Tensor& mask,
+                                 const Tensor& values, const Tensor& row_offsets, bool trusted);
 
 void head_moments_(const Tensor& z_dense, const Tensor& z_pruned, const Tensor& total,
                    const Tensor& gram);
 
-std::tuple<Tensor, Tensor, Tensor> pack(const Tensor& weight);
+std::tuple<Tensor, Tensor, Tensor, Tensor> pack(const Tensor& weight, bool int8);
 
-Tensor unpack(const Tensor& mask, const Tensor& values, const Tensor& row_offsets, int64_t columns);
+Tensor unpack(const Tensor& mask, const Tensor& values, const Tensor& row_offsets,
+              const std::optional<Tensor>& scales, int64_t columns);
 
 void packed_validate(const Tensor& mask, const Tensor& values, const Tensor& row_offsets,
-                     int64_t columns);
+                     const std::optional<Tensor>& scales, int64_t columns);
 
 }  // namespace restorelcc_ext

@@ -22,13 +22,14 @@ Tensor index_of_rows(const Tensor& comp_index, int64_t rows) {
 }  // namespace
 
 Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values,
-                     const Tensor& row_offsets, int64_t columns,
+                     const Tensor& row_offsets, const std::optional<Tensor>& scales, int64_t columns,
                      const std::optional<Tensor>& comp_rows, const std::optional<Tensor>& comp_index,
                      const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
-                     bool trusted) {
+                     bool trusted, bool exact_x) {
   rlcc_sparse_linear_params params{};
+  params.exact_x = exact_x ? 1 : 0;
   params.x_dtype = float_dtype(x, "x");
-  params.weight = packed_weight(mask, values, row_offsets, columns, trusted);
+  params.weight = packed_weight(mask, values, row_offsets, scales, columns, trusted);
   const int64_t outputs = params.weight.rows;
 
   const Rows x_rows = rows_of(x, columns, "x");
@@ -75,10 +76,11 @@ Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values,
 }
 
 Tensor sparse_linear_grad_x(const Tensor& grad_y, const Tensor& mask, const Tensor& values,
-                            const Tensor& row_offsets, int64_t columns, bool trusted) {
+                            const Tensor& row_offsets, const std::optional<Tensor>& scales, int64_t columns,
+                            bool trusted) {
   rlcc_sparse_linear_grad_x_params params{};
   params.dtype = float_dtype(grad_y, "grad_y");
-  params.weight = packed_weight(mask, values, row_offsets, columns, trusted);
+  params.weight = packed_weight(mask, values, row_offsets, scales, columns, trusted);
   const Rows rows = rows_of(grad_y, params.weight.rows, "grad_y");
   params.grad_y = rows.data;
   params.y_rows = rows.count;
@@ -90,6 +92,33 @@ Tensor sparse_linear_grad_x(const Tensor& grad_y, const Tensor& mask, const Tens
   params.parallel = pool.seam();
   pool.throw_unless_ok(rlcc_sparse_linear_grad_x(&params));
   return grad_x;
+}
+
+Tensor sparse_linear_grad_values(const Tensor& grad_y, const Tensor& x, const Tensor& mask,
+                                 const Tensor& values, const Tensor& row_offsets, bool trusted) {
+  rlcc_sparse_linear_grad_values_params params{};
+  params.dtype = float_dtype(x, "x");
+  require_dtype(grad_y, x.scalar_type(), "grad_y");
+  if (x.dim() < 1) refuse("x has shape []; it must be [..., K]");
+  const int64_t columns = x.size(x.dim() - 1);
+  params.weight = packed_weight(mask, values, row_offsets, std::nullopt, columns, trusted);
+  const Rows x_rows = rows_of(x, columns, "x");
+  const Rows grad_rows = rows_of(grad_y, params.weight.rows, "grad_y");
+  if (x_rows.count != grad_rows.count) {
+    refuse("grad_y has ", grad_rows.count, " rows, x has ", x_rows.count, "; they must be the same");
+  }
+  params.x = x_rows.data;
+  params.rows = x_rows.count;
+  params.x_stride = x_rows.stride;
+  params.grad_y = grad_rows.data;
+  params.grad_y_stride = grad_rows.stride;
+  // Zeros, so that what lies between the rows is no garbage that an optimizer would keep.
+  Tensor grad_values = torch::stable::new_zeros(values, {values.numel()});
+  params.grad_values = grad_values.data_ptr();
+  const TorchPool pool;
+  params.parallel = pool.seam();
+  pool.throw_unless_ok(rlcc_sparse_linear_grad_values(&params));
+  return grad_values;
 }
 
 }  // namespace restorelcc_ext

@@ -27,6 +27,8 @@ const char* dtype_name(ScalarType dtype) {
       return "float16";
     case ScalarType::Double:
       return "float64";
+    case ScalarType::Char:
+      return "int8";
     case ScalarType::Int:
       return "int32";
     case ScalarType::Long:
@@ -67,8 +69,10 @@ rlcc_dtype float_dtype(const Tensor& tensor, const char* name) {
       return RLCC_F32;
     case ScalarType::BFloat16:
       return RLCC_BF16;
+    case ScalarType::Half:
+      return RLCC_F16;
     default:
-      refuse(name, " has dtype ", dtype_name(tensor.scalar_type()), "; it must be float32 or bfloat16");
+      refuse(name, " has dtype ", dtype_name(tensor.scalar_type()), "; it must be float32, bfloat16 or float16");
   }
 }
 
@@ -113,12 +117,17 @@ std::vector<int64_t> with_columns(std::vector<int64_t> row_shape, int64_t column
   return row_shape;
 }
 
-rlcc_packed_weight packed_weight(const Tensor& mask, const Tensor& values,
-                                 const Tensor& row_offsets, int64_t columns, bool trusted) {
+std::vector<int64_t> scales_shape_of(int64_t rows, int64_t columns) {
+  return {rows, columns / RLCC_SCALE_COLUMNS + (columns % RLCC_SCALE_COLUMNS != 0)};
+}
+
+rlcc_packed_weight packed_weight(const Tensor& mask, const Tensor& values, const Tensor& row_offsets,
+                                 const std::optional<Tensor>& scales, int64_t columns, bool trusted) {
   require_dtype(mask, ScalarType::Long, "mask");
   require_dtype(row_offsets, ScalarType::Long, "row_offsets");
+  require_cpu(values, "values");
   rlcc_packed_weight packed{};
-  packed.dtype = float_dtype(values, "values");
+  packed.dtype = values.scalar_type() == ScalarType::Char ? RLCC_I8 : float_dtype(values, "values");
   if (columns < 0) refuse("columns is ", columns, "; it must be >= 0");
   if (mask.dim() != 2) refuse("mask has shape ", shape_text(sizes_of(mask)), "; it must be [N, words]");
   packed.rows = mask.size(0);
@@ -129,6 +138,16 @@ rlcc_packed_weight packed_weight(const Tensor& mask, const Tensor& values,
   require_contiguous(mask, "mask");
   require_contiguous(row_offsets, "row_offsets");
   require_contiguous(values, "values");
+  if (scales) {
+    require_dtype(*scales, ScalarType::BFloat16, "scales");
+    require_shape(*scales, scales_shape_of(packed.rows, columns), "scales");
+    require_contiguous(*scales, "scales");
+    packed.scales = static_cast<const uint16_t*>(scales->data_ptr());
+  }
+  if (packed.dtype == RLCC_I8 && !scales) refuse("values are int8, which need their scales");
+  if (packed.dtype != RLCC_I8 && scales) {
+    refuse("scales are set, but values are ", dtype_name(values.scalar_type()), "; only int8 values have scales");
+  }
   packed.mask = static_cast<const uint64_t*>(mask.data_ptr());
   packed.values = values.data_ptr();
   packed.value_count = values.numel();

@@ -34,7 +34,7 @@ void require_dtype(const Tensor& tensor, ScalarType dtype, const char* name);
 void require_shape(const Tensor& tensor, const std::vector<int64_t>& shape, const char* name);
 void require_contiguous(const Tensor& tensor, const char* name);
 
-// float32 or bfloat16, on the CPU; anything else is refused.
+// float32, bfloat16 or float16, on the CPU; anything else is refused.
 rlcc_dtype float_dtype(const Tensor& tensor, const char* name);
 
 // [..., columns] seen as rows of unit column stride: the tensor itself where its leading
@@ -50,11 +50,12 @@ Rows rows_of(const Tensor& tensor, int64_t columns, const char* name);
 // `row_shape` with its last dimension replaced.
 std::vector<int64_t> with_columns(std::vector<int64_t> row_shape, int64_t columns);
 
-// Borrows the three tensors: they must outlive the result.
-rlcc_packed_weight packed_weight(const Tensor& mask, const Tensor& values,
-                                 const Tensor& row_offsets, int64_t columns, bool trusted);
+// Borrows the tensors: they must outlive the result.
+rlcc_packed_weight packed_weight(const Tensor& mask, const Tensor& values, const Tensor& row_offsets,
+                                 const std::optional<Tensor>& scales, int64_t columns, bool trusted);
+std::vector<int64_t> scales_shape_of(int64_t rows, int64_t columns);
 
-// CPU, float32 or bfloat16 widened to float32, contiguous, of this shape.
+// CPU, a narrower floating point type widened to float32, contiguous, of this shape.
 Tensor as_float32(const Tensor& tensor, const std::vector<int64_t>& shape, const char* name);
 
 }  // namespace restorelcc_ext

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-ISAS = ("scalar", "avx2", "avx512")
+ISAS = ("scalar", "avx2", "avx512f", "avx512vbmi2", "avx512bf16")
 
 
 @pytest.fixture(autouse=True)

@@ -78,15 +78,17 @@ rlcc_status rlcc_set_num_threads(int32_t threads) {
 int32_t rlcc_get_num_threads(void) { return get_num_threads(); }
 
 rlcc_status rlcc_pack_count(const void* weight, int64_t rows, int64_t columns, int64_t weight_stride,
-                            rlcc_dtype dtype, int64_t* value_count) {
-  return guarded([&] { return pack_count(weight, rows, columns, weight_stride, dtype, value_count); });
+                            rlcc_dtype dtype, rlcc_dtype values_dtype, int64_t* value_count) {
+  return guarded(
+      [&] { return pack_count(weight, rows, columns, weight_stride, dtype, values_dtype, value_count); });
 }
 
 rlcc_status rlcc_pack(const void* weight, int64_t rows, int64_t columns, int64_t weight_stride,
-                      rlcc_dtype dtype, uint64_t* mask, void* values, int64_t value_count,
-                      int64_t* row_offsets) {
+                      rlcc_dtype dtype, rlcc_dtype values_dtype, uint64_t* mask, void* values,
+                      int64_t value_count, int64_t* row_offsets, uint16_t* scales) {
   return guarded([&] {
-    return pack(weight, rows, columns, weight_stride, dtype, mask, values, value_count, row_offsets);
+    return pack(weight, rows, columns, weight_stride, dtype, values_dtype, mask, values, value_count,
+                row_offsets, scales);
   });
 }
 
@@ -112,6 +114,10 @@ rlcc_status rlcc_sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params* pa
   return run_on_cpu(params, cpu::sparse_linear_grad_x);
 }
 
+rlcc_status rlcc_sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params* params) {
+  return run_on_cpu(params, cpu::sparse_linear_grad_values);
+}
+
 rlcc_status rlcc_head_moments(const rlcc_head_moments_params* params) {
   return run_on_cpu(params, cpu::head_moments);
 }
@@ -122,6 +128,10 @@ rlcc_status rlcc_sparse_linear_reference(const rlcc_sparse_linear_params* params
 
 rlcc_status rlcc_sparse_linear_grad_x_reference(const rlcc_sparse_linear_grad_x_params* params) {
   return run_reference(params, reference::sparse_linear_grad_x);
+}
+
+rlcc_status rlcc_sparse_linear_grad_values_reference(const rlcc_sparse_linear_grad_values_params* params) {
+  return run_reference(params, reference::sparse_linear_grad_values);
 }
 
 rlcc_status rlcc_head_moments_reference(const rlcc_head_moments_params* params) {

@@ -35,10 +35,14 @@ CpuFeatures detect() {
   found.avx2 = avx2 && fma && f16c && bmi1 && bmi2 && popcnt && (saved & kYmm) == kYmm;
 
   const bool f = bit(b7, 16), dq = bit(b7, 17), bw = bit(b7, 30), vl = bit(b7, 31);
-  const bool vbmi2 = bit(c7, 6);
-  found.avx512 = found.avx2 && f && dq && bw && vl && vbmi2 && (saved & kZmm) == kZmm;
+  const bool vbmi2 = bit(c7, 6), vnni = bit(c7, 11);
+  unsigned a71 = 0, b71 = 0, c71 = 0, d71 = 0;
+  const bool bf16 = a7 >= 1 && __get_cpuid_count(7, 1, &a71, &b71, &c71, &d71) && bit(a71, 5);
+  found.avx512f = found.avx2 && f && dq && bw && vl && (saved & kZmm) == kZmm;
+  found.avx512vbmi2 = found.avx512f && vbmi2;
+  found.avx512bf16 = found.avx512vbmi2 && vnni && bf16;
 #if defined(RLCC_EMULATE_AVX512)
-  found.avx512 = true;  // the tests' build, whose AVX-512 kernels are emulated
+  found.avx512f = found.avx512vbmi2 = found.avx512bf16 = true;  // the tests' build, whose kernels are emulated
 #endif
   return found;
 }

@@ -9,7 +9,7 @@
 namespace restorelcc {
 namespace {
 
-constexpr const char* kNames[kIsaCount] = {"scalar", "avx2", "avx512"};
+constexpr const char* kNames[kIsaCount] = {"scalar", "avx2", "avx512f", "avx512vbmi2", "avx512bf16"};
 constexpr int kNotChosen = -1;  // then RLCC_ISA decides
 
 std::atomic<int> g_chosen{kNotChosen};
@@ -73,7 +73,9 @@ bool isa_available(Isa isa) {
   switch (isa) {
     case Isa::kScalar: return true;
     case Isa::kAvx2: return cpu_features().avx2;
-    case Isa::kAvx512: return cpu_features().avx512;
+    case Isa::kAvx512F: return cpu_features().avx512f;
+    case Isa::kAvx512Vbmi2: return cpu_features().avx512vbmi2;
+    case Isa::kAvx512Bf16: return cpu_features().avx512bf16;
   }
   return false;
 }

@@ -6,8 +6,8 @@
 namespace restorelcc {
 
 // Ordered: a larger one is better, and a CPU that has it has the smaller ones.
-enum class Isa { kScalar = 0, kAvx2 = 1, kAvx512 = 2 };
-constexpr int kIsaCount = 3;
+enum class Isa { kScalar = 0, kAvx2 = 1, kAvx512F = 2, kAvx512Vbmi2 = 3, kAvx512Bf16 = 4 };
+constexpr int kIsaCount = 5;
 
 const char* isa_name(Isa isa);
 bool isa_compiled(Isa isa);

@@ -83,6 +83,20 @@ Status validate(const rlcc_sparse_linear_grad_x_params& p) {
   return validate_parallel(p.parallel);
 }
 
+Status validate(const rlcc_sparse_linear_grad_values_params& p) {
+  RLCC_RETURN_IF_FAILED(validate_dtype("dtype", p.dtype));
+  RLCC_RETURN_IF_FAILED(validate_weight(p.weight));
+  if (p.weight.dtype == RLCC_I8) {
+    return invalid(
+        "weight.dtype is RLCC_I8; int8 values have no gradient, keep floating point values to train them");
+  }
+  RLCC_RETURN_IF_FAILED(validate_matrix("x", p.x, p.rows, p.weight.columns, p.x_stride, p.dtype));
+  RLCC_RETURN_IF_FAILED(validate_matrix("grad_y", p.grad_y, p.rows, p.weight.rows, p.grad_y_stride, p.dtype));
+  RLCC_RETURN_IF_FAILED(
+      validate_array("grad_values", p.grad_values, p.weight.value_count, bytes_of(p.weight.dtype)));
+  return validate_parallel(p.parallel);
+}
+
 Status validate(const rlcc_head_moments_params& p) {
   RLCC_RETURN_IF_FAILED(validate_dtype("dtype", p.dtype));
   if (p.tokens < 0 || p.heads < 0 || p.head_dim < 0) {

@@ -7,6 +7,7 @@ namespace restorelcc {
 
 Status validate(const rlcc_sparse_linear_params& params);
 Status validate(const rlcc_sparse_linear_grad_x_params& params);
+Status validate(const rlcc_sparse_linear_grad_values_params& params);
 Status validate(const rlcc_head_moments_params& params);
 
 }  // namespace restorelcc

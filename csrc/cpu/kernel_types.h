@@ -8,6 +8,18 @@
 
 namespace restorelcc::cpu {
 
+// Storage types that are no arithmetic types of C++.
+struct Bf16 {
+  uint16_t bits;
+};
+struct F16 {
+  uint16_t bits;
+};
+template <class Value>
+constexpr bool kIsBf16 = false;
+template <>
+constexpr bool kIsBf16<Bf16> = true;
+
 // y[m, n] = c[m, n] + comp_rows[comp_index[m], n] + bias[n] + residual[m, n], c being the product
 struct Output {
   int64_t columns;            // N: the row stride of comp_rows
@@ -24,9 +36,9 @@ struct Output {
 // y[0..M, n] for a few rows of x.
 struct DecodeJob {
   rlcc_packed_weight weight;  // W [N, K], validated
-  // Tiles of kDecodeTileRows rows of x (the last may be smaller), each [64 words / lanes, rows of the tile,
-  // lanes] fp32 with zeros behind column K: consecutive in the order in which the kernel reads them.
-  const float* x;
+  const void* x;              // [M, K] of x_dtype
+  int64_t x_stride;           // elements
+  rlcc_dtype x_dtype;
   int64_t rows;  // M
   Output output;
 };
@@ -35,27 +47,37 @@ constexpr int64_t kDecodeMaxRows = 16;
 constexpr int64_t kDecodeTileRows = 8;
 
 struct sparse_linear_decode_kernel {
-  int64_t lanes;  // columns of x side by side in DecodeJob::x
-  void (*run)(const DecodeJob& job, int64_t output_begin, int64_t output_end);
+  // x as the kernel reads it: in tiles of kDecodeTileRows rows (the last may be smaller), the rows of a tile
+  // interleaved step by step, widened (or quantised, for int8 values), zeros behind column K. Starts at a
+  // multiple of 64 bytes.
+  int64_t (*x_bytes)(const DecodeJob& job);
+  void (*pack_x)(const DecodeJob& job, char* x);
+  void (*run)(const DecodeJob& job, const char* x, int64_t output_begin, int64_t output_end);
 };
 
 // C[M, columns] = A[M, depth] B[depth, columns], B being W transposed (sparse_linear: depth = K,
-// columns = N) or W itself (sparse_linear_grad_x: depth = N, columns = K).
+// columns = N) or W itself (sparse_linear_grad_x: depth = N, columns = K). For sparse_linear_grad_values B is x
+// [depth = rows of x, columns = K], A is grad_y transposed, and of C only what W's mask keeps is stored.
 struct PanelJob {
   rlcc_packed_weight weight;  // validated
   const void* a;              // [M, depth] of a_dtype
-  int64_t a_stride;           // elements
+  int64_t a_stride;           // elements between rows of A
+  int64_t a_depth_stride;     // elements between columns of A
   rlcc_dtype a_dtype;
   int64_t rows;  // M
   int64_t depth;
   int64_t columns;
-  float* a_tiles;  // [ceil(M / tile_rows), depth, tile_rows] fp32: what pack() writes and run() reads
+  char* a_tiles;  // [ceil(M / tile_rows), depth, tile_rows] fp32 or what tile_bytes says: pack() to run()
   Output output;
+  const void* b;      // [depth, columns] of a_dtype (grad_values only)
+  int64_t b_stride;   // elements
+  int64_t first_row;  // of W, that row 0 of A is (grad_values only)
 };
 
 struct panel_kernel {
-  int64_t tile_rows;      // rows of A per register tile
-  int64_t panel_columns;  // columns of B per register tile
+  int64_t tile_rows;                           // rows of A per register tile
+  int64_t panel_columns;                       // columns of B per register tile
+  int64_t (*tile_bytes)(const PanelJob& job);  // of one tile of A, packed
   int64_t (*scratch_bytes)(const PanelJob& job, int64_t tiles);
   // Widens and interleaves the rows of tiles [begin, end) of A.
   void (*pack)(const PanelJob& job, int64_t tile_begin, int64_t tile_end);
@@ -65,6 +87,7 @@ struct panel_kernel {
 };
 using sparse_linear_panel_kernel = panel_kernel;
 using sparse_linear_grad_x_panel_kernel = panel_kernel;
+using sparse_linear_grad_values_panel_kernel = panel_kernel;
 
 struct head_moments_block_kernel {
   int64_t (*scratch_bytes)(int64_t head_dim);

@@ -11,6 +11,8 @@
 // clang-format off
 #include "cpu/output.inl"
 #include "cpu/decode.inl"
+#include "cpu/decode_int8.inl"
+#include "cpu/decode_loop.inl"
 #include "cpu/panel_sources.inl"
 #include "cpu/panels.inl"
 #include "cpu/moments.inl"
@@ -20,7 +22,9 @@
 namespace restorelcc::cpu {
 namespace {
 using value_f32 = float;
-using value_bf16 = uint16_t;
+using value_bf16 = Bf16;
+using value_f16 = F16;
+using value_i8 = int8_t;
 }  // namespace
 
 #define RLCC_DEFINE(op, values, shape, isa)                            \

@@ -25,9 +25,6 @@ inline int64_t dz_stride(int64_t head_dim) {
 
 int64_t moments_scratch_bytes(int64_t head_dim) { return kTokenBlock * dz_stride(head_dim) * 8; }
 
-inline double widen64(float value) { return value; }
-inline double widen64(uint16_t bf16) { return widen_bf16(bf16); }
-
 template <class Element>
 void widen_differences(const rlcc_head_moments_params& p, int64_t head, int64_t token, int64_t tokens,
                        double* dz) {
@@ -37,7 +34,8 @@ void widen_differences(const rlcc_head_moments_params& p, int64_t head, int64_t 
                            head * p.dense_head_stride;
     const Element* pruned = static_cast<const Element*>(p.z_pruned) + (token + t) * p.pruned_token_stride +
                             head * p.pruned_head_stride;
-    for (int64_t d = 0; d < p.head_dim; ++d) dz[d] = widen64(dense[d]) - widen64(pruned[d]);
+    for (int64_t d = 0; d < p.head_dim; ++d)
+      dz[d] = double{Vector::widen(dense[d])} - double{Vector::widen(pruned[d])};
     for (int64_t d = p.head_dim; d < stride; ++d) dz[d] = 0;
   }
 }

@@ -8,20 +8,44 @@ namespace {
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-inline float widen_bf16(uint16_t bf16) {
-  const uint32_t bits = static_cast<uint32_t>(bf16) << 16;
+inline float float_from_bits(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof(value));
   return value;
 }
-
-// To nearest, ties to even; a NaN stays a NaN (made quiet) instead of rounding up into infinity.
-inline uint16_t narrow_bf16(float value) {
+inline uint32_t bits_from_float(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+// To nearest, ties to even; a NaN stays a NaN (made quiet) instead of rounding up into infinity.
+inline void narrow(float value, Bf16* to) {
+  const uint32_t bits = bits_from_float(value);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const uint32_t quiet_nan = (bits >> 16) | 0x40u;
-  return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);
+  to->bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);
+}
+inline void narrow(float value, F16* to) {
+  const uint32_t bits = bits_from_float(value), magnitude = bits & 0x7fffffffu, sign = (bits >> 16) & 0x8000u;
+  // Normal: the exponent's bias moves from 127 to 15, 13 bits are rounded off. Subnormal (below 2^-14): adding
+  // 2^-1 leaves the rounded multiple of 2^-24 in the low bits.
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32_t subnormal = bits_from_float(float_from_bits(magnitude) + 0.5f) - 0x3f000000u;
+  const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
+  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u | ((magnitude >> 13) & 0x3ffu) : 0x7c00u;
+  to->bits = static_cast<uint16_t>(sign | (magnitude >= 0x477ff000u ? special : finite));
+}
+inline void narrow(float value, float* to) { *to = value; }
+
+template <class Element>
+inline void finish_row_of(const Output& out, int64_t m, int64_t first, int64_t count, float* __restrict c) {
+  if (out.residual != nullptr) {
+    const Element* residual = static_cast<const Element*>(out.residual) + m * out.residual_stride + first;
+    for (int64_t i = 0; i < count; ++i) c[i] += Vector::widen(residual[i]);
+  }
+  Element* y = static_cast<Element*>(out.y) + m * out.y_stride + first;
+  for (int64_t i = 0; i < count; ++i) narrow(c[i], y + i);
 }
 
 // c[count] is row m of the product, columns [first, first + count). Overwrites c.
@@ -34,20 +58,10 @@ inline void finish_row(const Output& out, int64_t m, int64_t first, int64_t coun
   if (out.bias != nullptr) {
     for (int64_t i = 0; i < count; ++i) c[i] += out.bias[first + i];
   }
-  if (out.dtype == RLCC_F32) {
-    if (out.residual != nullptr) {
-      const float* residual = static_cast<const float*>(out.residual) + m * out.residual_stride + first;
-      for (int64_t i = 0; i < count; ++i) c[i] += residual[i];
-    }
-    float* y = static_cast<float*>(out.y) + m * out.y_stride + first;
-    for (int64_t i = 0; i < count; ++i) y[i] = c[i];
-  } else {
-    if (out.residual != nullptr) {
-      const uint16_t* residual = static_cast<const uint16_t*>(out.residual) + m * out.residual_stride + first;
-      for (int64_t i = 0; i < count; ++i) c[i] += widen_bf16(residual[i]);
-    }
-    uint16_t* y = static_cast<uint16_t*>(out.y) + m * out.y_stride + first;
-    for (int64_t i = 0; i < count; ++i) y[i] = narrow_bf16(c[i]);
+  switch (out.dtype) {
+    case RLCC_F32: return finish_row_of<float>(out, m, first, count, c);
+    case RLCC_BF16: return finish_row_of<Bf16>(out, m, first, count, c);
+    default: return finish_row_of<F16>(out, m, first, count, c);
   }
 }
 

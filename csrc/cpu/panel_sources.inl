@@ -1,13 +1,24 @@
 // Where the panels of B come from: B = Wᵀ for the product, B = W for the gradient of x.
 //
 // A panel is [depth, kPanelColumns] fp32, contiguous: what the register tile streams. Both sources
-// expand mask bits straight into it; nothing dense is ever stored beyond one block of it.
+// expand mask bits straight into it; nothing dense is ever stored beyond one block of it. int8 values get their
+// scale on the way: x stays as it is.
 
 namespace restorelcc::cpu {
 namespace {
 
 constexpr int kPanelColumns = Vector::kPanelVectors * Vector::kLanes;
 static_assert(64 % kPanelColumns == 0, "a panel of columns of W lies within one mask word");
+
+inline int64_t scale_groups(int64_t columns) { return (columns + RLCC_SCALE_COLUMNS - 1) / RLCC_SCALE_COLUMNS; }
+
+// What an expanded value of row n, column k is to be multiplied by: 1 but for int8.
+template <class Value>
+inline float scale_at(const rlcc_packed_weight& weight, int64_t groups, int64_t n, int64_t k) {
+  if constexpr (sizeof(Value) > 1) return 1;
+  const uint16_t bf16 = weight.scales[n * groups + k / RLCC_SCALE_COLUMNS];
+  return float_from_bits(static_cast<uint32_t>(bf16) << 16) * Vector::kInt8Unit;
+}
 
 // B[k, i] = W[first + i, k]: depth runs along the columns of W. Each of the panel's rows of W keeps a
 // cursor into its values; kLanes rows are expanded side by side (their popcount chains are independent)
@@ -18,7 +29,8 @@ struct TransposedWeight {
 
   static int64_t scratch_bytes(const PanelJob&) { return 0; }
 
-  TransposedWeight(const PanelJob& job, char*) : job_(job), words_((job.weight.columns + 63) / 64) {}
+  TransposedWeight(const PanelJob& job, char*)
+      : job_(job), words_((job.weight.columns + 63) / 64), groups_(scale_groups(job.weight.columns)) {}
 
   void start_panel(int64_t panel) {
     const int64_t first = panel * kPanelColumns;
@@ -26,6 +38,7 @@ struct TransposedWeight {
       // Past the last row of W: that row again, with no bit kept, so columns of zeros.
       const int64_t n = smaller(first + i, job_.weight.rows - 1);
       keep_[i] = first + i < job_.weight.rows ? ~uint64_t{0} : 0;
+      rows_[i] = n;
       mask_rows_[i] = job_.weight.mask + n * words_;
       cursors_[i] = static_cast<const Value*>(job_.weight.values) + job_.weight.row_offsets[n];
     }
@@ -44,9 +57,11 @@ struct TransposedWeight {
   void expand_word(int first, int64_t j, float* panel) {
     uint64_t words[Vector::kLanes];
     const Value* cursor[Vector::kLanes];
+    [[maybe_unused]] float scales[Vector::kLanes];
     for (int r = 0; r < Vector::kLanes; ++r) {
       words[r] = mask_rows_[first + r][j] & keep_[first + r];
       cursor[r] = cursors_[first + r];
+      scales[r] = scale_at<Value>(job_.weight, groups_, rows_[first + r], j * 64);
     }
     for (int g = 0; g < 64 / Vector::kLanes; ++g) {
       typename Vector::F32 block[Vector::kLanes];
@@ -55,6 +70,7 @@ struct TransposedWeight {
         const typename Vector::Pattern pattern = Vector::pattern(words[r], 0);
         words[r] >>= Vector::kLanes;
         block[r] = Vector::expand(pattern, cursor[r]);
+        if constexpr (sizeof(Value) == 1) block[r] = Vector::mul(block[r], Vector::broadcast(scales + r));
         cursor[r] += Vector::popcount(pattern);
       }
       Vector::transpose(block);
@@ -67,11 +83,21 @@ struct TransposedWeight {
   }
 
   const PanelJob& job_;
-  const int64_t words_;
+  const int64_t words_, groups_;
+  int64_t rows_[kPanelColumns];
   const uint64_t* mask_rows_[kPanelColumns];
   const Value* cursors_[kPanelColumns];
   uint64_t keep_[kPanelColumns];
 };
+
+// Where in the values the first survivor of row n at or behind column k is. k < columns.
+inline int64_t cursor_at(const rlcc_packed_weight& weight, int64_t n, int64_t k) {
+  const uint64_t* mask_row = weight.mask + n * ((weight.columns + 63) / 64);
+  int64_t cursor = weight.row_offsets[n];
+  for (int64_t j = 0; j < k / 64; ++j) cursor += Vector::popcount(mask_row[j]);
+  const uint64_t earlier_bits = (uint64_t{1} << (k % 64)) - 1;
+  return cursor + Vector::popcount(mask_row[k / 64] & earlier_bits);
+}
 
 // B[n, i] = W[n, first + i]: depth runs along the rows of W. Panels are visited left to right, and each
 // row of W keeps a cursor, found once by counting the bits before the first panel.
@@ -84,19 +110,15 @@ struct PlainWeight {
   }
 
   PlainWeight(const PanelJob& job, char* scratch)
-      : job_(job), words_((job.weight.columns + 63) / 64), cursors_(reinterpret_cast<int64_t*>(scratch)) {}
+      : job_(job),
+        words_((job.weight.columns + 63) / 64),
+        groups_(scale_groups(job.weight.columns)),
+        cursors_(reinterpret_cast<int64_t*>(scratch)) {}
 
   void start_panel(int64_t panel) {
     const int64_t first = panel * kPanelColumns;
     if (first != next_column_) {
-      for (int64_t n = 0; n < job_.weight.rows; ++n) {
-        const uint64_t* mask_row = job_.weight.mask + n * words_;
-        int64_t before = 0;
-        for (int64_t j = 0; j < first / 64; ++j) before += Vector::popcount(mask_row[j]);
-        const uint64_t earlier_bits = (uint64_t{1} << (first % 64)) - 1;
-        before += Vector::popcount(mask_row[first / 64] & earlier_bits);
-        cursors_[n] = job_.weight.row_offsets[n] + before;
-      }
+      for (int64_t n = 0; n < job_.weight.rows; ++n) cursors_[n] = cursor_at(job_.weight, n, first);
     }
     column_ = first;
     next_column_ = first + kPanelColumns;
@@ -107,10 +129,13 @@ struct PlainWeight {
     for (int64_t n = begin; n < end; ++n, panel += kPanelColumns) {
       const uint64_t bits = job_.weight.mask[n * words_ + column_ / 64] >> (column_ % 64);
       const Value* cursor = values + cursors_[n];
+      [[maybe_unused]] const float scale = scale_at<Value>(job_.weight, groups_, n, column_);
 #pragma GCC unroll 4
       for (int v = 0; v < Vector::kPanelVectors; ++v) {
         const typename Vector::Pattern pattern = Vector::pattern(bits, v);
-        Vector::store(panel + v * Vector::kLanes, Vector::expand(pattern, cursor));
+        typename Vector::F32 w = Vector::expand(pattern, cursor);
+        if constexpr (sizeof(Value) == 1) w = Vector::mul(w, Vector::broadcast(&scale));
+        Vector::store(panel + v * Vector::kLanes, w);
         cursor += Vector::popcount(pattern);
       }
       cursors_[n] = cursor - values;
@@ -119,10 +144,34 @@ struct PlainWeight {
 
  private:
   const PanelJob& job_;
-  const int64_t words_;
+  const int64_t words_, groups_;
   int64_t* cursors_;  // [N] into values
   int64_t column_ = 0;
   int64_t next_column_ = -1;  // where the cursors stand
+};
+
+// B[m, i] = x[m, first + i], for the gradient of the values: depth runs along the rows of x.
+template <class Element>
+struct DenseRows {
+  static constexpr int64_t kDepthMultiple = 1;
+
+  static int64_t scratch_bytes(const PanelJob&) { return 0; }
+  DenseRows(const PanelJob& job, char*) : job_(job) {}
+
+  void start_panel(int64_t panel) { first_ = panel * kPanelColumns; }
+
+  void expand(int64_t begin, int64_t end, float* panel) {
+    const int64_t count = smaller(kPanelColumns, job_.columns - first_);
+    for (int64_t m = begin; m < end; ++m, panel += kPanelColumns) {
+      const Element* row = static_cast<const Element*>(job_.b) + m * job_.b_stride + first_;
+      for (int64_t i = 0; i < count; ++i) panel[i] = Vector::widen(row[i]);
+      for (int64_t i = count; i < kPanelColumns; ++i) panel[i] = 0;
+    }
+  }
+
+ private:
+  const PanelJob& job_;
+  int64_t first_ = 0;
 };
 
 }  // namespace

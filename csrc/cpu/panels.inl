@@ -77,27 +77,24 @@ void pack_a(const PanelJob& job, int64_t tile_begin, int64_t tile_end) {
       // Missing rows repeat the last one; their sums are never computed.
       a[r] = static_cast<const Element*>(job.a) + (tile * kTileRows + smaller(r, rows - 1)) * job.a_stride;
     }
-    float* packed = job.a_tiles + tile * kTileRows * job.depth;
+    float* packed = reinterpret_cast<float*>(job.a_tiles) + tile * kTileRows * job.depth;
     for (int64_t k = 0; k < job.depth; ++k) {
 #pragma GCC unroll 16
-      for (int r = 0; r < kTileRows; ++r) {
-        if constexpr (sizeof(Element) == 4) {
-          packed[k * kTileRows + r] = a[r][k];
-        } else {
-          packed[k * kTileRows + r] = widen_bf16(a[r][k]);
-        }
-      }
+      for (int r = 0; r < kTileRows; ++r)
+        packed[k * kTileRows + r] = Vector::widen(a[r][k * job.a_depth_stride]);
     }
   }
 }
 
 void panel_pack(const PanelJob& job, int64_t tile_begin, int64_t tile_end) {
-  if (job.a_dtype == RLCC_F32) {
-    pack_a<float>(job, tile_begin, tile_end);
-  } else {
-    pack_a<uint16_t>(job, tile_begin, tile_end);
+  switch (job.a_dtype) {
+    case RLCC_F32: return pack_a<float>(job, tile_begin, tile_end);
+    case RLCC_BF16: return pack_a<Bf16>(job, tile_begin, tile_end);
+    default: return pack_a<F16>(job, tile_begin, tile_end);
   }
 }
+
+int64_t panel_tile_bytes(const PanelJob& job) { return kTileRows * job.depth * 4; }
 
 // Scratch: B block | C panel | what the source keeps.
 template <class Source>
@@ -111,14 +108,16 @@ int64_t panel_scratch_bytes(const PanelJob& job, int64_t tiles) {
   return panel_b_bytes<Source>(job) + panel_c_bytes(tiles) + Source::scratch_bytes(job);
 }
 
-template <class Source>
-void panel_run(const PanelJob& job, int64_t panel_begin, int64_t panel_end, int64_t tile_begin,
-               int64_t tile_end, char* scratch) {
+// finish(row, first, count, c): what becomes of one row of a panel of C.
+template <class Source, class Finish>
+inline void panel_products(const PanelJob& job, int64_t panel_begin, int64_t panel_end, int64_t tile_begin,
+                           int64_t tile_end, char* scratch, const Finish& finish) {
   float* b = reinterpret_cast<float*>(scratch);
   float* c = reinterpret_cast<float*>(scratch + panel_b_bytes<Source>(job));
   Source source(job, scratch + panel_b_bytes<Source>(job) + panel_c_bytes(tile_end - tile_begin));
   const int64_t block = depth_block(job.depth, Source::kDepthMultiple);
   const int64_t row_begin = tile_begin * kTileRows, row_end = smaller(tile_end * kTileRows, job.rows);
+  const float* a_tiles = reinterpret_cast<const float*>(job.a_tiles);
 
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
     source.start_panel(panel);
@@ -127,26 +126,66 @@ void panel_run(const PanelJob& job, int64_t panel_begin, int64_t panel_end, int6
       const int64_t depth = smaller(block, job.depth - k);
       source.expand(k, k + depth, b);
       for (int64_t m = row_begin; m < row_end; m += kTileRows) {
-        multiply_rows(smaller(kTileRows, row_end - m), depth, job.a_tiles + m * job.depth + k * kTileRows, b,
+        multiply_rows(smaller(kTileRows, row_end - m), depth, a_tiles + m * job.depth + k * kTileRows, b,
                       c + (m - row_begin) * kPanelColumns, k > 0);
       }
       k += block;
     } while (k < job.depth);
 
     const int64_t first = panel * kPanelColumns, count = smaller(kPanelColumns, job.columns - first);
-    for (int64_t m = row_begin; m < row_end; ++m) {
-      finish_row(job.output, m, first, count, c + (m - row_begin) * kPanelColumns);
-    }
+    for (int64_t m = row_begin; m < row_end; ++m) finish(m, first, count, c + (m - row_begin) * kPanelColumns);
   }
 }
 
 template <class Source>
-constexpr panel_kernel panel_kernel_of = {kTileRows, kPanelColumns, panel_scratch_bytes<Source>, panel_pack,
-                                          panel_run<Source>};
+void panel_run(const PanelJob& job, int64_t panel_begin, int64_t panel_end, int64_t tile_begin,
+               int64_t tile_end, char* scratch) {
+  panel_products<Source>(
+      job, panel_begin, panel_end, tile_begin, tile_end, scratch,
+      [&](int64_t m, int64_t first, int64_t count, float* c) { finish_row(job.output, m, first, count, c); });
+}
+
+// Of C [N, K] only what the mask keeps, at the survivors' places.
+template <class Element, class Value>
+void grad_values_run_of(const PanelJob& job, int64_t panel_begin, int64_t panel_end, int64_t tile_begin,
+                        int64_t tile_end, char* scratch) {
+  Value* values = static_cast<Value*>(job.output.y);
+  const int64_t words = (job.weight.columns + 63) / 64;
+  panel_products<DenseRows<Element>>(job, panel_begin, panel_end, tile_begin, tile_end, scratch,
+                                     [&](int64_t row, int64_t first, int64_t count, float* c) {
+                                       const int64_t n = job.first_row + row;
+                                       const uint64_t word =
+                                           job.weight.mask[n * words + first / 64] >> (first % 64);
+                                       Value* value = values + cursor_at(job.weight, n, first);
+                                       for (int64_t i = 0; i < count; ++i) {
+                                         if (((word >> i) & 1u) != 0) narrow(c[i], value++);
+                                       }
+                                     });
+}
+
+template <class Value>
+void grad_values_run(const PanelJob& job, int64_t panel_begin, int64_t panel_end, int64_t tile_begin,
+                     int64_t tile_end, char* scratch) {
+  switch (job.a_dtype) {
+    case RLCC_F32:
+      return grad_values_run_of<float, Value>(job, panel_begin, panel_end, tile_begin, tile_end, scratch);
+    case RLCC_BF16:
+      return grad_values_run_of<Bf16, Value>(job, panel_begin, panel_end, tile_begin, tile_end, scratch);
+    default: return grad_values_run_of<F16, Value>(job, panel_begin, panel_end, tile_begin, tile_end, scratch);
+  }
+}
+
+template <class Source>
+constexpr panel_kernel panel_kernel_of = {
+    kTileRows, kPanelColumns, panel_tile_bytes, panel_scratch_bytes<Source>, panel_pack, panel_run<Source>};
 template <class Value>
 constexpr panel_kernel sparse_linear_panel_of = panel_kernel_of<TransposedWeight<Value>>;
 template <class Value>
 constexpr panel_kernel sparse_linear_grad_x_panel_of = panel_kernel_of<PlainWeight<Value>>;
+template <class Value>  // the scratch is the same for every element type of x
+constexpr panel_kernel sparse_linear_grad_values_panel_of = {
+    kTileRows,  kPanelColumns,         panel_tile_bytes, panel_scratch_bytes<DenseRows<float>>,
+    panel_pack, grad_values_run<Value>};
 
 }  // namespace
 }  // namespace restorelcc::cpu

@@ -38,15 +38,22 @@ struct Infos {
   }
 };
 
-// Every (op, shape) is listed for every dtype and instruction set, so the search cannot fail.
+rlcc_dtype dtype_of(const char* values) {
+  if (std::strcmp(values, "f32") == 0) return RLCC_F32;
+  if (std::strcmp(values, "bf16") == 0) return RLCC_BF16;
+  return std::strcmp(values, "f16") == 0 ? RLCC_F16 : RLCC_I8;
+}
+
+// Every (op, shape) is listed for every dtype that its validation lets through and every instruction set, so
+// the search cannot fail.
 template <class Kernel>
 struct Table {
-  const Kernel* kernels[2][kIsaCount] = {};
+  const Kernel* kernels[4][kIsaCount] = {};
 
   explicit Table(const char* family) {
     for (const Entry& entry : kEntries) {
       if (std::strcmp(entry.family, family) != 0) continue;
-      const rlcc_dtype values = std::strcmp(entry.values, "f32") == 0 ? RLCC_F32 : RLCC_BF16;
+      const rlcc_dtype values = dtype_of(entry.values);
       for (int isa = 0; isa < kIsaCount; ++isa) {
         if (std::strcmp(isa_name(static_cast<Isa>(isa)), entry.isa) == 0) {
           kernels[values][isa] = static_cast<const Kernel*>(entry.kernel);
@@ -71,6 +78,11 @@ const panel_kernel& sparse_linear_panel(rlcc_dtype values, Isa isa) {
 
 const panel_kernel& sparse_linear_grad_x_panel(rlcc_dtype values, Isa isa) {
   static const Table<panel_kernel> table("sparse_linear_grad_x_panel");
+  return table.at(values, isa);
+}
+
+const panel_kernel& sparse_linear_grad_values_panel(rlcc_dtype values, Isa isa) {
+  static const Table<panel_kernel> table("sparse_linear_grad_values_panel");
   return table.at(values, isa);
 }
 

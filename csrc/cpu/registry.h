@@ -15,6 +15,7 @@ RLCC_KERNELS(RLCC_DECLARE)
 const sparse_linear_decode_kernel& sparse_linear_decode(rlcc_dtype values, Isa isa);
 const panel_kernel& sparse_linear_panel(rlcc_dtype values, Isa isa);
 const panel_kernel& sparse_linear_grad_x_panel(rlcc_dtype values, Isa isa);
+const panel_kernel& sparse_linear_grad_values_panel(rlcc_dtype values, Isa isa);
 const head_moments_block_kernel& head_moments_block(rlcc_dtype values, Isa isa);
 
 // The rows of rlcc_kernels().

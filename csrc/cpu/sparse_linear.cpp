@@ -19,47 +19,32 @@ constexpr int64_t kRowBlock = 516;  // a multiple of every tile_rows: 4, 6, 12
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Columns [first, first + count) of row m of x, in fp32.
-void widen_columns(const rlcc_sparse_linear_params& p, int64_t m, int64_t first, int64_t count,
-                   float* widened) {
-  if (p.x_dtype == RLCC_F32) {
-    std::memcpy(widened, static_cast<const float*>(p.x) + m * p.x_stride + first,
-                static_cast<size_t>(count) * 4);
-    return;
+// Starts at a multiple of 64 bytes.
+class AlignedBytes {
+ public:
+  explicit AlignedBytes(int64_t bytes) : storage_(new char[static_cast<size_t>(bytes) + 63]) {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(storage_.get());
+    first_ = storage_.get() + (63 - (address + 63) % 64);
   }
-  const uint16_t* x = static_cast<const uint16_t*>(p.x) + m * p.x_stride + first;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t bits = static_cast<uint32_t>(x[i]) << 16;
-    std::memcpy(widened + i, &bits, 4);
-  }
-}
+  char* get() const { return first_; }
 
-// DecodeJob::x.
-void widen_tiles(const rlcc_sparse_linear_params& p, int64_t lanes, float* tiles) {
-  const int64_t columns = p.weight.columns, padded = words_of(columns) * kWordBits;
-  for (int64_t tile = 0; tile < p.x_rows; tile += kDecodeTileRows) {
-    const int64_t rows = std::min(kDecodeTileRows, p.x_rows - tile);
-    for (int64_t first = 0; first < padded; first += lanes) {
-      const int64_t count = std::clamp<int64_t>(columns - first, 0, lanes);
-      for (int64_t r = 0; r < rows; ++r, tiles += lanes) {
-        if (count > 0) widen_columns(p, tile + r, first, count, tiles);
-        std::fill(tiles + count, tiles + lanes, 0.0f);
-      }
-    }
-  }
-}
+ private:
+  std::unique_ptr<char[]> storage_;
+  char* first_;
+};
 
 void run_decode(const sparse_linear_decode_kernel& kernel, const rlcc_sparse_linear_params& p,
                 const Output& output) {
-  const int64_t row_floats = words_of(p.weight.columns) * kWordBits;
-  const std::unique_ptr<float[]> x(new float[static_cast<size_t>(p.x_rows * row_floats)]);
-  widen_tiles(p, kernel.lanes, x.get());
-  const DecodeJob job{p.weight, x.get(), p.x_rows, output};
-  const int64_t grain = kMinimumChunk / std::max<int64_t>(p.x_rows * row_floats, 1);
+  const DecodeJob job{p.weight, p.x, p.x_stride, p.x_dtype, p.x_rows, output};
+  const AlignedBytes x(kernel.x_bytes(job));
+  kernel.pack_x(job, x.get());
+  const int64_t output_work = p.x_rows * words_of(p.weight.columns) * kWordBits;
+  const int64_t grain = kMinimumChunk / std::max<int64_t>(output_work, 1);
   parallel_for(p.parallel, p.weight.rows, grain,
-               [&](int64_t begin, int64_t end) { kernel.run(job, begin, end); });
+               [&](int64_t begin, int64_t end) { kernel.run(job, x.get(), begin, end); });
 }
 
+// The output of rows m and on. (The gradient of the values has no rows: its places are the mask's.)
 Output rows_from(Output output, int64_t m) {
   const int64_t bytes = bytes_of(output.dtype);
   if (output.comp_index != nullptr) output.comp_index += m;
@@ -83,7 +68,7 @@ void run_panels(const panel_kernel& kernel, const PanelJob& whole, const rlcc_pa
   const int64_t tiles_per_part = divide_up(tiles, parts);
 
   const int64_t tile_floats = kernel.tile_rows * whole.depth;
-  const std::unique_ptr<float[]> a_tiles(new float[static_cast<size_t>(tiles * tile_floats)]);
+  const AlignedBytes a_tiles(tiles * kernel.tile_bytes(whole));
   ScratchSlots slots(threads, kernel.scratch_bytes(whole, tiles_per_part));
   const int64_t pack_grain = kMinimumChunk / std::max<int64_t>(tile_floats, 1);
   const int64_t item_work = tiles_per_part * tile_floats * kernel.panel_columns;
@@ -95,7 +80,8 @@ void run_panels(const panel_kernel& kernel, const PanelJob& whole, const rlcc_pa
     job.a = static_cast<const char*>(whole.a) + m * a_row_bytes;
     job.rows = std::min(tiles * kernel.tile_rows, whole.rows - m);
     job.a_tiles = a_tiles.get();
-    job.output = rows_from(whole.output, m);
+    job.first_row = m;
+    if (whole.b == nullptr) job.output = rows_from(whole.output, m);
     const int64_t job_tiles = divide_up(job.rows, kernel.tile_rows);
     if (job.depth > 0) {  // else A may be null
       parallel_for(parallel, job_tiles, pack_grain,
@@ -122,19 +108,57 @@ void sparse_linear(const rlcc_sparse_linear_params& p, Isa isa) {
   if (p.x_rows == 0 || p.weight.rows == 0) return;
   const Output output{p.weight.rows,     p.comp_rows, p.comp_index, p.bias,   p.residual,
                       p.residual_stride, p.y,         p.y_stride,   p.x_dtype};
-  if (p.x_rows <= kDecodeMaxRows) return run_decode(sparse_linear_decode(p.weight.dtype, isa), p, output);
-  const PanelJob job{p.weight,         p.x,           p.x_stride, p.x_dtype, p.x_rows,
-                     p.weight.columns, p.weight.rows, nullptr,    output};
+  const bool rounds_x = p.weight.dtype == RLCC_I8;  // the decode kernels of int8 values do
+  if (p.x_rows <= kDecodeMaxRows && !(rounds_x && p.exact_x != 0)) {
+    return run_decode(sparse_linear_decode(p.weight.dtype, isa), p, output);
+  }
+  PanelJob job{};
+  job.weight = p.weight;
+  job.a = p.x;
+  job.a_stride = p.x_stride;
+  job.a_depth_stride = 1;
+  job.a_dtype = p.x_dtype;
+  job.rows = p.x_rows;
+  job.depth = p.weight.columns;
+  job.columns = p.weight.rows;
+  job.output = output;
   run_panels(sparse_linear_panel(p.weight.dtype, isa), job, p.parallel);
 }
 
 void sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params& p, Isa isa) {
   if (p.y_rows == 0 || p.weight.columns == 0) return;
-  const Output output{p.weight.columns, nullptr,         nullptr, nullptr, nullptr, 0,
-                      p.grad_x,         p.grad_x_stride, p.dtype};
-  const PanelJob job{p.weight,      p.grad_y,         p.grad_y_stride, p.dtype, p.y_rows,
-                     p.weight.rows, p.weight.columns, nullptr,         output};
+  PanelJob job{};
+  job.weight = p.weight;
+  job.a = p.grad_y;
+  job.a_stride = p.grad_y_stride;
+  job.a_depth_stride = 1;
+  job.a_dtype = p.dtype;
+  job.rows = p.y_rows;
+  job.depth = p.weight.rows;
+  job.columns = p.weight.columns;
+  job.output.columns = p.weight.columns;
+  job.output.y = p.grad_x;
+  job.output.y_stride = p.grad_x_stride;
+  job.output.dtype = p.dtype;
   run_panels(sparse_linear_grad_x_panel(p.weight.dtype, isa), job, p.parallel);
+}
+
+void sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params& p, Isa isa) {
+  if (p.weight.rows == 0 || p.weight.columns == 0) return;
+  static const char kNothing = 0;  // marks the job where x is null because it has no rows
+  PanelJob job{};
+  job.weight = p.weight;
+  job.a = p.grad_y;
+  job.a_stride = 1;
+  job.a_depth_stride = p.grad_y_stride;
+  job.a_dtype = p.dtype;
+  job.rows = p.weight.rows;
+  job.depth = p.rows;
+  job.columns = p.weight.columns;
+  job.output.y = p.grad_values;
+  job.b = p.x != nullptr ? p.x : &kNothing;
+  job.b_stride = p.x_stride;
+  run_panels(sparse_linear_grad_values_panel(p.weight.dtype, isa), job, p.parallel);
 }
 
 }  // namespace restorelcc::cpu

@@ -5,13 +5,18 @@
 
 #include <cstdint>
 
+#include "cpu/kernel_types.h"
+
 namespace restorelcc::cpu {
 namespace {
 
-// For each pattern of 8 mask bits: lane i takes survivor number popcount(bits below i), or zero. 8 KiB
+// For each pattern of 8 mask bits: lane i takes survivor number popcount(bits below i), or zero. 8 KiB or 4 KiB
 // each; a kernel uses one of them, and it stays in the first-level cache.
 struct ExpandTable {
   alignas(64) uint32_t entry[256][8];
+};
+struct HalfExpandTable {
+  alignas(64) uint16_t entry[256][8];
 };
 
 // For vpermd on 8 floats: the survivor's number; bit 31 says keep (vblendvps looks at the sign).
@@ -42,8 +47,36 @@ constexpr ExpandTable make_bf16_table() {
   return table;
 }
 
+// For vpshufb on 8 values into 8 lanes of 16 bits: f16 as it is, int8 in the upper byte (times 256).
+constexpr HalfExpandTable make_f16_table() {
+  HalfExpandTable table{};
+  for (uint32_t bits = 0; bits < 256; ++bits) {
+    uint32_t survivor = 0;
+    for (uint32_t i = 0; i < 8; ++i) {
+      const bool kept = ((bits >> i) & 1u) != 0;
+      table.entry[bits][i] = kept ? static_cast<uint16_t>(((2 * survivor + 1) << 8) | (2 * survivor)) : 0x8080u;
+      survivor += kept ? 1 : 0;
+    }
+  }
+  return table;
+}
+constexpr HalfExpandTable make_i8_table() {
+  HalfExpandTable table{};
+  for (uint32_t bits = 0; bits < 256; ++bits) {
+    uint32_t survivor = 0;
+    for (uint32_t i = 0; i < 8; ++i) {
+      const bool kept = ((bits >> i) & 1u) != 0;
+      table.entry[bits][i] = kept ? static_cast<uint16_t>((survivor << 8) | 0x80u) : 0x8080u;
+      survivor += kept ? 1 : 0;
+    }
+  }
+  return table;
+}
+
 constexpr ExpandTable kF32Table = make_f32_table();
 constexpr ExpandTable kBf16Table = make_bf16_table();
+constexpr HalfExpandTable kF16Table = make_f16_table();
+constexpr HalfExpandTable kI8Table = make_i8_table();
 
 struct Vector {
   using F32 = __m256;
@@ -55,11 +88,22 @@ struct Vector {
   static constexpr int kDepthBlock = 320;  // B 20 KiB, A 7.5 KiB
   static constexpr int kGramVectors = 2;   // a 4 x 8 fp64 tile: 8 chains hide the latency of the FMA
 
+  static constexpr float kInt8Unit = 1.0f / 256;  // expand() of an int8 value v gives v / kInt8Unit
+  template <class Value>
+  static constexpr int kStepVectors = 1;
+
+  static float widen(float value) { return value; }
+  static float widen(Bf16 value) {
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(value.bits << 16)));
+  }
+  static float widen(F16 value) { return _cvtsh_ss(value.bits); }
+
   static F32 zero() { return _mm256_setzero_ps(); }
   static F32 load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, F32 v) { _mm256_storeu_ps(p, v); }
   static F32 broadcast(const float* p) { return _mm256_broadcast_ss(p); }
   static F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
+  static F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
   static F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
   static float sum(F32 v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -91,11 +135,56 @@ struct Vector {
     const F32 placed = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values), lane);
     return _mm256_blendv_ps(zero(), placed, _mm256_castsi256_ps(lane));
   }
-  static F32 expand(Pattern pattern, const uint16_t* values) {
+  static F32 expand(Pattern pattern, const Bf16* values) {
     const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
     const __m256i shuffle = entry(kBf16Table, pattern);
     return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(eight), shuffle));
   }
+
+  static F32 expand(Pattern pattern, const F16* values) {
+    return _mm256_cvtph_ps(_mm_shuffle_epi8(eight_halves(values), half_entry(kF16Table, pattern)));
+  }
+  static F32 expand(Pattern pattern, const int8_t* values) {
+    const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(values));
+    const __m128i placed = _mm_shuffle_epi8(eight, half_entry(kI8Table, pattern));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(placed));
+  }
+
+  template <class Value>
+  static int64_t expand_step(uint64_t word, int step, const Value* values, F32 (&w)[1]) {
+    const Pattern bits = pattern(word, step);
+    w[0] = expand(bits, values);
+    return popcount(bits);
+  }
+
+  // int8: sixteen columns as int16, the values times 256, by vpmaddwd. A lane's sum over a group of 128 columns
+  // is at most 16 * 128 * 256 * 127 < 2^27.
+  struct Int8 {
+    using X = int16_t;
+    using W = __m256i;
+    using Sum = __m256i;
+    static constexpr int kColumns = 16;
+    static constexpr float kUnit = kInt8Unit;
+
+    static Sum zero() { return _mm256_setzero_si256(); }
+    static X encode(int32_t quantised) { return static_cast<X>(quantised); }
+    static W expand(uint64_t word, int step, const int8_t* values, int64_t* cursor) {
+      const Pattern low = half_pattern(word, 2 * step), high = half_pattern(word, 2 * step + 1);
+      const __m128i first = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + *cursor));
+      *cursor += popcount(low);
+      const __m128i second = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + *cursor));
+      *cursor += popcount(high);
+      return _mm256_shuffle_epi8(_mm256_inserti128_si256(_mm256_castsi128_si256(first), second, 1),
+                                 _mm256_inserti128_si256(_mm256_castsi128_si256(half_row(kI8Table, low)),
+                                                         half_row(kI8Table, high), 1));
+    }
+    static Sum add_offset(Sum offset, W) { return offset; }
+    static Sum dot(Sum sum, W w, const X* x) {
+      const __m256i sixteen = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+      return _mm256_add_epi32(sum, _mm256_madd_epi16(w, sixteen));
+    }
+    static F32 to_float(Sum sum, Sum) { return _mm256_cvtepi32_ps(sum); }
+  };
 
   static void transpose(F32 (&r)[8]) {
     const F32 a0 = _mm256_unpacklo_ps(r[0], r[1]), a1 = _mm256_unpackhi_ps(r[0], r[1]);
@@ -118,6 +207,21 @@ struct Vector {
   static __m256i entry(const ExpandTable& table, Pattern pattern) {
     const char* first = reinterpret_cast<const char*>(table.entry);
     return _mm256_load_si256(reinterpret_cast<const __m256i*>(first + pattern));
+  }
+  static __m128i eight_halves(const F16* values) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+  }
+  // A pattern that is the offset of an entry of 16 bytes; and one of 32 bytes halved.
+  static Pattern half_pattern(uint64_t word, int group) {
+    const int right = (8 * group + 60) % 64;
+    return ((word >> right) | (word << ((64 - right) % 64))) & (0xffu << 4);
+  }
+  static __m128i half_row(const HalfExpandTable& table, Pattern half) {
+    const char* first = reinterpret_cast<const char*>(table.entry);
+    return _mm_load_si128(reinterpret_cast<const __m128i*>(first + half));
+  }
+  static __m128i half_entry(const HalfExpandTable& table, Pattern pattern) {
+    return half_row(table, pattern >> 1);
   }
   // Of each 128-bit half: the lower (upper) two floats of a, then those of b.
   static F32 pairs_low(F32 a, F32 b) { return _mm256_shuffle_ps(a, b, _MM_SHUFFLE(1, 0, 1, 0)); }

@@ -1,7 +1,12 @@
-// AVX-512 F, BW, DQ, VL, VBMI2: sixteen floats, and an instruction that expands.
+// AVX-512: sixteen floats, and an instruction that expands. Three translation units include this:
+//   avx512f      F, BW, DQ, VL. vpexpandps on values widened before
+//   avx512vbmi2  RLCC_EXPAND_NARROW: vpexpandw, vpexpandb on the values as they are stored, twice and four
+//   times as many avx512bf16   RLCC_DOT_BF16 too: vdpbf16ps on pairs of bf16, vpdpbusd on fours of int8
 #pragma once
 
 #include <cstdint>
+
+#include "cpu/kernel_types.h"
 
 // The tests compile these kernels a second time with an emulation of the instructions, so that their
 // source runs on any CPU.
@@ -14,6 +19,7 @@
 // memory form vpexpand is microcoded on AMD: measured on Zen 5, a sparse GEMV made of it took twice the
 // time of the dense one, and made of the register form three quarters.
 #define RLCC_LOADED(vector) __asm__("" : "+v"(vector))
+#define RLCC_PAIRS(vector) (__m512bh)(vector)
 #endif
 
 namespace restorelcc::cpu {
@@ -29,11 +35,27 @@ struct Vector {
   static constexpr int kDepthBlock = 256;  // B 32 KiB, A 12 KiB, of 48 KiB
   static constexpr int kGramVectors = 2;   // a 4 x 16 fp64 tile: 8 chains hide the latency of the FMA
 
+  static constexpr float kInt8Unit = 1;  // expand() of an int8 value v gives v / kInt8Unit
+#if defined(RLCC_EXPAND_NARROW)
+  template <class Value>
+  static constexpr int kStepVectors = kIsBf16<Value> ? 2 : 1;
+#else
+  template <class Value>
+  static constexpr int kStepVectors = 1;
+#endif
+
+  static float widen(float value) { return value; }
+  static float widen(Bf16 value) {
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(value.bits << 16)));
+  }
+  static float widen(F16 value) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(value.bits))); }
+
   static F32 zero() { return _mm512_setzero_ps(); }
   static F32 load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, F32 v) { _mm512_storeu_ps(p, v); }
   static F32 broadcast(const float* p) { return _mm512_set1_ps(*p); }
   static F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+  static F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
   static F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
   static float sum(F32 v) { return _mm512_reduce_add_ps(v); }
 
@@ -51,17 +73,108 @@ struct Vector {
 
   // Lane i = bit i of the pattern set ? the next value : 0. Reads 16 values whatever the pattern: hence the
   // padding behind the last row.
-  static F32 expand(Pattern pattern, const float* values) {
-    __m512 packed = _mm512_loadu_ps(values);
+  template <class Value>
+  static F32 expand(Pattern pattern, const Value* values) {
+    F32 packed = widen16(values);
     RLCC_LOADED(packed);
     return _mm512_maskz_expand_ps(static_cast<__mmask16>(pattern), packed);
   }
-  static F32 expand(Pattern pattern, const uint16_t* values) {
-    __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
-    RLCC_LOADED(packed);
-    const __m256i placed = _mm256_maskz_expand_epi16(static_cast<__mmask16>(pattern), packed);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(placed), 16));
+
+  template <class Value>
+  static int64_t expand_step(uint64_t word, int step, const Value* values, F32 (&w)[1]) {
+    const Pattern bits = pattern(word, step);
+    w[0] = expand(bits, values);
+    return popcount(bits);
   }
+
+#if defined(RLCC_EXPAND_NARROW)
+  // 32 columns: the even ones, then the odd ones.
+  static int64_t expand_step(uint64_t word, int step, const Bf16* values, F32 (&w)[2]) {
+    const uint32_t bits = static_cast<uint32_t>(word >> (32 * step));
+    const __m512i pairs = expand_pairs(bits, values);
+    w[0] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    w[1] = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u))));
+    return popcount(bits);
+  }
+  static __m512i expand_pairs(uint32_t bits, const Bf16* values) {
+    __m512i packed = _mm512_loadu_si512(values);
+    RLCC_LOADED(packed);
+    return _mm512_maskz_expand_epi16(static_cast<__mmask32>(bits), packed);
+  }
+#endif
+#if defined(RLCC_DOT_BF16)
+  static F32 dot_pairs(F32 sum, __m512i w, const Bf16* x) {
+    return _mm512_dpbf16_ps(sum, RLCC_PAIRS(w), RLCC_PAIRS(_mm512_loadu_si512(x)));
+  }
+#endif
+
+#if defined(RLCC_DOT_BF16)
+  // int8: 64 columns by vpdpbusd, which wants one side unsigned: x + 128, and 128 sum(w) taken off again.
+  struct Int8 {
+    using X = uint8_t;
+    using W = __m512i;
+    using Sum = __m512i;
+    static constexpr int kColumns = 64;
+    static constexpr float kUnit = 1;
+
+    static Sum zero() { return _mm512_setzero_si512(); }
+    static X encode(int32_t quantised) { return static_cast<X>(quantised + 128); }
+    static W expand(uint64_t word, int, const int8_t* values, int64_t* cursor) {
+      return expand_bytes(word, values, cursor);
+    }
+    static Sum add_offset(Sum offset, W w) {
+      return _mm512_dpbusd_epi32(offset, _mm512_set1_epi8(static_cast<char>(0x80)), w);
+    }
+    static Sum dot(Sum sum, W w, const X* x) { return _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(x), w); }
+    static F32 to_float(Sum sum, Sum offset) { return _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, offset)); }
+  };
+#elif defined(RLCC_EXPAND_NARROW)
+  // int8: 64 columns, widened to int16 and multiplied by vpmaddwd.
+  struct Int8 {
+    using X = int16_t;
+    using W = __m512i;
+    using Sum = __m512i;
+    static constexpr int kColumns = 64;
+    static constexpr float kUnit = 1;
+
+    static Sum zero() { return _mm512_setzero_si512(); }
+    static X encode(int32_t quantised) { return static_cast<X>(quantised); }
+    static W expand(uint64_t word, int, const int8_t* values, int64_t* cursor) {
+      return expand_bytes(word, values, cursor);
+    }
+    static Sum add_offset(Sum offset, W) { return offset; }
+    static Sum dot(Sum sum, W w, const X* x) {
+      const __m512i low = _mm512_cvtepi8_epi16(_mm512_castsi512_si256(w));
+      const __m512i high = _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(w, 1));
+      sum = _mm512_add_epi32(sum, _mm512_madd_epi16(low, _mm512_loadu_si512(x)));
+      return _mm512_add_epi32(sum, _mm512_madd_epi16(high, _mm512_loadu_si512(x + 32)));
+    }
+    static F32 to_float(Sum sum, Sum) { return _mm512_cvtepi32_ps(sum); }
+  };
+#else
+  // int8: sixteen columns in int32 lanes. vpmaddwd on (value, its sign) and (x, 0) is the product.
+  struct Int8 {
+    using X = int32_t;
+    using W = __m512i;
+    using Sum = __m512i;
+    static constexpr int kColumns = 16;
+    static constexpr float kUnit = 1;
+
+    static Sum zero() { return _mm512_setzero_si512(); }
+    static X encode(int32_t quantised) { return quantised & 0xffff; }
+    static W expand(uint64_t word, int step, const int8_t* values, int64_t* cursor) {
+      const Pattern bits = pattern(word, step);
+      const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + *cursor));
+      *cursor += popcount(bits);
+      return _mm512_maskz_expand_epi32(static_cast<__mmask16>(bits), _mm512_cvtepi8_epi32(packed));
+    }
+    static Sum add_offset(Sum offset, W) { return offset; }
+    static Sum dot(Sum sum, W w, const X* x) {
+      return _mm512_add_epi32(sum, _mm512_madd_epi16(w, _mm512_loadu_si512(x)));
+    }
+    static F32 to_float(Sum sum, Sum) { return _mm512_cvtepi32_ps(sum); }
+  };
+#endif
 
   // Four steps, each doubling the run of neighbours in place: 1, 2, 4, 8 rows.
   static void transpose(F32 (&r)[16]) {
@@ -92,6 +205,28 @@ struct Vector {
       r[12 + c] = _mm512_shuffle_f32x4(odd01, odd23, 0xdd);
     }
   }
+
+ private:
+  static F32 widen16(const float* values) { return _mm512_loadu_ps(values); }
+  static F32 widen16(const Bf16* values) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(sixteen_halves(values)), 16));
+  }
+  static F32 widen16(const F16* values) { return _mm512_cvtph_ps(sixteen_halves(values)); }
+  static F32 widen16(const int8_t* values) {
+    const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(packed));
+  }
+  static __m256i sixteen_halves(const void* values) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(values));
+  }
+#if defined(RLCC_EXPAND_NARROW)
+  static __m512i expand_bytes(uint64_t word, const int8_t* values, int64_t* cursor) {
+    __m512i packed = _mm512_loadu_si512(values + *cursor);
+    RLCC_LOADED(packed);
+    *cursor += popcount(word);
+    return _mm512_maskz_expand_epi8(static_cast<__mmask64>(word), packed);
+  }
+#endif
 };
 
 }  // namespace

@@ -5,19 +5,14 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/kernel_types.h"
+
 namespace restorelcc::cpu {
 namespace {
 
 typedef float Float4 __attribute__((vector_size(16)));
 typedef double Double2 __attribute__((vector_size(16)));
-
-inline float widen(float value) { return value; }
-inline float widen(uint16_t bf16) {
-  const uint32_t bits = static_cast<uint32_t>(bf16) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
+typedef int32_t Int4 __attribute__((vector_size(16)));
 
 struct Vector {
   using F32 = Float4;
@@ -29,6 +24,24 @@ struct Vector {
   static constexpr int kDepthBlock = 320;  // B 10 KiB, A 5 KiB
   static constexpr int kGramVectors = 2;   // a 4 x 4 fp64 tile
 
+  static constexpr float kInt8Unit = 1;  // expand() of an int8 value v gives v / kInt8Unit
+  template <class Value>
+  static constexpr int kStepVectors = 1;
+
+  static float widen(float value) { return value; }
+  static float widen(int8_t value) { return value; }
+  static float widen(Bf16 value) { return from_bits(static_cast<uint32_t>(value.bits) << 16); }
+  static float widen(F16 value) {
+    const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000) << 16, magnitude = value.bits & 0x7fffu;
+    // Exponent and fraction moved into place are 2^-112 times the number; Inf and NaN get the top exponent.
+    const float scaled = from_bits(magnitude << 13) * 0x1p112f;
+    const float special = from_bits((magnitude << 13) | 0x7f800000u);
+    const float positive = magnitude >= 0x7c00u ? special : scaled;
+    uint32_t bits;
+    std::memcpy(&bits, &positive, sizeof(bits));
+    return from_bits(bits | sign);
+  }
+
   static F32 zero() { return F32{0, 0, 0, 0}; }
   static F32 load(const float* p) {
     F32 v;
@@ -39,6 +52,7 @@ struct Vector {
   static F32 broadcast(const float* p) { return F32{*p, *p, *p, *p}; }
   static F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
   static F32 add(F32 a, F32 b) { return a + b; }
+  static F32 mul(F32 a, F32 b) { return a * b; }
   static float sum(F32 v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 
   static F64 zero64() { return F64{0, 0}; }
@@ -67,12 +81,55 @@ struct Vector {
     return v;
   }
 
+  template <class Value>
+  static int64_t expand_step(uint64_t word, int step, const Value* values, F32 (&w)[1]) {
+    const Pattern bits = pattern(word, step);
+    w[0] = expand(bits, values);
+    return popcount(bits);
+  }
+
+  // int8: four columns in int32 lanes.
+  struct Int8 {
+    using X = int32_t;
+    using W = Int4;
+    using Sum = Int4;
+    static constexpr int kColumns = 4;
+    static constexpr float kUnit = 1;
+
+    static Sum zero() { return Sum{0, 0, 0, 0}; }
+    static X encode(int32_t quantised) { return quantised; }
+    static W expand(uint64_t word, int step, const int8_t* values, int64_t* cursor) {
+      W w = zero();
+      for (int i = 0; i < kColumns; ++i) {
+        if (((word >> (4 * step + i)) & 1u) != 0) w[i] = values[(*cursor)++];
+      }
+      return w;
+    }
+    static Sum add_offset(Sum offset, W) { return offset; }
+    static Sum dot(Sum sum, W w, const X* x) {
+      Int4 x_four;
+      std::memcpy(&x_four, x, sizeof(x_four));
+      return sum + w * x_four;
+    }
+    static F32 to_float(Sum sum, Sum) {
+      return F32{static_cast<float>(sum[0]), static_cast<float>(sum[1]), static_cast<float>(sum[2]),
+                 static_cast<float>(sum[3])};
+    }
+  };
+
   static void transpose(F32 (&rows)[kLanes]) {
     const F32 r0 = rows[0], r1 = rows[1], r2 = rows[2], r3 = rows[3];
     rows[0] = F32{r0[0], r1[0], r2[0], r3[0]};
     rows[1] = F32{r0[1], r1[1], r2[1], r3[1]};
     rows[2] = F32{r0[2], r1[2], r2[2], r3[2]};
     rows[3] = F32{r0[3], r1[3], r2[3], r3[3]};
+  }
+
+ private:
+  static float from_bits(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
   }
 };
 

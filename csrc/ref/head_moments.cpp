@@ -1,6 +1,6 @@
 #include <vector>
 
-#include "ref/element.h"
+#include "core/element.h"
 #include "ref/reference.h"
 
 namespace restorelcc::reference {

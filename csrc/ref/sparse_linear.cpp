@@ -1,11 +1,16 @@
 #include <vector>
 
-#include "ref/element.h"
+#include "core/element.h"
 #include "ref/reference.h"
 #include "sparse/layout.h"
 
 namespace restorelcc::reference {
 namespace {
+
+double scale(const rlcc_packed_weight& weight, int64_t n, int64_t k) {
+  if (weight.scales == nullptr) return 1;
+  return float_of_bf16(weight.scales[n * scale_groups_of(weight.columns) + k / RLCC_SCALE_COLUMNS]);
+}
 
 // W[n, 0..K), pruned places +0.0. They take part in the sums: 0 * Inf is NaN, as in a dense product.
 std::vector<double> dense_row(const rlcc_packed_weight& weight, int64_t n) {
@@ -14,7 +19,7 @@ std::vector<double> dense_row(const rlcc_packed_weight& weight, int64_t n) {
   for (int64_t k = 0; k < weight.columns; ++k) {
     const uint64_t word = weight.mask[n * words_of(weight.columns) + k / kWordBits];
     if (((word >> (k % kWordBits)) & 1) != 0) {
-      row[static_cast<size_t>(k)] = element(weight.values, weight.dtype, cursor++);
+      row[static_cast<size_t>(k)] = element(weight.values, weight.dtype, cursor++) * scale(weight, n, k);
     }
   }
   return row;
@@ -58,6 +63,23 @@ void sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params& p) {
   for (int64_t m = 0; m < p.y_rows; ++m) {
     for (int64_t k = 0; k < inputs; ++k) {
       set_element(p.grad_x, p.dtype, m * p.grad_x_stride + k, sums[static_cast<size_t>(m * inputs + k)]);
+    }
+  }
+}
+
+// grad_values[v(n, k)] = sum_m grad_y[m, n] x[m, k]
+void sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params& p) {
+  const rlcc_packed_weight& weight = p.weight;
+  for (int64_t n = 0; n < weight.rows; ++n) {
+    int64_t cursor = weight.row_offsets[n];
+    for (int64_t k = 0; k < weight.columns; ++k) {
+      const uint64_t word = weight.mask[n * words_of(weight.columns) + k / kWordBits];
+      if (((word >> (k % kWordBits)) & 1) == 0) continue;
+      double sum = 0;
+      for (int64_t m = 0; m < p.rows; ++m) {
+        sum += element(p.grad_y, p.dtype, m * p.grad_y_stride + n) * element(p.x, p.dtype, m * p.x_stride + k);
+      }
+      set_element(p.grad_values, weight.dtype, cursor++, sum);
     }
   }
 }

@@ -26,9 +26,11 @@ constexpr int64_t kWordBits = 64;
 
 constexpr int64_t words_of(int64_t columns) { return columns / kWordBits + (columns % kWordBits != 0 ? 1 : 0); }
 
-constexpr int64_t bytes_of(rlcc_dtype dtype) { return dtype == RLCC_F32 ? 4 : 2; }
+constexpr int64_t scale_groups_of(int64_t columns) {
+  return columns / RLCC_SCALE_COLUMNS + (columns % RLCC_SCALE_COLUMNS != 0 ? 1 : 0);
+}
 
-inline bool known_dtype(rlcc_dtype dtype) { return dtype == RLCC_F32 || dtype == RLCC_BF16; }
+constexpr int64_t bytes_of(rlcc_dtype dtype) { return dtype == RLCC_F32 ? 4 : dtype == RLCC_I8 ? 1 : 2; }
 
 constexpr int64_t alignment_elements(rlcc_dtype dtype) { return RLCC_VALUE_ALIGNMENT_BYTES / bytes_of(dtype); }
 constexpr int64_t padding_elements(rlcc_dtype dtype) { return RLCC_VALUE_PADDING_BYTES / bytes_of(dtype); }
@@ -36,9 +38,10 @@ constexpr int64_t padding_elements(rlcc_dtype dtype) { return RLCC_VALUE_PADDING
 inline int64_t popcount64(uint64_t word) { return __builtin_popcountll(word); }
 
 Status pack_count(const void* weight, int64_t rows, int64_t columns, int64_t weight_stride, rlcc_dtype dtype,
-                  int64_t* value_count);
+                  rlcc_dtype values_dtype, int64_t* value_count);
 Status pack(const void* weight, int64_t rows, int64_t columns, int64_t weight_stride, rlcc_dtype dtype,
-            uint64_t* mask, void* values, int64_t value_count, int64_t* row_offsets);
+            rlcc_dtype values_dtype, uint64_t* mask, void* values, int64_t value_count, int64_t* row_offsets,
+            uint16_t* scales);
 Status unpack(const rlcc_packed_weight& packed, void* weight, int64_t weight_stride);
 
 // Whether every index stays inside its arrays, whatever the bytes. O(N words).
@@ -52,6 +55,7 @@ Status validate_matrix(const char* name, const void* data, int64_t rows, int64_t
                        rlcc_dtype dtype);
 // A contiguous array of `count` elements of `element_bytes`.
 Status validate_array(const char* name, const void* data, int64_t count, int64_t element_bytes);
+// A floating point type: what x, y and a dense weight may be.
 Status validate_dtype(const char* name, rlcc_dtype dtype);
 
 }  // namespace restorelcc

@@ -11,8 +11,9 @@ bool add(int64_t a, int64_t b, int64_t* sum) { return !__builtin_add_overflow(a,
 }  // namespace
 
 Status validate_dtype(const char* name, rlcc_dtype dtype) {
-  if (known_dtype(dtype)) return {};
-  return invalid(name, " is ", static_cast<int>(dtype), ", must be RLCC_F32 (0) or RLCC_BF16 (1)");
+  if (dtype == RLCC_F32 || dtype == RLCC_BF16 || dtype == RLCC_F16) return {};
+  return invalid(name, " is ", static_cast<int>(dtype),
+                 ", must be RLCC_F32 (0), RLCC_BF16 (1) or RLCC_F16 (2)");
 }
 
 Status validate_array(const char* name, const void* data, int64_t count, int64_t element_bytes) {
@@ -43,7 +44,7 @@ Status validate_matrix(const char* name, const void* data, int64_t rows, int64_t
 }
 
 Status validate_shape(const rlcc_packed_weight& packed) {
-  RLCC_RETURN_IF_FAILED(validate_dtype("weight.dtype", packed.dtype));
+  if (packed.dtype != RLCC_I8) RLCC_RETURN_IF_FAILED(validate_dtype("weight.dtype", packed.dtype));
   const int64_t rows = packed.rows, columns = packed.columns;
   if (rows < 0 || columns < 0) return invalid("weight has a negative size, [", rows, ", ", columns, "]");
   int64_t elements = 0, mask_words = 0;
@@ -56,6 +57,12 @@ Status validate_shape(const rlcc_packed_weight& packed) {
   RLCC_RETURN_IF_FAILED(validate_array("weight.row_offsets", packed.row_offsets, rows + 1, 8));
   RLCC_RETURN_IF_FAILED(
       validate_array("weight.values", packed.values, packed.value_count, bytes_of(packed.dtype)));
+  if (packed.dtype == RLCC_I8) {  // rows * groups cannot overflow where rows * columns does not
+    RLCC_RETURN_IF_FAILED(validate_array("weight.scales", packed.scales, rows * scale_groups_of(columns), 2));
+  } else if (packed.scales != nullptr) {
+    return invalid("weight.scales is set, but weight.dtype is ", packed.dtype,
+                   "; only RLCC_I8 values have scales");
+  }
   if (packed.value_count < padding_elements(packed.dtype)) {
     return invalid("weight.values has ", packed.value_count, " elements, fewer than the ",
                    padding_elements(packed.dtype), " of its padding");

@@ -127,42 +127,72 @@ def segment_sum(grad_y: Tensor, index: Tensor | None, groups: int) -> Tensor:
 
 
 def _sparse_linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, mask, values, row_offsets, columns, comp_rows, comp_index, bias, _, trusted = inputs
-    if values.requires_grad:
-        raise ValueError("values requires a gradient, but the packed weight is frozen in sparse_linear; detach it")
-    ctx.save_for_backward(mask, values, row_offsets, comp_index)
+    x, mask, values, row_offsets, scales, columns, comp_rows, comp_index, bias, _, trusted, _ = inputs
+    # x is only needed for the gradient of the values, and keeping it can cost more than the op.
+    kept_x = x if values.requires_grad else None
+    ctx.save_for_backward(kept_x, mask, values, row_offsets, scales, comp_index)
     ctx.columns, ctx.trusted = columns, trusted
     ctx.comp_rows = None if comp_rows is None else (comp_rows.shape[0], comp_rows.dtype)
     ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _sparse_linear_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    mask, values, row_offsets, comp_index = ctx.saved_tensors
+    x, mask, values, row_offsets, scales, comp_index = ctx.saved_tensors
     # Arguments left at their defaults at the end of a call are not in needs_input_grad.
-    needs = [*ctx.needs_input_grad, *[False] * 10]
-    grad_x = grad_comp_rows = grad_bias = None
+    needs = [*ctx.needs_input_grad, *[False] * 12]
+    grad_x = grad_values = grad_comp_rows = grad_bias = None
     if needs[0]:
-        grad_x = torch.ops.restorelcc.sparse_linear_grad_x(grad_y, mask, values, row_offsets, ctx.columns, ctx.trusted)
-    if needs[5]:
+        grad_x = torch.ops.restorelcc.sparse_linear_grad_x(
+            grad_y, mask, values, row_offsets, scales, ctx.columns, ctx.trusted
+        )
+    if needs[2]:
+        grad_values = torch.ops.restorelcc.sparse_linear_grad_values(
+            grad_y, x, mask, values, row_offsets, ctx.trusted
+        )
+    if needs[6]:
         groups, dtype = ctx.comp_rows
         grad_comp_rows = segment_sum(grad_y, comp_index, groups).to(dtype)
-    if needs[7]:
+    if needs[8]:
         grad_bias = segment_sum(grad_y, None, 1)[0].to(ctx.bias_dtype)
-    grad_residual = grad_y if needs[8] else None
-    return (grad_x, None, None, None, None, grad_comp_rows, None, grad_bias, grad_residual, None)
+    grad_residual = grad_y if needs[9] else None
+    return (grad_x, None, grad_values, None, None, None, grad_comp_rows, None, grad_bias, grad_residual, None, None)
 
 
 def _grad_x_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, mask, values, row_offsets, columns, trusted = inputs
-    ctx.save_for_backward(mask, values, row_offsets)
+    grad_y, mask, values, row_offsets, scales, columns, trusted = inputs
+    ctx.save_for_backward(grad_y if values.requires_grad else None, mask, values, row_offsets, scales)
     ctx.columns, ctx.trusted = columns, trusted
 
 
 def _grad_x_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    # grad_x = grad_y W is linear in grad_y, so its gradient is grad Wᵀ: sparse_linear again.
-    mask, values, row_offsets = ctx.saved_tensors
-    grad_grad_y = torch.ops.restorelcc.sparse_linear(grad, mask, values, row_offsets, ctx.columns, trusted=ctx.trusted)
-    return (grad_grad_y, None, None, None, None, None)
+    # grad_x = grad_y W is linear in grad_y, so its gradient is grad Wᵀ: sparse_linear again. It is linear in W too.
+    grad_y, mask, values, row_offsets, scales = ctx.saved_tensors
+    needs = [*ctx.needs_input_grad, *[False] * 7]
+    grad_grad_y = grad_values = None
+    if needs[0]:
+        grad_grad_y = torch.ops.restorelcc.sparse_linear(
+            grad, mask, values, row_offsets, scales, ctx.columns, trusted=ctx.trusted, exact_x=True
+        )
+    if needs[2]:
+        grad_values = torch.ops.restorelcc.sparse_linear_grad_values(
+            grad_y, grad, mask, values, row_offsets, ctx.trusted
+        )
+    return (grad_grad_y, None, grad_values, None, None, None, None)
+
+
+def _grad_values_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad_y, x, mask, _, row_offsets, trusted = inputs
+    ctx.save_for_backward(grad_y, x, mask, row_offsets)
+    ctx.trusted = trusted
+
+
+def _grad_values_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # Bilinear in grad_y and x; `grad` takes the place of the weight's values. The values themselves do not enter.
+    grad_y, x, mask, row_offsets = ctx.saved_tensors
+    weight, columns = (mask, grad.contiguous(), row_offsets, None), x.shape[-1]
+    grad_grad_y = torch.ops.restorelcc.sparse_linear(x, *weight, columns, trusted=ctx.trusted)
+    grad_x = torch.ops.restorelcc.sparse_linear_grad_x(grad_y, *weight, columns, ctx.trusted)
+    return (grad_grad_y, grad_x, None, None, None, None)
 
 
 def _fake_sparse_linear(
@@ -170,42 +200,60 @@ def _fake_sparse_linear(
     mask: Tensor,
     values: Tensor,
     row_offsets: Tensor,
+    scales: Tensor | None,
     columns: int,
     comp_rows: Tensor | None = None,
     comp_index: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     trusted: bool = False,
+    exact_x: bool = False,
 ) -> Tensor:
     check_sparse_linear(x, mask.shape[0], columns, comp_rows, comp_index, bias, residual)
     return x.new_empty([*x.shape[:-1], mask.shape[0]])
 
 
 def _fake_sparse_linear_grad_x(
-    grad_y: Tensor, mask: Tensor, values: Tensor, row_offsets: Tensor, columns: int, trusted: bool = False
+    grad_y: Tensor,
+    mask: Tensor,
+    values: Tensor,
+    row_offsets: Tensor,
+    scales: Tensor | None,
+    columns: int,
+    trusted: bool = False,
 ) -> Tensor:
     return grad_y.new_empty([*grad_y.shape[:-1], columns])
+
+
+def _fake_sparse_linear_grad_values(
+    grad_y: Tensor, x: Tensor, mask: Tensor, values: Tensor, row_offsets: Tensor, trusted: bool = False
+) -> Tensor:
+    return values.new_empty(values.shape)
 
 
 def _fake_head_moments(z_dense: Tensor, z_pruned: Tensor, total: Tensor, gram: Tensor) -> None:
     return None
 
 
-def _fake_pack(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_pack(weight: Tensor, int8: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, columns = weight.shape
     survivors = torch.library.get_ctx().new_dynamic_size()  # known only from the data
     return (
         weight.new_empty([rows, (columns + 63) // 64], dtype=torch.int64),
-        weight.new_empty([survivors]),
+        weight.new_empty([survivors], dtype=torch.int8 if int8 else weight.dtype),
         weight.new_empty([rows + 1], dtype=torch.int64),
+        weight.new_empty([rows, (columns + 127) // 128] if int8 else [0], dtype=torch.bfloat16),
     )
 
 
-def _fake_unpack(mask: Tensor, values: Tensor, row_offsets: Tensor, columns: int) -> Tensor:
-    return values.new_empty([mask.shape[0], columns])
+def _fake_unpack(mask: Tensor, values: Tensor, row_offsets: Tensor, scales: Tensor | None, columns: int) -> Tensor:
+    dtype = torch.float32 if values.dtype == torch.int8 else values.dtype
+    return values.new_empty([mask.shape[0], columns], dtype=dtype)
 
 
-def _fake_packed_validate(mask: Tensor, values: Tensor, row_offsets: Tensor, columns: int) -> None:
+def _fake_packed_validate(
+    mask: Tensor, values: Tensor, row_offsets: Tensor, scales: Tensor | None, columns: int
+) -> None:
     return None
 
 
@@ -213,6 +261,7 @@ def _register() -> None:
     fakes: dict[str, Callable[..., Any]] = {
         "sparse_linear": _fake_sparse_linear,
         "sparse_linear_grad_x": _fake_sparse_linear_grad_x,
+        "sparse_linear_grad_values": _fake_sparse_linear_grad_values,
         "head_moments_": _fake_head_moments,
         "pack": _fake_pack,
         "unpack": _fake_unpack,
@@ -224,6 +273,9 @@ def _register() -> None:
         "restorelcc::sparse_linear", _sparse_linear_backward, setup_context=_sparse_linear_context
     )
     torch.library.register_autograd("restorelcc::sparse_linear_grad_x", _grad_x_backward, setup_context=_grad_x_context)
+    torch.library.register_autograd(
+        "restorelcc::sparse_linear_grad_values", _grad_values_backward, setup_context=_grad_values_context
+    )
 
 
 if available():

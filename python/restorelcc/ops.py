@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from restorelcc import _native
 from restorelcc.head_moments import HeadMoments, head_moments
-from restorelcc.packed import PackedTensors, PackedWeight
+from restorelcc.packed import PackedTensors, PackedWeight, unpack_reference
 
 __all__ = ["HeadMoments", "compensation_rows", "head_moments", "sparse_linear"]
 
@@ -31,22 +31,24 @@ def sparse_linear(
     The same number as F.linear(x + comp[comp_index], W, bias) + residual, but comp never meets x:
     P is formed in float32 and added to the float32 sum, so a small comp keeps all its digits.
 
-    x           [..., K]  float32 or bfloat16; rows may be strided
-    packed      W [N, K]  frozen: no gradient goes to its values
+    x           [..., K]  float32, bfloat16 or float16; rows may be strided
+    packed      W [N, K]  its values get a gradient where they ask for one (not int8 ones): that of the surviving
+                          weights under the mask, of `packed.values`' own shape and dtype
     comp        [K] or [G, K]  added to the input of every row; computed in float32
     comp_index  int64 [M] (M rows of x) or x's leading shape; which of the G each row takes; not needed when G = 1
-    bias        [N]  float32 or bfloat16
+    bias        [N]  float32, bfloat16 or float16
     residual    [..., N]  of x's dtype
     returns     [..., N]  of x's dtype
 
+    With int8 values and at most 16 rows x is rounded to 8 bits as well, per row and 128 columns:
+    |error| ≤ Σ_k |W[n, k]| max|x| / 254, the maximum over k's group of columns.
+
     impl="auto" is the compiled op (ImportError where it is not built); gradients flow to x, comp,
-    bias and residual. impl="reference" is plain torch on the unpacked weight: float64 throughout,
+    bias, residual and the values. impl="reference" is plain torch on the unpacked weight: float64 throughout,
     rounded once to x's dtype, which may then also be float64.
     ValueError for shapes, dtypes, devices and indices that do not fit.
     """
     _check_comp(comp, packed)
-    if packed.values.requires_grad:
-        raise ValueError("packed.values requires a gradient, but the packed weight is frozen; detach it")
     if impl == "reference":
         return _sparse_linear_reference(x, packed, comp, comp_index, bias, residual)
     if impl != "auto":
@@ -64,7 +66,7 @@ def compensation_rows(comp: Tensor, packed: PackedWeight) -> Tensor:
     _check_comp(comp, packed)
     _native.require()
     vectors = comp.float().reshape(-1, packed.shape[1])
-    return sparse_linear_native(vectors, packed.tensors, trusted=packed.trusted)
+    return sparse_linear_native(vectors, packed.tensors, trusted=packed.trusted, exact_x=True)
 
 
 def sparse_linear_native(
@@ -76,11 +78,15 @@ def sparse_linear_native(
     residual: Tensor | None = None,
     *,
     trusted: bool,
+    exact_x: bool = False,
 ) -> Tensor:
-    """The compiled op itself; comp_rows is P [G, N], trusted says that the weight has been validated."""
-    with _autograd_if_needed(x, comp_rows, bias, residual):
+    """The compiled op itself; comp_rows is P [G, N], trusted says that the weight has been validated.
+
+    exact_x: int8 values meet x as it is, not rounded to 8 bits; what P itself is computed with.
+    """
+    with _autograd_if_needed(x, weight[1], comp_rows, bias, residual):
         y: Tensor = torch.ops.restorelcc.sparse_linear.default(
-            x, *weight, comp_rows, comp_index, bias, residual, trusted
+            x, *weight, comp_rows, comp_index, bias, residual, trusted, exact_x
         )
     return y
 
@@ -112,7 +118,7 @@ def _sparse_linear_reference(
     if not x.is_floating_point():
         raise ValueError(f"x has dtype {x.dtype}; it must be a floating point type")
     outputs, columns = packed.shape
-    weight = packed.unpack().double()
+    weight = (unpack_reference(*packed.tensors) if packed.values.requires_grad else packed.unpack()).double()
     rows = None if comp is None else comp.double().reshape(-1, columns) @ weight.T
     _native.check_sparse_linear(x, outputs, columns, rows, comp_index, bias, residual)
     y = x.double() @ weight.T

@@ -18,9 +18,13 @@ from restorelcc import _native
 WORD_BITS = 64
 VALUE_ALIGNMENT_BYTES = 16
 VALUE_PADDING_BYTES = 64
-PACKED_DTYPES = (torch.float32, torch.bfloat16)
+SCALE_COLUMNS = 128
+DENSE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PACKED_DTYPES = (*DENSE_DTYPES, torch.int8)
+VALUES = (None, "int8")
 
-PackedTensors: TypeAlias = tuple[Tensor, Tensor, Tensor, int]  # mask, values, row_offsets, K
+# mask, values, row_offsets, scales (int8 values only), K
+PackedTensors: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor | None, int]
 
 
 class Snapshot:
@@ -43,21 +47,30 @@ class Snapshot:
 
 
 class PackedWeight:
-    """W [N, K] as (mask, values, row_offsets): only what survived the pruning is stored.
+    """W [N, K] as (mask, values, row_offsets, scales): only what survived the pruning is stored.
 
     mask         int64 [N, ceil(K / 64)]; bit i of word j of row n  <=>  W[n, 64 j + i] survived
-    values       float32 or bfloat16 [V]; the survivors, row after row in column order, padded
+    values       float32, bfloat16, float16 or int8 [V]; the survivors, row after row in column order, padded
     row_offsets  int64 [N + 1]; row n starts at values[row_offsets[n]]
+    scales       bfloat16 [N, ceil(K / 128)] with int8 values: W[n, k] = value * scales[n, k // 128]; else None
 
     Building one from tensors checks every index, so that no kernel can be made to read outside
     them; ValueError says what is wrong. The tensors must not be written to afterwards: the ops
     notice (see Snapshot) and check again in each call until validate() has said yes.
     """
 
-    def __init__(self, mask: Tensor, values: Tensor, row_offsets: Tensor, shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        mask: Tensor,
+        values: Tensor,
+        row_offsets: Tensor,
+        shape: tuple[int, int],
+        scales: Tensor | None = None,
+    ) -> None:
         self.mask = mask
         self.values = values
         self.row_offsets = row_offsets
+        self.scales = scales
         rows, columns = shape
         self.shape: tuple[int, int] = (int(rows), int(columns))
         self._snapshot: Snapshot | None = None
@@ -69,10 +82,10 @@ class PackedWeight:
         if self.mask.dim() != 2 or self.mask.shape[0] != rows:
             raise ValueError(f"mask has shape {list(self.mask.shape)}, but the weight has {rows} rows")
         if _native.available():
-            torch.ops.restorelcc.packed_validate(self.mask, self.values, self.row_offsets, columns)
+            torch.ops.restorelcc.packed_validate(self.mask, self.values, self.row_offsets, self.scales, columns)
         else:
-            _validate_reference(self.mask, self.values, self.row_offsets, columns)
-        self._snapshot = Snapshot(self.mask, self.values, self.row_offsets)
+            _validate_reference(self.mask, self.values, self.row_offsets, self.scales, columns)
+        self._snapshot = Snapshot(*self._parts)
 
     @property
     def trusted(self) -> bool:
@@ -80,16 +93,20 @@ class PackedWeight:
         if self._snapshot is None:
             return False
         # A compiled graph cannot ask for versions: it keeps what held when it was traced.
-        return torch.compiler.is_compiling() or self._snapshot.unchanged(self.mask, self.values, self.row_offsets)
+        return torch.compiler.is_compiling() or self._snapshot.unchanged(*self._parts)
+
+    @property
+    def _parts(self) -> list[Tensor]:
+        return [self.mask, self.values, self.row_offsets, *([] if self.scales is None else [self.scales])]
 
     @property
     def tensors(self) -> PackedTensors:
-        """(mask, values, row_offsets, K): what the ops take."""
-        return self.mask, self.values, self.row_offsets, self.shape[1]
+        """(mask, values, row_offsets, scales, K): what the ops take."""
+        return self.mask, self.values, self.row_offsets, self.scales, self.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the values: torch.float32 or torch.bfloat16."""
+        """Of the values: torch.float32, bfloat16, float16 or int8."""
         return self.values.dtype
 
     @cached_property
@@ -105,16 +122,15 @@ class PackedWeight:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of mask, values and row_offsets."""
-        return self.mask.nbytes + self.values.nbytes + self.row_offsets.nbytes
+        """Bytes of all tensors."""
+        return sum(part.nbytes for part in self._parts)
 
     def unpack(self) -> Tensor:
-        """W [N, K], the same bits; pruned places are +0.0."""
-        columns = self.shape[1]
+        """W [N, K], the same bits; pruned places are +0.0. Of int8 values: value * scale in float32, exact."""
         if _native.available():
-            weight: Tensor = torch.ops.restorelcc.unpack(self.mask, self.values, self.row_offsets, columns)
+            weight: Tensor = torch.ops.restorelcc.unpack(*self.tensors)
             return weight
-        return _unpack_reference(self.mask, self.values, self.row_offsets, columns)
+        return unpack_reference(*self.tensors)
 
     def describe(self) -> str:
         """One line for people."""
@@ -129,37 +145,47 @@ class PackedWeight:
         return f"PackedWeight({self.describe()})"
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """The tensors to save: mask, values, row_offsets, and shape as int64 [2]."""
+        """The tensors to save: mask, values, row_offsets, shape as int64 [2], and scales where there are some."""
         return {
             "mask": self.mask,
             "values": self.values,
             "row_offsets": self.row_offsets,
             "shape": torch.tensor(self.shape, dtype=torch.int64),
+            **({} if self.scales is None else {"scales": self.scales}),
         }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> PackedWeight:
         """The inverse of to_tensors; checks what it is given (KeyError names a missing tensor)."""
         rows, columns = tensors["shape"].tolist()
-        return cls(tensors["mask"], tensors["values"], tensors["row_offsets"], (rows, columns))
+        return cls(
+            tensors["mask"], tensors["values"], tensors["row_offsets"], (rows, columns), tensors.get("scales")
+        )
 
 
-def pack(weight: Tensor) -> PackedWeight:
-    """weight [N, K], float32 or bfloat16 with zeros -> its bitmask form.
+def pack(weight: Tensor, *, values: str | None = None) -> PackedWeight:
+    """weight [N, K], float32, bfloat16 or float16 with zeros -> its bitmask form.
 
     Pruned means == 0, so -0.0 counts as pruned (and unpacks as +0.0); NaN and Inf survive. The
     weight is read, not kept. ValueError for another dtype, rank or device.
+
+    values  None keeps the survivors as they are; "int8" rounds them: value = round(W / scale) with one scale for
+            each row and 128 columns, max |W| / 127 there, rounded up to bfloat16. A survivor may round to 0 and
+            stays in the mask; NaN and Inf are refused.
     """
     weight = weight.detach()
+    if values not in VALUES:
+        raise ValueError(f"values is {values!r}; it must be None (the weight's own dtype) or 'int8'")
     if weight.dim() != 2:
         raise ValueError(f"weight has shape {list(weight.shape)}; it must be [N, K]")
-    if weight.dtype not in PACKED_DTYPES:
-        raise ValueError(f"weight has dtype {weight.dtype}; it must be torch.float32 or torch.bfloat16")
+    if weight.dtype not in DENSE_DTYPES:
+        raise ValueError(f"weight has dtype {weight.dtype}; it must be torch.float32, torch.bfloat16 or torch.float16")
     if weight.device.type != "cpu":
         raise ValueError(f"weight is on {weight.device}; packing runs on the CPU, so move it with .cpu()")
-    tensors = torch.ops.restorelcc.pack(weight) if _native.available() else _pack_reference(weight)
-    mask, values, row_offsets = tensors
-    return PackedWeight(mask, values, row_offsets, (weight.shape[0], weight.shape[1]))
+    int8 = values == "int8"
+    tensors = torch.ops.restorelcc.pack(weight, int8) if _native.available() else _pack_reference(weight, int8)
+    mask, kept, row_offsets, scales = tensors
+    return PackedWeight(mask, kept, row_offsets, (weight.shape[0], weight.shape[1]), scales if int8 else None)
 
 
 def _bits(mask: Tensor, columns: int) -> Tensor:
@@ -173,7 +199,7 @@ def _positions(bits: Tensor, row_offsets: Tensor) -> Tensor:
     return (row_offsets[:-1, None] + bits.cumsum(1) - 1)[bits]
 
 
-def _pack_reference(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _pack_reference(weight: Tensor, int8: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, columns = weight.shape
     words = -(-columns // WORD_BITS)
     bits = weight != 0
@@ -181,29 +207,72 @@ def _pack_reference(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     padded[:, :columns] = bits
     shifts = torch.arange(WORD_BITS, dtype=torch.int64)
     mask = (padded.view(rows, words, WORD_BITS) << shifts).sum(-1)
+    scales = weight.new_empty(0, dtype=torch.bfloat16)
+    if int8:
+        wrong = ~weight.isfinite()
+        if wrong.any():
+            n, k = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"weight[{n}, {k}] is {float(weight[n, k])}, which int8 values cannot hold; keep the weight's own dtype"
+            )
+        scales = _scales_reference(weight)
+        exact = weight.double() / _scale_of_columns(scales, columns)
+        weight = torch.where(bits, exact, 0.0).round().clamp(-127, 127).to(torch.int8)
     aligned = VALUE_ALIGNMENT_BYTES // weight.element_size()
     lengths = -(-bits.sum(1) // aligned) * aligned
     row_offsets = torch.zeros(rows + 1, dtype=torch.int64)
     row_offsets[1:] = lengths.cumsum(0)
     values = weight.new_zeros(int(row_offsets[-1]) + VALUE_PADDING_BYTES // weight.element_size())
     values[_positions(bits, row_offsets)] = weight[bits]
-    return mask, values, row_offsets
+    return mask, values, row_offsets, scales
 
 
-def _unpack_reference(mask: Tensor, values: Tensor, row_offsets: Tensor, columns: int) -> Tensor:
+def _scales_reference(weight: Tensor) -> Tensor:
+    """max |W| / 127 of each row and group of columns, rounded up to bfloat16 [N, groups]."""
+    rows, columns = weight.shape
+    groups = -(-columns // SCALE_COLUMNS)
+    padded = torch.zeros(rows, groups * SCALE_COLUMNS, dtype=torch.float64)
+    padded[:, :columns] = weight.double().abs()
+    largest = padded.view(rows, groups, SCALE_COLUMNS).amax(-1)
+    below = ((largest / 127).float().view(torch.int32) >> 16).to(torch.int16).view(torch.bfloat16)  # towards zero
+    above = (below.view(torch.int16) + 1).view(torch.bfloat16)
+    return torch.where(127 * below.double() < largest, above, below)
+
+
+def _scale_of_columns(scales: Tensor, columns: int) -> Tensor:
+    """float64 [N, K]: the scale of each weight."""
+    return scales.double().repeat_interleave(SCALE_COLUMNS, 1)[:, :columns]
+
+
+def unpack_reference(
+    mask: Tensor, values: Tensor, row_offsets: Tensor, scales: Tensor | None, columns: int
+) -> Tensor:
+    """W [N, K] in plain torch, through which gradients reach the values."""
     bits = _bits(mask, columns)
     weight = values.new_zeros(bits.shape)
     weight[bits] = values[_positions(bits, row_offsets)]
-    return weight
+    if scales is None:
+        return weight
+    return (weight.double() * _scale_of_columns(scales, columns)).float()
 
 
-def _validate_reference(mask: Tensor, values: Tensor, row_offsets: Tensor, columns: int) -> None:
+def _validate_reference(
+    mask: Tensor, values: Tensor, row_offsets: Tensor, scales: Tensor | None, columns: int
+) -> None:
     rows, words = mask.shape[0], -(-columns // WORD_BITS)
     for name, tensor, shape in (("mask", mask, [rows, words]), ("row_offsets", row_offsets, [rows + 1])):
         if tensor.dtype != torch.int64 or list(tensor.shape) != shape:
             raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}; it must be torch.int64 {shape}")
     if values.dtype not in PACKED_DTYPES or values.dim() != 1:
-        raise ValueError(f"values is {values.dtype} {list(values.shape)}; it must be [V] float32 or bfloat16")
+        raise ValueError(
+            f"values is {values.dtype} {list(values.shape)}; it must be [V] float32, bfloat16, float16 or int8"
+        )
+    if (scales is not None) != (values.dtype == torch.int8):
+        raise ValueError(f"values are {values.dtype}, scales are {'missing' if scales is None else 'set'}; "
+                         "int8 values have scales, others have none")  # fmt: skip
+    wanted = [rows, -(-columns // SCALE_COLUMNS)]
+    if scales is not None and (scales.dtype != torch.bfloat16 or list(scales.shape) != wanted):
+        raise ValueError(f"scales is {scales.dtype} {list(scales.shape)}; it must be torch.bfloat16 {wanted}")
     survivors = _bits(mask, words * WORD_BITS)
     if survivors[:, columns:].any():
         raise ValueError(f"mask has bits set at columns >= {columns}")

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from restorelcc import ops
 from restorelcc.packed import PackedWeight, Snapshot, pack
 
-_PACKED = ("mask", "values", "row_offsets")
+_PACKED = ("mask", "values", "row_offsets", "scales")
 
 
 class SparseLinear(nn.Module):
     """y = x Wᵀ + P[comp_index] + bias (+ residual),  P = comp Wᵀ  (arXiv 2510.21834)
 
-    Buffers      mask, values, row_offsets: W [N, K], frozen, see PackedWeight
+    Buffers      mask, values, row_offsets, scales (int8 values only): W [N, K], frozen, see PackedWeight
     Parameters   bias [N] or None; comp [K] or [G, K] float32 or None
 
     Where no gradient of comp is asked for, P is computed once and kept until comp or W changes:
@@ -31,6 +31,7 @@ class SparseLinear(nn.Module):
     mask: Tensor
     values: Tensor
     row_offsets: Tensor
+    scales: Tensor | None
 
     def __init__(self, packed: PackedWeight, bias: Tensor | None = None, *, comp: Tensor | None = None) -> None:
         super().__init__()
@@ -49,9 +50,14 @@ class SparseLinear(nn.Module):
         self._rows: tuple[PackedWeight, Snapshot, Tensor] | None = None
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, comp: Tensor | None = None) -> SparseLinear:
-        """The same projection with its zeros packed away; weight float32 or bfloat16, copied."""
-        return cls(pack(linear.weight), linear.bias, comp=comp)
+    def from_linear(
+        cls, linear: nn.Linear, comp: Tensor | None = None, *, values: str | None = None
+    ) -> SparseLinear:
+        """The same projection with its zeros packed away: a copy of a float32, bfloat16 or float16 weight.
+
+        values: None, or "int8" to round the survivors (see `pack`).
+        """
+        return cls(pack(linear.weight, values=values), linear.bias, comp=comp)
 
     @property
     def packed(self) -> PackedWeight:
@@ -60,7 +66,7 @@ class SparseLinear(nn.Module):
         same = kept is not None and all(getattr(kept, name) is buffers[name] for name in _PACKED)
         if kept is None or not (same and kept.trusted):
             shape = (self.out_features, self.in_features)
-            kept = self._packed = PackedWeight(self.mask, self.values, self.row_offsets, shape)
+            kept = self._packed = PackedWeight(self.mask, self.values, self.row_offsets, shape, self.scales)
         return kept
 
     def forget(self) -> None:
@@ -72,9 +78,10 @@ class SparseLinear(nn.Module):
         """x [..., K] -> y [..., N]; comp_index int64, one of the G compensations for each row of x."""
         comp, rows = self.comp, None
         if torch.compiler.is_compiling():
-            weight, trusted = (self.mask, self.values, self.row_offsets, self.in_features), self._packed is not None
+            weight = (self.mask, self.values, self.row_offsets, self.scales, self.in_features)
+            trusted = self._packed is not None
             if comp is not None:
-                rows = ops.sparse_linear_native(self._vectors(comp), weight, trusted=trusted)
+                rows = ops.sparse_linear_native(self._vectors(comp), weight, trusted=trusted, exact_x=True)
         else:
             packed = self.packed
             weight, trusted = packed.tensors, True
@@ -88,24 +95,25 @@ class SparseLinear(nn.Module):
     def _compensation_rows(self, comp: Tensor, packed: PackedWeight) -> Tensor:
         """P [G, N]: the kept one where it still holds and no gradient of comp is asked for."""
         if comp.requires_grad and torch.is_grad_enabled():
-            return ops.sparse_linear_native(self._vectors(comp), packed.tensors, trusted=True)
+            return ops.sparse_linear_native(self._vectors(comp), packed.tensors, trusted=True, exact_x=True)
         if self._rows is not None:
             made_for, snapshot, rows = self._rows
             if made_for is packed and snapshot.unchanged(comp):
                 return rows
         with torch.inference_mode(False), torch.no_grad():  # so that the kept P serves every mode
-            rows = ops.sparse_linear_native(self._vectors(comp), packed.tensors, trusted=True)
+            rows = ops.sparse_linear_native(self._vectors(comp), packed.tensors, trusted=True, exact_x=True)
         self._rows = (packed, Snapshot(comp), rows)
         return rows
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
         # .to(dtype) on the values would break their alignment (4 float32 are 16 bytes, 8 bfloat16
-        # are), so a new dtype goes through the dense weight; comp keeps its own (see the class).
+        # are), so a new dtype goes through the dense weight; comp keeps its own (see the class), and so do
+        # int8 values with their scales.
         dtype = fn(self.values.new_empty(0)).dtype
         if dtype != self.values.dtype:
             repacked = pack(self.packed.unpack().to(dtype))
             self.mask, self.values, self.row_offsets = repacked.mask, repacked.values, repacked.row_offsets
-        keep = [t for t in (self.comp, None if self.comp is None else self.comp.grad) if t is not None]
+        keep = [t for t in (self.comp, None if self.comp is None else self.comp.grad, self.scales) if t is not None]
 
         def apply(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -131,6 +139,9 @@ class SparseLinear(nn.Module):
         values = state_dict.get(prefix + "values")
         if values is not None and (values.shape != self.values.shape or values.dtype != self.values.dtype):
             self.values = torch.empty_like(values, device=self.values.device)  # another mask keeps another number
+        if values is not None:
+            scales = state_dict.get(prefix + "scales")
+            self.scales = None if scales is None else torch.empty_like(scales, device=self.values.device)
         self.forget()
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs

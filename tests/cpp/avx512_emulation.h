@@ -4,22 +4,23 @@
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
 
+#include <cmath>
+#include <cstring>
+
 namespace restorelcc::cpu {
 namespace {
 
-inline __m256i emulated_maskz_expand_epi16(uint16_t keep, __m256i packed) {
-  uint16_t from[16], to[16];
-  simde_mm256_storeu_si256(reinterpret_cast<simde__m256i*>(from), packed);
-  for (int lane = 0, next = 0; lane < 16; ++lane)
-    to[lane] = ((keep >> lane) & 1) != 0 ? from[next++] : uint16_t{0};
-  return simde_mm256_loadu_si256(reinterpret_cast<const simde__m256i*>(to));
-}
-
-inline __m512 emulated_maskz_expand_ps(uint16_t keep, __m512 packed) {
-  float from[16], to[16];
-  simde_mm512_storeu_ps(from, packed);
-  for (int lane = 0, next = 0; lane < 16; ++lane) to[lane] = ((keep >> lane) & 1) != 0 ? from[next++] : 0.0f;
-  return simde_mm512_loadu_ps(to);
+// Lane i = bit i of keep set ? the next lane of packed : 0.
+template <class Lane, class Mask, class Vector>
+inline Vector emulated_expand(Mask keep, Vector packed) {
+  constexpr size_t kLanes = sizeof(Vector) / sizeof(Lane);
+  Lane from[kLanes], to[kLanes];
+  std::memcpy(from, &packed, sizeof(packed));
+  for (size_t lane = 0, next = 0; lane < kLanes; ++lane) {
+    to[lane] = ((keep >> lane) & 1) != 0 ? from[next++] : Lane{0};
+  }
+  std::memcpy(&packed, to, sizeof(packed));
+  return packed;
 }
 
 inline float emulated_reduce_add_ps(__m512 v) {
@@ -31,9 +32,42 @@ inline float emulated_reduce_add_ps(__m512 v) {
   return lanes[0];
 }
 
+inline __m512i emulated_cvtepi8_epi32(__m128i packed) {
+  int8_t from[16];
+  int32_t to[16];
+  std::memcpy(from, &packed, sizeof(packed));
+  for (int lane = 0; lane < 16; ++lane) to[lane] = from[lane];
+  return simde_mm512_loadu_si512(to);
+}
+
+// sum[i] += a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1] of bf16 pairs, subnormal inputs read as 0, as vdpbf16ps does.
+inline __m512 emulated_dpbf16_ps(__m512 sum, __m512i a, __m512i b) {
+  uint16_t x[32], y[32];
+  float sums[16];
+  std::memcpy(x, &a, sizeof(a));
+  std::memcpy(y, &b, sizeof(b));
+  simde_mm512_storeu_ps(sums, sum);
+  const auto widen = [](uint16_t bf16) {
+    const uint32_t bits = static_cast<uint32_t>((bf16 & 0x7f80) == 0 ? bf16 & 0x8000 : bf16) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+  };
+  for (int lane = 0; lane < 16; ++lane) {
+    for (int i = 2 * lane + 1; i >= 2 * lane; --i) sums[lane] = std::fma(widen(x[i]), widen(y[i]), sums[lane]);
+  }
+  return simde_mm512_loadu_ps(sums);
+}
+
 }  // namespace
 }  // namespace restorelcc::cpu
 
-#define _mm256_maskz_expand_epi16(keep, packed) emulated_maskz_expand_epi16(keep, packed)
-#define _mm512_maskz_expand_ps(keep, packed) emulated_maskz_expand_ps(keep, packed)
+#define RLCC_PAIRS(vector) (vector)
+#define _mm512_maskz_expand_epi8(keep, packed) emulated_expand<uint8_t>(static_cast<uint64_t>(keep), packed)
+#define _mm512_maskz_expand_epi16(keep, packed) emulated_expand<uint16_t>(static_cast<uint32_t>(keep), packed)
+#define _mm512_maskz_expand_epi32(keep, packed) emulated_expand<uint32_t>(static_cast<uint16_t>(keep), packed)
+#define _mm512_maskz_expand_ps(keep, packed) emulated_expand<float>(static_cast<uint16_t>(keep), packed)
 #define _mm512_reduce_add_ps(v) emulated_reduce_add_ps(v)
+#define _mm512_cvtepi8_epi32(packed) emulated_cvtepi8_epi32(packed)
+#undef _mm512_dpbf16_ps
+#define _mm512_dpbf16_ps(sum, a, b) emulated_dpbf16_ps(sum, a, b)

@@ -1,7 +1,7 @@
 # cmake -DOBJECT=... -P check_expand_form.cmake
 # The AVX-512 kernels expand from registers: in its memory form vpexpand is slower than the dense product.
 execute_process(COMMAND objdump -d --no-show-raw-insn ${OBJECT} OUTPUT_VARIABLE code COMMAND_ERROR_IS_FATAL ANY)
-string(REGEX MATCHALL "v(pexpandw|pexpandd|expandps)[^\n]*" expansions "${code}")
+string(REGEX MATCHALL "v(pexpandb|pexpandw|pexpandd|expandps)[^\n]*" expansions "${code}")
 list(LENGTH expansions count)
 if(count LESS 8)
   message(FATAL_ERROR "only ${count} expansions in ${OBJECT}")

@@ -14,8 +14,8 @@ int main(void) {
   const rlcc_kernel_info* kernels = NULL;
   rlcc_sparse_linear_params params;
 
-  if (rlcc_pack_count(weight, 2, 3, 3, RLCC_F32, &value_count) != RLCC_OK || value_count > 60) return 1;
-  if (rlcc_pack(weight, 2, 3, 3, RLCC_F32, mask, values, value_count, row_offsets) != RLCC_OK) {
+  if (rlcc_pack_count(weight, 2, 3, 3, RLCC_F32, RLCC_F32, &value_count) != RLCC_OK || value_count > 60) return 1;
+  if (rlcc_pack(weight, 2, 3, 3, RLCC_F32, RLCC_F32, mask, values, value_count, row_offsets, NULL) != RLCC_OK) {
     printf("%s\n", rlcc_last_error()); /* the array may lie at 8 bytes: refused, not crashed */
     return strstr(rlcc_last_error(), "aligned") != NULL ? 0 : 2;
   }

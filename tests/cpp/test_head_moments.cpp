@@ -143,7 +143,7 @@ void refused() {
 }  // namespace
 
 int main() {
-  for (const char* isa : {"scalar", "avx2", "avx512"}) {
+  for (const char* isa : kIsas) {
     if (rlcc_force_isa(isa) != RLCC_OK) {
       skip(rlcc_last_error());
       continue;

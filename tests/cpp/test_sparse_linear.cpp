@@ -1,160 +1,30 @@
-// sparse_linear and sparse_linear_grad_x of every available instruction set against the float64 oracle.
-//
-// Budget: |y - y64| <= kSlack 2^-24 S + ulp(y64) / 2 in y's dtype, S = sum |x| |w| + |comp| + |bias| +
-// |residual|. The fp32 sums run in at most a few dozen interleaved chains, so kSlack = 32 is a generous
-// sqrt(K); a dropped, doubled or misplaced term (some are 100 times the others) is far outside. NaN and Inf are
-// compared first, by position.
-#include <algorithm>
-
-#include "matrices.h"
+// sparse_linear and its gradients, of every available instruction set, on shapes, patterns and values that
+// could go wrong. The tolerance is explained in sparse_linear_cases.h.
+#include "sparse_linear_cases.h"
 
 using namespace restorelcc::test;
 
 namespace {
 
-constexpr double kSlack = 32;
-
-struct Budget {
-  std::vector<double> sums;  // sum |x| |w| + ...
-  int64_t columns;
-  double at(int64_t m, int64_t n) const { return sums[static_cast<size_t>(m * columns + n)]; }
-};
-
-void compare(const Matrix& got, const Matrix& expected, const Budget& budget, const std::string& name) {
-  for (int64_t m = 0; m < got.rows(); ++m) {
-    for (int64_t n = 0; n < got.columns(); ++n) {
-      const double g = got.get(m, n), e = expected.get(m, n);
-      CHECK(std::isnan(g) == std::isnan(e)) << name << " at " << m << ", " << n << ": " << g << " for " << e;
-      CHECK(std::isinf(g) == std::isinf(e) && (!std::isinf(e) || g == e))
-          << name << " at " << m << ", " << n << ": " << g << " for " << e;
-      if (!std::isfinite(e) || !std::isfinite(g)) continue;
-      // Both are rounded to the dtype: twice half a unit.
-      const double allowed =
-          kSlack * 0x1p-24 * budget.at(m, n) + 2 * rounding(got.dtype()) * std::fabs(e) + 1e-37;
-      CHECK(std::fabs(g - e) <= allowed)
-          << name << " at " << m << ", " << n << ": " << g << " for " << e << ", allowed " << allowed;
-    }
-  }
-  CHECK(got.gaps_untouched()) << name;
-}
-
-struct LinearCase {
-  Matrix x, y, expected, residual;
-  std::vector<float> comp_rows, bias;
-  std::vector<int64_t> comp_index;
-  rlcc_sparse_linear_params params{};
-
-  LinearCase(const Packed& w, int64_t rows, rlcc_dtype dtype, std::mt19937& random, int64_t groups, bool biased,
-             bool residually)
-      : x(rows, w.dense.columns(), dtype, 3),
-        y(rows, w.dense.rows(), dtype, 5),
-        expected(y),
-        residual(rows, w.dense.rows(), dtype, 1) {
-    fill_normal(x, random);
-    fill_normal(residual, random);
-    std::normal_distribution<float> normal;
-    for (int64_t i = 0; i < groups * w.dense.rows(); ++i) comp_rows.push_back(normal(random));
-    for (int64_t m = 0; m < rows && groups > 1; ++m) {
-      comp_index.push_back(static_cast<int64_t>(random() % static_cast<uint64_t>(groups)));
-    }
-    for (int64_t n = 0; n < w.dense.rows() && biased; ++n) bias.push_back(normal(random));
-    params.weight = w.weight;
-    params.x = x.data();
-    params.x_rows = rows;
-    params.x_stride = x.stride();
-    params.x_dtype = dtype;
-    params.comp_rows = groups > 0 ? comp_rows.data() : nullptr;
-    params.groups = groups;
-    params.comp_index = groups > 1 ? comp_index.data() : nullptr;
-    params.bias = biased ? bias.data() : nullptr;
-    params.residual = residually ? residual.data() : nullptr;
-    params.residual_stride = residual.stride();
-    params.y = y.data();
-    params.y_stride = y.stride();
-  }
-
-  Budget budget(const Matrix& w) const {
-    Budget b{std::vector<double>(static_cast<size_t>(x.rows() * w.rows())), w.rows()};
-    for (int64_t m = 0; m < x.rows(); ++m) {
-      for (int64_t n = 0; n < w.rows(); ++n) {
-        double sum = 0;
-        for (int64_t k = 0; k < w.columns(); ++k) sum += std::fabs(double{x.get(m, k)} * w.get(n, k));
-        const int64_t group = params.comp_index != nullptr ? comp_index[static_cast<size_t>(m)] : 0;
-        if (params.groups > 0) sum += std::fabs(comp_rows[static_cast<size_t>(group * w.rows() + n)]);
-        if (params.bias != nullptr) sum += std::fabs(bias[static_cast<size_t>(n)]);
-        if (params.residual != nullptr) sum += std::fabs(residual.get(m, n));
-        b.sums[static_cast<size_t>(m * w.rows() + n)] = sum;
-      }
-    }
-    return b;
-  }
-
-  void run(const Packed& w, const std::string& name) {
-    CHECK_STATUS(rlcc_sparse_linear(&params), RLCC_OK);
-    rlcc_sparse_linear_params reference = params;
-    reference.y = expected.data();
-    CHECK_STATUS(rlcc_sparse_linear_reference(&reference), RLCC_OK);
-    compare(y, expected, budget(w.dense), name);
-  }
-};
-
-struct GradXCase {
-  Matrix grad_y, grad_x, expected;
-  rlcc_sparse_linear_grad_x_params params{};
-
-  GradXCase(const Packed& w, int64_t rows, rlcc_dtype dtype, std::mt19937& random)
-      : grad_y(rows, w.dense.rows(), dtype, 2), grad_x(rows, w.dense.columns(), dtype, 7), expected(grad_x) {
-    fill_normal(grad_y, random);
-    params.weight = w.weight;
-    params.grad_y = grad_y.data();
-    params.y_rows = rows;
-    params.grad_y_stride = grad_y.stride();
-    params.dtype = dtype;
-    params.grad_x = grad_x.data();
-    params.grad_x_stride = grad_x.stride();
-  }
-
-  void run(const Packed& w, const std::string& name) {
-    CHECK_STATUS(rlcc_sparse_linear_grad_x(&params), RLCC_OK);
-    rlcc_sparse_linear_grad_x_params reference = params;
-    reference.grad_x = expected.data();
-    CHECK_STATUS(rlcc_sparse_linear_grad_x_reference(&reference), RLCC_OK);
-    Budget budget{std::vector<double>(static_cast<size_t>(grad_y.rows() * w.dense.columns())),
-                  w.dense.columns()};
-    for (int64_t m = 0; m < grad_y.rows(); ++m) {
-      for (int64_t n = 0; n < w.dense.rows(); ++n) {
-        for (int64_t k = 0; k < w.dense.columns(); ++k) {
-          budget.sums[static_cast<size_t>(m * w.dense.columns() + k)] +=
-              std::fabs(double{grad_y.get(m, n)} * w.dense.get(n, k));
-        }
-      }
-    }
-    compare(grad_x, expected, budget, name);
-  }
-};
-
-std::string describe(const char* op, const char* isa, const Packed& w, int64_t rows, rlcc_dtype x) {
-  std::ostringstream name;
-  name << op << " " << isa << " M=" << rows << " N=" << w.dense.rows() << " K=" << w.dense.columns()
-       << " values=" << dtype_name(w.dense.dtype()) << " x=" << dtype_name(x);
-  return name.str();
-}
-
 void ragged_shapes(const char* isa) {
   std::mt19937 random(11);
-  for (rlcc_dtype values : kDtypes) {
+  size_t turn = 0;  // x takes the dtypes in turn: every pair with the values' comes up dozens of times
+  for (rlcc_dtype values : kValues) {
     for (int64_t columns : kInputs) {
       for (int64_t outputs : kOutputs) {
-        const Packed w(random_weight(outputs, columns, values, random, half_with_full_and_empty_row(random)));
+        const Packed w(
+            random_weight(outputs, columns, dense_dtype(values), random, half_with_full_and_empty_row(random)),
+            values);
         for (int64_t rows : kRows) {
           // The big corners cost the oracle seconds and test nothing that the others do not.
           if (outputs * columns * rows > 5'000'000) continue;
-          for (rlcc_dtype x : kDtypes) {
-            const int64_t groups = rows % 4;
-            LinearCase(w, rows, x, random, groups, rows % 3 != 0, outputs != 17)
-                .run(w, describe("linear", isa, w, rows, x));
-            GradXCase(w, rows, x, random).run(w, describe("grad_x", isa, w, rows, x));
-          }
+          const rlcc_dtype x = kDtypes[turn++ % 3];
+          const int64_t groups = rows % 4;
+          LinearCase(w, rows, x, random, groups, rows % 3 != 0, outputs != 17)
+              .run(w, describe("linear", isa, w, rows, x));
+          GradXCase(w, rows, x, random).run(w, describe("grad_x", isa, w, rows, x));
+          if (values == RLCC_I8) continue;
+          GradValuesCase(w, rows, x, random).run(w, describe("grad_values", isa, w, rows, x));
         }
       }
     }
@@ -169,12 +39,49 @@ void patterns(const char* isa) {
       [](int64_t, int64_t k) { return k >= 128; },
   };
   for (const Pattern& pattern : all) {
-    for (rlcc_dtype values : kDtypes) {
-      const Packed w(random_weight(35, 200, values, random, pattern));
+    for (rlcc_dtype values : kValues) {
+      const rlcc_dtype dtype = dense_dtype(values);
+      const Packed w(random_weight(35, 200, dtype, random, pattern), values);
       for (int64_t rows : {1, 3, 40}) {
-        LinearCase(w, rows, values, random, 0, false, false).run(w, describe("linear", isa, w, rows, values));
-        GradXCase(w, rows, values, random).run(w, describe("grad_x", isa, w, rows, values));
+        LinearCase(w, rows, dtype, random, 0, false, false).run(w, describe("linear", isa, w, rows, dtype));
+        GradXCase(w, rows, dtype, random).run(w, describe("grad_x", isa, w, rows, dtype));
+        if (values == RLCC_I8) continue;
+        GradValuesCase(w, rows, dtype, random).run(w, describe("grad_values", isa, w, rows, dtype));
       }
+    }
+  }
+}
+
+// int8: the largest sums that a group can have, and x of every size down to the subnormal.
+void int8_extremes(const char* isa) {
+  std::mt19937 random(18);
+  Matrix dense(9, 300, RLCC_F32);
+  for (int64_t n = 0; n < 9; ++n) {
+    for (int64_t k = 0; k < 300; ++k)
+      dense.set(n, k, n % 2 == 0 ? 1.0f : (k % 2 == 0 ? 3e38f : -3e38f) * 1e-30f);
+  }
+  Packed w(dense, RLCC_I8);
+  for (int64_t rows : {1, 5}) {
+    for (float size : {1.0f, 1e26f, 1e-30f, 1e-44f, 0.0f}) {
+      LinearCase linear(w, rows, RLCC_F32, random, 0, false, false);
+      for (int64_t m = 0; m < rows; ++m) {
+        for (int64_t k = 0; k < 300; ++k) linear.x.set(m, k, m % 2 == 0 ? size : (k % 2 == 0 ? -size : size));
+      }
+      linear.run(w, describe("int8 extremes", isa, w, rows, RLCC_F32));
+    }
+  }
+  for (char& value : w.storage) value = '\x80';  // -128: no packing makes it, a file may hold it
+  CHECK_STATUS(rlcc_unpack(&w.weight, w.dense.data(), w.dense.stride()), RLCC_OK);
+  for (int64_t rows : {1, 5, 30}) {
+    LinearCase(w, rows, RLCC_F32, random, 0, false, false).run(w, describe("-128", isa, w, rows, RLCC_F32));
+  }
+  for (float wrong : {INFINITY, NAN}) {  // a row that is not finite gives NaN, the others are as they were
+    LinearCase linear(w, 3, RLCC_F32, random, 0, false, false);
+    linear.x.set(1, 130, wrong);
+    CHECK_STATUS(rlcc_sparse_linear(&linear.params), RLCC_OK);
+    for (int64_t n = 0; n < 9; ++n) {
+      CHECK(std::isnan(linear.y.get(1, n))) << isa;
+      CHECK(std::isfinite(linear.y.get(0, n)) && std::isfinite(linear.y.get(2, n))) << isa;
     }
   }
 }
@@ -186,6 +93,7 @@ void many_blocks(const char* isa) {
   LinearCase(w, 1100, RLCC_BF16, random, 3, true, true).run(w, describe("linear", isa, w, 1100, RLCC_BF16));
   const Packed tall(random_weight(1500, 3, RLCC_BF16, random, half_with_full_and_empty_row(random)));
   GradXCase(tall, 1100, RLCC_F32, random).run(tall, describe("grad_x", isa, tall, 1100, RLCC_F32));
+  GradValuesCase(tall, 1100, RLCC_F32, random).run(tall, describe("grad_values", isa, tall, 1100, RLCC_F32));
 }
 
 // Infinities and NaN in weights and inputs land where a dense product has them: 0 * Inf is NaN.
@@ -250,7 +158,7 @@ void empty_products() {
   const float bias[3] = {1, 2, 3};
   float grad[2][1] = {{-1}, {-1}};
   rlcc_sparse_linear_params linear{};
-  linear.weight = {3, 0, nullptr, padding, 16, offsets, RLCC_F32, 0};  // K = 0: y is the bias
+  linear.weight = {3, 0, nullptr, padding, 16, offsets, RLCC_F32, 0, nullptr};  // K = 0: y is the bias
   for (int64_t rows : {2, 20}) {
     std::vector<float> out(static_cast<size_t>(3 * rows), -1.0f);
     linear.x_rows = rows;
@@ -261,7 +169,7 @@ void empty_products() {
     for (size_t i = 0; i < out.size(); ++i) CHECK(out[i] == bias[i % 3]);
   }
   rlcc_sparse_linear_grad_x_params gradient{};
-  gradient.weight = {0, 1, nullptr, padding, 16, offsets, RLCC_F32, 0};  // N = 0: the gradient is 0
+  gradient.weight = {0, 1, nullptr, padding, 16, offsets, RLCC_F32, 0, nullptr};  // N = 0: the gradient is 0
   gradient.y_rows = 2;
   gradient.grad_x = grad;
   gradient.grad_x_stride = 1;
@@ -288,7 +196,8 @@ void refused() {
       [](LinearCase& c) { c.params.x_stride = INT64_MAX; },
       [](LinearCase& c) { c.params.y_stride = 4; },
       [](LinearCase& c) { c.params.residual_stride = 4; },
-      [](LinearCase& c) { c.params.x_dtype = static_cast<rlcc_dtype>(2); },
+      [](LinearCase& c) { c.params.x_dtype = RLCC_I8; },
+      [](LinearCase& c) { c.params.x_dtype = static_cast<rlcc_dtype>(4); },
       [](LinearCase& c) { c.params.y = c.residual.data(); },  // in place with another stride
   };
   for (const auto& wrong : wrongs) {
@@ -298,12 +207,45 @@ void refused() {
     CHECK_STATUS(rlcc_sparse_linear_reference(&linear.params), RLCC_INVALID_ARGUMENT);
     CHECK(linear.y == linear.expected);  // untouched
   }
+  const Packed int8(random_weight(5, 70, RLCC_F32, random, half_with_full_and_empty_row(random)), RLCC_I8);
+  const std::function<void(GradValuesCase&)> wrong_gradients[] = {
+      [&](GradValuesCase& c) { c.params.weight = int8.weight; },
+      [](GradValuesCase& c) { c.params.grad_values = nullptr; },
+      [](GradValuesCase& c) { c.params.x = nullptr; },
+      [](GradValuesCase& c) { c.params.grad_y_stride = 4; },
+      [](GradValuesCase& c) { c.params.rows = -1; },
+      [](GradValuesCase& c) { c.params.dtype = RLCC_I8; },
+  };
+  for (const auto& wrong : wrong_gradients) {
+    GradValuesCase gradient(w, 4, RLCC_F32, random);
+    wrong(gradient);
+    CHECK_STATUS(rlcc_sparse_linear_grad_values(&gradient.params), RLCC_INVALID_ARGUMENT);
+    CHECK_STATUS(rlcc_sparse_linear_grad_values_reference(&gradient.params), RLCC_INVALID_ARGUMENT);
+    CHECK(gradient.grad == gradient.expected);
+  }
+}
+
+// Every f16 number through the scalar conversions and back; and what lies between two of them.
+void half_conversions() {
+  for (uint32_t bits = 0; bits < 0x7c00; ++bits) {
+    const uint16_t half = static_cast<uint16_t>(bits);
+    const float value = static_cast<float>(restorelcc::double_of_f16(half));
+    CHECK(restorelcc::f16_of_float(value) == half) << bits;
+    CHECK(restorelcc::f16_of_float(-value) == (half | 0x8000)) << bits;
+    const float next = bits == 0x7bff
+                           ? 65536.0f
+                           : static_cast<float>(restorelcc::double_of_f16(static_cast<uint16_t>(bits + 1)));
+    const uint16_t even = static_cast<uint16_t>(bits % 2 == 0 ? bits : bits + 1);
+    CHECK(value < next && restorelcc::f16_of_float((value + next) / 2) == even) << bits;
+  }
+  CHECK(std::isinf(restorelcc::double_of_f16(0x7c00)) && std::isnan(restorelcc::double_of_f16(0x7c01)));
 }
 
 }  // namespace
 
 int main() {
-  for (const char* isa : {"scalar", "avx2", "avx512"}) {
+  half_conversions();
+  for (const char* isa : kIsas) {
     if (rlcc_force_isa(isa) != RLCC_OK) {
       skip(rlcc_last_error());
       continue;
@@ -315,6 +257,7 @@ int main() {
     special_values(isa);
     nan_payloads(isa);
     residual_in_place(isa);
+    int8_extremes(isa);
     empty_products();
   }
   refused();

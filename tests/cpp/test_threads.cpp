@@ -14,10 +14,12 @@ using namespace restorelcc::test;
 namespace {
 
 struct Outputs {
-  std::vector<float> few, many, gradient;
+  std::vector<float> few, few_int8, many, gradient;
+  std::vector<char> values_gradient;
   std::vector<double> total, gram;
   bool operator==(const Outputs& o) const {
-    return few == o.few && many == o.many && gradient == o.gradient && total == o.total && gram == o.gram;
+    return few == o.few && few_int8 == o.few_int8 && values_gradient == o.values_gradient && many == o.many &&
+           gradient == o.gradient && total == o.total && gram == o.gram;
   }
 };
 
@@ -27,13 +29,21 @@ class Workload {
     std::mt19937 random(31);
     weight_ = std::make_unique<Packed>(
         random_weight(300, 700, RLCC_BF16, random, half_with_full_and_empty_row(random)));
+    int8_ = std::make_unique<Packed>(
+        random_weight(300, 700, RLCC_F32, random, half_with_full_and_empty_row(random)), RLCC_I8);
     x_ = std::make_unique<Matrix>(150, 700, RLCC_F32);
     fill_normal(*x_, random);
   }
 
   Outputs run(const rlcc_parallel* parallel) const {
-    Outputs out{std::vector<float>(9 * 300), std::vector<float>(150 * 300), std::vector<float>(150 * 700),
-                std::vector<double>(7 * 50), std::vector<double>(7 * 50 * 50)};
+    Outputs out;
+    out.few.resize(9 * 300);
+    out.few_int8.resize(9 * 300);
+    out.many.resize(150 * 300);
+    out.gradient.resize(150 * 700);
+    out.values_gradient.resize(static_cast<size_t>(weight_->weight.value_count) * 2);
+    out.total.resize(7 * 50);
+    out.gram.resize(7 * 50 * 50);
     rlcc_sparse_linear_params linear{};
     linear.weight = weight_->weight;
     linear.x = x_->data();
@@ -43,6 +53,10 @@ class Workload {
     linear.y_stride = 300;
     linear.parallel = parallel;
     CHECK_STATUS(rlcc_sparse_linear(&linear), RLCC_OK);
+    linear.weight = int8_->weight;
+    linear.y = out.few_int8.data();
+    CHECK_STATUS(rlcc_sparse_linear(&linear), RLCC_OK);
+    linear.weight = weight_->weight;
     linear.x_rows = 150;
     linear.y = out.many.data();
     CHECK_STATUS(rlcc_sparse_linear(&linear), RLCC_OK);
@@ -55,6 +69,15 @@ class Workload {
     gradient.grad_x_stride = 700;
     gradient.parallel = parallel;
     CHECK_STATUS(rlcc_sparse_linear_grad_x(&gradient), RLCC_OK);
+    rlcc_sparse_linear_grad_values_params of_values{};
+    of_values.weight = weight_->weight;
+    of_values.x = of_values.grad_y = x_->data();
+    of_values.rows = 150;
+    of_values.x_stride = of_values.grad_y_stride = 700;
+    of_values.dtype = RLCC_F32;
+    of_values.grad_values = out.values_gradient.data();
+    of_values.parallel = parallel;
+    CHECK_STATUS(rlcc_sparse_linear_grad_values(&of_values), RLCC_OK);
     rlcc_head_moments_params moments{};
     moments.z_dense = x_->data();
     moments.z_pruned = static_cast<const float*>(x_->data()) + 350;
@@ -72,7 +95,7 @@ class Workload {
   }
 
  private:
-  std::unique_ptr<Packed> weight_;
+  std::unique_ptr<Packed> weight_, int8_;
   std::unique_ptr<Matrix> x_;
 };
 
@@ -94,7 +117,7 @@ void run_backwards(void*, int64_t count, int64_t, rlcc_task task, void* context)
 
 int main() {
   const Workload workload;
-  for (const char* isa : {"scalar", "avx2", "avx512"}) {
+  for (const char* isa : kIsas) {
     if (rlcc_force_isa(isa) != RLCC_OK) {
       skip(rlcc_last_error());
       continue;

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import restorelcc
 
-F32, BF16 = torch.float32, torch.bfloat16
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ CASES = [
     Case("expanded", (6,), 24, 90, layout="expanded"),
     Case("heads", (3, 7), 24, 96, layout="heads", groups=2),
     Case("outliers", (8,), 40, 512, BF16, BF16, fill="outliers", groups=-1),
+    Case("decode_f16", (1,), 129, 257, F16, F16, bias=F32),
+    Case("all_f16", (3, 5), 31, 127, F16, F16, groups=4, bias=F16, residual=True),
+    Case("prefill_f16", (67,), 130, 320, F16, F16, groups=5, residual=True),
+    Case("f16_rows_of_a_bf16_weight", (6,), 50, 77, F16, BF16, groups=2),
+    Case("f32_rows_of_a_f16_weight", (40,), 50, 77, F32, F16),
 ]
 
 

@@ -113,5 +113,5 @@ def test_refused_impl_mean_and_merge() -> None:
         _ = HeadMoments.zeros(2, 3).mean
     with pytest.raises(ValueError, match="cannot be merged"):
         HeadMoments.zeros(2, 3).merge(HeadMoments.zeros(3, 2))
-    with pytest.raises(ValueError, match="z_dense has dtype float64; it must be float32 or bfloat16"):
+    with pytest.raises(ValueError, match="z_dense has dtype float64; it must be float32, bfloat16 or float16"):
         head_moments(z.double(), z.double())

@@ -32,7 +32,7 @@ def pruned(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tenso
     return weight.to(dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_round_trip_keeps_every_bit(shape: tuple[int, int], dtype: torch.dtype, either: str) -> None:
     weight = pruned(*shape, dtype)
@@ -44,7 +44,7 @@ def test_round_trip_keeps_every_bit(shape: tuple[int, int], dtype: torch.dtype, 
     assert packed.trusted
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_special_values(dtype: torch.dtype, either: str) -> None:
     specials = [torch.nan, torch.inf, -torch.inf, -0.0, 0.0, torch.finfo(dtype).tiny, torch.finfo(dtype).max]
     weight = torch.tensor([specials * 10], dtype=dtype)
@@ -55,11 +55,12 @@ def test_special_values(dtype: torch.dtype, either: str) -> None:
     assert torch.equal(bits(packed.unpack()), bits(wanted))
 
 
-def test_both_packers_write_the_same_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("values", [None, "int8"])
+def test_both_packers_write_the_same_tensors(values: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = pruned(19, 210, torch.bfloat16)
-    native = restorelcc.pack(weight).to_tensors()
+    native = restorelcc.pack(weight, values=values).to_tensors()
     monkeypatch.setattr(_native, "_why_missing", "hidden by a test")
-    plain = restorelcc.pack(weight).to_tensors()
+    plain = restorelcc.pack(weight, values=values).to_tensors()
     assert native.keys() == plain.keys()
     for name in native:
         assert torch.equal(native[name], plain[name]), name
@@ -126,7 +127,9 @@ HOSTILE = [
     Hostile("end_beyond_the_values", write("row_offsets", -1, 1 << 20)),
     Hostile("values_truncated", replace("values", lambda t: t[:-1].clone())),
     Hostile("values_empty", replace("values", lambda t: t[:0].clone())),
-    Hostile("values_half", replace("values", lambda t: t.half())),
+    Hostile("values_half", replace("values", lambda t: t.half()[:-200].clone())),
+    Hostile("values_float64", replace("values", lambda t: t.double())),
+    Hostile("values_int8_without_scales", replace("values", lambda t: t.to(torch.int8))),
     Hostile("values_2d", replace("values", lambda t: t.view(1, -1))),
     Hostile("values_of_the_other_dtype", replace("values", lambda t: t.bfloat16()[: t.numel() // 2].clone())),
     Hostile("shape_of_more_columns", write("shape", 1, 200)),
@@ -134,6 +137,40 @@ HOSTILE = [
     Hostile("shape_of_other_rows", write("shape", 0, 9)),
     Hostile("shape_negative", write("shape", 1, -70)),
 ]
+
+
+HOSTILE_SCALES = [
+    Hostile("scales_missing", lambda tensors: tensors.update(scales=None)),
+    Hostile("scales_float32", replace("scales", lambda t: t.float())),
+    Hostile("scales_of_more_rows", replace("scales", lambda t: torch.cat([t, t]))),
+    Hostile("scales_of_more_groups", replace("scales", lambda t: torch.cat([t, t], 1))),
+    Hostile("values_of_another_dtype", replace("values", lambda t: t.float())),
+    Hostile("values_truncated", replace("values", lambda t: t[:-1].clone())),
+]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE_SCALES, ids=lambda h: h.name)
+def test_hostile_int8_tensors_are_refused(hostile: Hostile, either: str) -> None:
+    tensors = {name: t.clone() for name, t in restorelcc.pack(pruned(10, 200), values="int8").to_tensors().items()}
+    hostile.change(tensors)
+    with pytest.raises(ValueError, match=r"\w+ \w+"):
+        PackedWeight.from_tensors(tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_int8_values(dtype: torch.dtype, either: str) -> None:
+    """Within half a step of the scale; scales bfloat16, no quotient above 127; the mask is the weight's."""
+    weight = pruned(7, 300, dtype)
+    weight[0, :128] = 0  # a group without survivors
+    packed = restorelcc.pack(weight, values="int8")
+    scale = packed.scales.float().repeat_interleave(128, 1)[:, :300]
+    assert packed.dtype == torch.int8
+    assert packed.nnz == int((weight != 0).sum())
+    assert ((packed.unpack() - weight.float()).abs() <= scale / 2).all()
+    largest = weight.float().abs()[:, :128].amax(1)
+    assert (packed.scales[:, 0].float() * 127 >= largest).all()
+    assert (packed.scales[:, 0].float() * 127 <= largest * 1.01).all()
+    assert PackedWeight.from_tensors(packed.to_tensors()).unpack().equal(packed.unpack())
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=lambda h: h.name)
@@ -164,7 +201,7 @@ def test_the_op_itself_refuses_untrusted_tensors() -> None:
     mask = torch.full_like(packed.mask, -1)
     for op, rows in ((torch.ops.restorelcc.sparse_linear, x), (torch.ops.restorelcc.sparse_linear_grad_x, x[:, :10])):
         with pytest.raises(ValueError, match="mask"):
-            op(rows, mask, packed.values, packed.row_offsets, 100)
+            op(rows, mask, *packed.tensors[1:])
     with pytest.raises(ValueError, match="contiguous"):
         torch.ops.restorelcc.sparse_linear(x, packed.mask.t().contiguous().t(), *packed.tensors[1:])
 
@@ -172,8 +209,14 @@ def test_the_op_itself_refuses_untrusted_tensors() -> None:
 def test_what_cannot_be_packed(either: str) -> None:
     with pytest.raises(ValueError, match=r"weight has shape \[3\]; it must be \[N, K\]"):
         restorelcc.pack(torch.ones(3))
-    with pytest.raises(ValueError, match=r"weight has dtype torch.float16; it must be"):
-        restorelcc.pack(torch.ones(3, 3).half())
+    with pytest.raises(ValueError, match=r"weight has dtype torch.float64; it must be"):
+        restorelcc.pack(torch.ones(3, 3).double())
+    with pytest.raises(ValueError, match=r"values is 'int4'; it must be None .* or 'int8'"):
+        restorelcc.pack(torch.ones(3, 3), values="int4")
+    weight = torch.ones(3, 3)
+    weight[1, 2] = torch.inf
+    with pytest.raises(ValueError, match=r"weight\[1, 2\] is inf, which int8 values cannot hold"):
+        restorelcc.pack(weight, values="int8")
 
 
 def test_without_the_compiled_ops(monkeypatch: pytest.MonkeyPatch) -> None:

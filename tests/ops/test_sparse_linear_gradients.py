@@ -12,6 +12,7 @@ from torch.nn import functional
 
 import restorelcc
 from restorelcc import ops
+from restorelcc.packed import unpack_reference
 
 DIFFERENTIABLE = ("comp", "bias", "residual")
 
@@ -122,11 +123,75 @@ def test_the_bits_do_not_depend_on_threads(case: Case) -> None:
         assert torch.equal(results[0][name], results[2][name]), name
 
 
-def test_values_get_no_gradient() -> None:
-    packed = restorelcc.pack(torch.eye(8))
-    values = packed.values.clone().requires_grad_()
-    with pytest.raises(ValueError, match="values requires a gradient, but the packed weight is frozen"):
-        torch.ops.restorelcc.sparse_linear(torch.ones(1, 8), packed.mask, values, packed.row_offsets, 8)
+VALUES_CASES = [c for c in CASES if c.x_dtype == c.weight_dtype]
+
+
+@pytest.mark.parametrize("case", VALUES_CASES, ids=name_of)
+def test_gradient_of_the_values(case: Case, isa: str) -> None:
+    """The dense product's gradient of W, at the survivors' places; zeros between the rows."""
+    weight, x = weight_of(case), x_of(case)
+    packed = restorelcc.pack(weight)
+    packed.values.requires_grad_()
+    grad_y = torch.randn(*case.leading, case.outputs).to(case.x_dtype)
+    ops.sparse_linear(x, packed).backward(grad_y)
+    found = packed.values.grad
+    assert found.dtype == weight.dtype
+    rows, columns = grad_y.reshape(-1, case.outputs).double(), x.reshape(-1, case.inputs).double()
+    truth, magnitude = rows.T @ columns, rows.abs().T @ columns.abs()
+    plain = (grad_y.reshape(-1, case.outputs).T @ x.reshape(-1, case.inputs)).to(weight.dtype)
+    kept = weight != 0
+    dense = unpack_reference(packed.mask, found, packed.row_offsets, None, case.inputs)
+    if kept.any():
+        assert_within_budget(dense[kept], plain[kept], truth[kept], magnitude[kept])
+    assert not dense[~kept].any()
+    assert int((found != 0).sum()) <= int(kept.sum())
+
+
+def test_gradcheck_of_the_values_on_the_reference() -> None:
+    packed = restorelcc.pack(weight_of(Case("", (1,), 5, 70)))
+    x, comp = torch.randn(3, 70).double(), torch.randn(70).double()
+
+    def product(values: Tensor) -> Tensor:
+        moved = restorelcc.PackedWeight(packed.mask, values.float(), packed.row_offsets, packed.shape)
+        moved.values = values  # float64 is for the reference alone
+        return ops.sparse_linear(x, moved, comp=comp, impl="reference")
+
+    assert torch.autograd.gradcheck(product, (packed.values.detach().double().requires_grad_(),))
+
+
+def test_the_values_gradient_reaches_through_the_compensation() -> None:
+    case = Case("", (6,), 8, 70, groups=2)
+    x, arguments = x_of(case), arguments_of(case)
+    arguments["comp"] *= 100
+    weight = weight_of(case)
+    gradients_of_both = []
+    for impl in ("auto", "reference"):
+        packed = restorelcc.pack(weight)
+        packed.values.requires_grad_()
+        ops.sparse_linear(x, packed, impl=impl, **arguments).pow(2).sum().backward()
+        gradients_of_both.append(packed.values.grad)
+    assert torch.allclose(*gradients_of_both, rtol=1e-4, atol=1e-3)
+
+
+def test_second_derivatives_with_values() -> None:
+    packed = restorelcc.pack(weight_of(Case("", (3,), 5, 70)))
+    x, v = torch.randn(3, 70, requires_grad=True), torch.randn(3, 5, requires_grad=True)
+    packed.values.requires_grad_()
+    found = []
+    for impl in ("auto", "reference"):
+        y = ops.sparse_linear(x, packed, impl=impl)
+        firsts = torch.autograd.grad(y, (x, packed.values), v, create_graph=True)
+        loss = firsts[0].pow(2).sum() + firsts[1].pow(2).sum()
+        found.append(torch.autograd.grad(loss, (x, v, packed.values)))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-2)
+
+
+def test_int8_values_have_no_gradient() -> None:
+    packed = restorelcc.pack(torch.eye(8), values="int8")
+    x = torch.ones(2, 8)
+    with pytest.raises(ValueError, match="int8"):
+        torch.ops.restorelcc.sparse_linear_grad_values(x, x, packed.mask, packed.values, packed.row_offsets)
 
 
 def test_no_graph_where_none_is_needed() -> None:

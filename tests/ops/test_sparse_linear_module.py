@@ -190,8 +190,31 @@ def test_dtype_conversion_repacks_and_spares_comp() -> None:
     assert torch.equal(module.packed.unpack(), weight.bfloat16())
     assert module(torch.randn(5, K).bfloat16()).dtype == torch.bfloat16
     assert nn.Sequential(module).float()[0].values.dtype == torch.float32
-    with pytest.raises(ValueError, match="float16"):
-        module.half()
+    assert nn.Sequential(module).half()[0].values.dtype == torch.float16
+    with pytest.raises(ValueError, match="float64"):
+        module.double()
+
+
+def test_int8_values_stay_as_they_are() -> None:
+    linear = nn.Linear(K, N)
+    module = SparseLinear.from_linear(linear, comp=torch.randn(K), values="int8")
+    weight, x = module.packed.unpack(), torch.randn(20, K)
+    y = module(x)
+    assert torch.allclose(y, x @ weight.T + weight @ module.comp + linear.bias, atol=1e-4)
+    module.to(torch.bfloat16)
+    assert (module.values.dtype, module.scales.dtype, module.bias.dtype) == (torch.int8, torch.bfloat16, torch.bfloat16)
+    assert torch.equal(module.float().packed.unpack(), weight)
+    assert torch.equal(copy.deepcopy(module)(x), module(x))
+
+
+def test_state_dicts_of_other_values() -> None:
+    linear, x = nn.Linear(K, N), torch.randn(20, K)
+    plain, int8 = SparseLinear.from_linear(linear), SparseLinear.from_linear(linear, values="int8")
+    states, results = [copy.deepcopy(m.state_dict()) for m in (plain, int8)], [m(x) for m in (plain, int8)]
+    for module in (plain, int8):
+        for state, wanted in zip(states, results, strict=True):
+            module.load_state_dict(state)
+            assert torch.equal(module(x), wanted)
 
 
 def test_meta_and_back() -> None:

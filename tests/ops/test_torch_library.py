@@ -16,15 +16,17 @@ from restorelcc import SparseLinear, ops
 
 OPS = torch.ops.restorelcc
 SCHEMAS = {
-    "sparse_linear": "(Tensor x, Tensor mask, Tensor values, Tensor row_offsets, SymInt columns, "
-    "Tensor? comp_rows=None, Tensor? comp_index=None, Tensor? bias=None, Tensor? residual=None, "
-    "bool trusted=False) -> Tensor",
-    "sparse_linear_grad_x": "(Tensor grad_y, Tensor mask, Tensor values, Tensor row_offsets, SymInt columns, "
+    "sparse_linear": "(Tensor x, Tensor mask, Tensor values, Tensor row_offsets, Tensor? scales, "
+    "SymInt columns, Tensor? comp_rows=None, Tensor? comp_index=None, Tensor? bias=None, Tensor? residual=None, "
+    "bool trusted=False, bool exact_x=False) -> Tensor",
+    "sparse_linear_grad_x": "(Tensor grad_y, Tensor mask, Tensor values, Tensor row_offsets, Tensor? scales, "
+    "SymInt columns, bool trusted=False) -> Tensor",
+    "sparse_linear_grad_values": "(Tensor grad_y, Tensor x, Tensor mask, Tensor values, Tensor row_offsets, "
     "bool trusted=False) -> Tensor",
     "head_moments_": "(Tensor z_dense, Tensor z_pruned, Tensor(a!) total, Tensor(b!) gram) -> ()",
-    "pack": "(Tensor weight) -> (Tensor mask, Tensor values, Tensor row_offsets)",
-    "unpack": "(Tensor mask, Tensor values, Tensor row_offsets, SymInt columns) -> Tensor",
-    "packed_validate": "(Tensor mask, Tensor values, Tensor row_offsets, SymInt columns) -> ()",
+    "pack": "(Tensor weight, bool int8=False) -> (Tensor mask, Tensor values, Tensor row_offsets, Tensor scales)",
+    "unpack": "(Tensor mask, Tensor values, Tensor row_offsets, Tensor? scales, SymInt columns) -> Tensor",
+    "packed_validate": "(Tensor mask, Tensor values, Tensor row_offsets, Tensor? scales, SymInt columns) -> ()",
 }
 
 
@@ -33,8 +35,8 @@ def test_schema(name: str) -> None:
     assert str(getattr(OPS, name).default._schema) == f"restorelcc::{name}{SCHEMAS[name]}"
 
 
-def packed_of(dtype: torch.dtype = F32) -> restorelcc.PackedWeight:
-    return restorelcc.pack(weight_of(Case("", (1,), 12, 70, weight_dtype=dtype)))
+def packed_of(dtype: torch.dtype = F32, values: str | None = None) -> restorelcc.PackedWeight:
+    return restorelcc.pack(weight_of(Case("", (1,), 12, 70, weight_dtype=dtype)), values=values)
 
 
 def sparse_linear_samples() -> list[tuple[Any, ...]]:
@@ -46,10 +48,13 @@ def sparse_linear_samples() -> list[tuple[Any, ...]]:
          torch.randn(2, 3, 12, requires_grad=True), True),
         (torch.randn(2, 3, 70).bfloat16().requires_grad_(), *full.tensors, rows, index.view(2, 3)),
         (torch.randn(0, 70, requires_grad=True), *plain.tensors),
+        (torch.randn(4, 70, requires_grad=True), *packed_of(values="int8").tensors),
+        (torch.randn(4, 70, requires_grad=True), plain.mask, plain.values.clone().requires_grad_(),
+         *plain.tensors[2:]),
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("sample", range(4))
+@pytest.mark.parametrize("sample", range(6))
 def test_opcheck_sparse_linear(sample: int) -> None:
     torch.library.opcheck(OPS.sparse_linear, sparse_linear_samples()[sample])
 
@@ -59,8 +64,11 @@ def test_opcheck_the_others() -> None:
     z = torch.randn(5, 2, 4)
     moments = (torch.zeros(2, 4).double(), torch.zeros(2, 4, 4).double())
     torch.library.opcheck(OPS.sparse_linear_grad_x, (torch.randn(4, 12, requires_grad=True), *packed.tensors))
+    grad_y, x = torch.randn(4, 12, requires_grad=True), torch.randn(4, 70, requires_grad=True)
+    torch.library.opcheck(OPS.sparse_linear_grad_values, (grad_y, x, *packed.tensors[:3]))
     torch.library.opcheck(OPS.head_moments_, (z, z + 1, *moments))
     torch.library.opcheck(OPS.pack, (weight,))
+    torch.library.opcheck(OPS.pack, (weight, True))
     torch.library.opcheck(OPS.unpack, packed.tensors)
     torch.library.opcheck(OPS.packed_validate, packed.tensors)
 
@@ -70,15 +78,18 @@ def test_fake_tensors_have_the_shapes_of_real_ones() -> None:
     x = torch.randn(2, 3, 70)
     with FakeTensorMode(shape_env=ShapeEnv()) as mode:
         tensors = [mode.from_tensor(t) for t in (packed.mask, packed.values, packed.row_offsets)]
-        y = OPS.sparse_linear(mode.from_tensor(x), *tensors, 70)
+        weight = (*tensors, None, 70)
+        y = OPS.sparse_linear(mode.from_tensor(x), *weight)
         assert (y.shape, y.dtype) == ((2, 3, 12), F32)
-        assert OPS.sparse_linear_grad_x(y.bfloat16(), *tensors, 70).shape == (2, 3, 70)
-        assert OPS.unpack(*tensors, 70).shape == (12, 70)
-        mask, values, row_offsets = OPS.pack(torch.empty(12, 70, dtype=BF16))
+        assert OPS.sparse_linear_grad_x(y.bfloat16(), *weight).shape == (2, 3, 70)
+        assert OPS.sparse_linear_grad_values(y, mode.from_tensor(x), *tensors).shape == packed.values.shape
+        assert OPS.unpack(*weight).shape == (12, 70)
+        mask, values, row_offsets, scales = OPS.pack(torch.empty(12, 70, dtype=BF16))
         assert (mask.shape, mask.dtype) == ((12, 2), torch.int64)
+        assert (scales.shape, scales.dtype) == ((0,), BF16)
         assert (row_offsets.shape, values.dtype, values.dim()) == ((13,), BF16, 1)
         with pytest.raises(ValueError, match=r"x has shape \[2, 69\]; its last dimension must be 70"):
-            OPS.sparse_linear(torch.empty(2, 69), *tensors, 70)
+            OPS.sparse_linear(torch.empty(2, 69), *weight)
 
 
 def full_call(x: Tensor, packed: restorelcc.PackedWeight, arguments: dict[str, Any]) -> Tensor:

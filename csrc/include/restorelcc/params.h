@@ -25,9 +25,10 @@ typedef enum rlcc_status {
   RLCC_INTERNAL = 4          /* a bug in the library */
 } rlcc_status;
 
-/* Storage types. Accumulation is always at least fp32. An integer rather than the enum's own type, so
- * that a wrong value from outside can be looked at (and refused) in C++ too. */
-enum { RLCC_F32 = 0, RLCC_BF16 = 1 };
+/* Storage types. Accumulation is always at least fp32 (of RLCC_I8 values: exact int32 within a group of
+ * columns, fp32 across groups). RLCC_I8 is for the values of a packed weight alone. An integer rather than the
+ * enum's own type, so that a wrong value from outside can be looked at (and refused) in C++ too. */
+enum { RLCC_F32 = 0, RLCC_BF16 = 1, RLCC_F16 = 2, RLCC_I8 = 3 };
 typedef int32_t rlcc_dtype;
 
 /* A half-open range of work: task(context, begin, end). A task must not throw. */
@@ -49,6 +50,7 @@ typedef struct rlcc_parallel {
  *                the last row, rounded up so
  *   values       value_count elements, of which the last RLCC_VALUE_PADDING_BYTES are padding that a
  *                vector load may touch: value_count >= row_offsets[N] + padding
+ *   scales       with RLCC_I8 values only: W[n, k] = value * scales[n, k / RLCC_SCALE_COLUMNS], in bf16
  */
 typedef struct rlcc_packed_weight {
   int64_t rows;               /* N */
@@ -58,70 +60,93 @@ typedef struct rlcc_packed_weight {
   int64_t value_count;        /* elements, padding included */
   const int64_t* row_offsets; /* [N + 1] elements into values */
   rlcc_dtype dtype;           /* of values */
-  int32_t trusted;            /* 1: rlcc_packed_validate() said RLCC_OK for these very bytes; 0: checked in each call */
+  int32_t trusted; /* 1: rlcc_packed_validate() said RLCC_OK for these very bytes; 0: checked in each call */
+  const uint16_t* scales; /* [N, ceil(K / RLCC_SCALE_COLUMNS)] bf16; null unless dtype is RLCC_I8 */
 } rlcc_packed_weight;
 
 #define RLCC_VALUE_ALIGNMENT_BYTES 16
 #define RLCC_VALUE_PADDING_BYTES 64
+#define RLCC_SCALE_COLUMNS 128 /* two mask words */
 
 /* y[m, n] = sum_k x[m, k] W[n, k] + comp_rows[comp_index[m], n] + bias[n] + residual[m, n]
  *
- * comp_rows = comp Wᵀ is itself a sparse_linear of the compensation vectors comp [G, K] in fp32. */
+ * comp_rows = comp Wᵀ is itself a sparse_linear of the compensation vectors comp [G, K] in fp32.
+ *
+ * With RLCC_I8 values and at most 16 rows, x too is rounded to 8 bits, per row and RLCC_SCALE_COLUMNS columns
+ * (scale max|x| / 127): |error| <= sum_k |W[n, k]| max|x of k's group| / 254, beside fp32 rounding; a group of
+ * x below 127 * 2^-126 counts as 0, and a row of x that is not finite gives NaN. With more rows, or with
+ * exact_x, x is used as it is. */
 typedef struct rlcc_sparse_linear_params {
-  rlcc_packed_weight weight;  /* W [N, K] */
-  const void* x;              /* [M, K] of x_dtype, row stride x_stride, unit column stride */
-  int64_t x_rows;             /* M >= 0 */
-  int64_t x_stride;           /* elements, >= K unless M <= 1 */
-  rlcc_dtype x_dtype;         /* also of y and residual */
-  const float* comp_rows;     /* [G, N] contiguous fp32; may be null (then groups is 0) */
-  int64_t groups;             /* G */
-  const int64_t* comp_index;  /* [M], 0 <= index < G; may be null when G <= 1 */
-  const float* bias;          /* [N] fp32; may be null */
-  const void* residual;       /* [M, N] of x_dtype; may be null */
-  int64_t residual_stride;    /* elements */
-  void* y;                    /* [M, N] of x_dtype; must not overlap an input, save that y may be residual */
-  int64_t y_stride;           /* elements */
+  rlcc_packed_weight weight;     /* W [N, K] */
+  const void* x;                 /* [M, K] of x_dtype, row stride x_stride, unit column stride */
+  int64_t x_rows;                /* M >= 0 */
+  int64_t x_stride;              /* elements, >= K unless M <= 1 */
+  rlcc_dtype x_dtype;            /* also of y and residual; not RLCC_I8 */
+  const float* comp_rows;        /* [G, N] contiguous fp32; may be null (then groups is 0) */
+  int64_t groups;                /* G */
+  const int64_t* comp_index;     /* [M], 0 <= index < G; may be null when G <= 1 */
+  const float* bias;             /* [N] fp32; may be null */
+  const void* residual;          /* [M, N] of x_dtype; may be null */
+  int64_t residual_stride;       /* elements */
+  void* y;                       /* [M, N] of x_dtype; must not overlap an input, save that y may be residual */
+  int64_t y_stride;              /* elements */
   const rlcc_parallel* parallel; /* may be null: the library's own pool */
+  int32_t exact_x; /* 1: x is never rounded to 8 bits, whatever its rows; for comp_rows = comp Wᵀ */
 } rlcc_sparse_linear_params;
 
 /* grad_x[m, k] = sum_n grad_y[m, n] W[n, k]: the gradient of x, and (with M = G, grad_y = grad of
  * comp_rows) the gradient of comp. */
 typedef struct rlcc_sparse_linear_grad_x_params {
-  rlcc_packed_weight weight; /* W [N, K] */
-  const void* grad_y;        /* [M, N] of dtype, row stride grad_y_stride, unit column stride */
-  int64_t y_rows;            /* M >= 0 */
-  int64_t grad_y_stride;     /* elements */
-  rlcc_dtype dtype;          /* of grad_y and grad_x */
-  void* grad_x;              /* [M, K] of dtype */
-  int64_t grad_x_stride;     /* elements */
+  rlcc_packed_weight weight;     /* W [N, K] */
+  const void* grad_y;            /* [M, N] of dtype, row stride grad_y_stride, unit column stride */
+  int64_t y_rows;                /* M >= 0 */
+  int64_t grad_y_stride;         /* elements */
+  rlcc_dtype dtype;              /* of grad_y and grad_x; not RLCC_I8 */
+  void* grad_x;                  /* [M, K] of dtype */
+  int64_t grad_x_stride;         /* elements */
   const rlcc_parallel* parallel; /* may be null */
 } rlcc_sparse_linear_grad_x_params;
+
+/* grad_values[v(n, k)] = sum_m grad_y[m, n] x[m, k] for every (n, k) that survived, v(n, k) being its place in
+ * `values`: the gradient of the surviving weights under the mask. Elements of grad_values between the rows
+ * (their alignment) and behind the last (padding) are left as they are. */
+typedef struct rlcc_sparse_linear_grad_values_params {
+  rlcc_packed_weight weight;     /* mask, row_offsets, value_count and dtype are read; not RLCC_I8 */
+  const void* x;                 /* [M, K] of dtype, row stride x_stride, unit column stride */
+  int64_t rows;                  /* M >= 0 */
+  int64_t x_stride;              /* elements */
+  const void* grad_y;            /* [M, N] of dtype, row stride grad_y_stride, unit column stride */
+  int64_t grad_y_stride;         /* elements */
+  rlcc_dtype dtype;              /* of x and grad_y; not RLCC_I8 */
+  void* grad_values;             /* [value_count] of the weight's dtype */
+  const rlcc_parallel* parallel; /* may be null */
+} rlcc_sparse_linear_grad_values_params;
 
 /* With dz = z_dense - z_pruned, both widened to fp64 first:
  *   total[h, d]   += sum_t dz[t, h, d]
  *   gram[h, i, j] += sum_t dz[t, h, i] dz[t, h, j]
  * Tokens are added in order within a head, so the bits do not depend on the number of threads. */
 typedef struct rlcc_head_moments_params {
-  const void* z_dense;          /* [T, H, D] of dtype, unit stride over D */
-  const void* z_pruned;         /* [T, H, D] of dtype, unit stride over D */
-  int64_t tokens;               /* T >= 0 */
-  int64_t heads;                /* H */
-  int64_t head_dim;             /* D */
-  int64_t dense_token_stride;   /* elements between tokens */
-  int64_t dense_head_stride;    /* elements between heads */
+  const void* z_dense;        /* [T, H, D] of dtype, unit stride over D */
+  const void* z_pruned;       /* [T, H, D] of dtype, unit stride over D */
+  int64_t tokens;             /* T >= 0 */
+  int64_t heads;              /* H */
+  int64_t head_dim;           /* D */
+  int64_t dense_token_stride; /* elements between tokens */
+  int64_t dense_head_stride;  /* elements between heads */
   int64_t pruned_token_stride;
   int64_t pruned_head_stride;
-  rlcc_dtype dtype;
-  double* total;                /* [H, D] contiguous, accumulated into */
-  double* gram;                 /* [H, D, D] contiguous, accumulated into, exactly symmetric */
+  rlcc_dtype dtype;              /* not RLCC_I8 */
+  double* total;                 /* [H, D] contiguous, accumulated into */
+  double* gram;                  /* [H, D, D] contiguous, accumulated into, exactly symmetric */
   const rlcc_parallel* parallel; /* may be null */
 } rlcc_head_moments_params;
 
 /* One row of the kernel registry. Strings are static. */
 typedef struct rlcc_kernel_info {
   const char* op;    /* "sparse_linear" */
-  const char* name;  /* "sparse_linear_bf16_decode__avx512": the name is the specification */
-  const char* isa;   /* "scalar", "avx2", "avx512" */
+  const char* name;  /* "sparse_linear_bf16_decode__avx2": the name is the specification */
+  const char* isa;   /* "scalar", "avx2", "avx512f", "avx512vbmi2", "avx512bf16" */
   int32_t available; /* 1: this CPU can run it */
 } rlcc_kernel_info;
 

@@ -30,9 +30,9 @@ RLCC_API const char* rlcc_build_info(void);
 /* The kernel registry: *count rows, owned by the library. */
 RLCC_API rlcc_status rlcc_kernels(const rlcc_kernel_info** kernels, int64_t* count);
 
-/* Use this instruction set and no better one from now on, in all threads: "scalar", "avx2",
- * "avx512"; null or "" goes back to the best the CPU has. The environment variable RLCC_ISA does the
- * same at start. RLCC_UNSUPPORTED when the CPU or the build lacks it. */
+/* Use this instruction set and no better one from now on, in all threads: "scalar", "avx2", "avx512f" (F, BW,
+ * DQ, VL), "avx512vbmi2", "avx512bf16" (VBMI2, BF16, VNNI); null or "" goes back to the best the CPU has. The
+ * environment variable RLCC_ISA does the same at start. RLCC_UNSUPPORTED when the CPU or the build lacks it. */
 RLCC_API rlcc_status rlcc_force_isa(const char* isa);
 RLCC_API const char* rlcc_isa(void); /* the one in use */
 
@@ -42,26 +42,33 @@ RLCC_API rlcc_status rlcc_set_num_threads(int32_t threads);
 RLCC_API int32_t rlcc_get_num_threads(void);
 
 /* Packing, in two calls: sizes first, then the caller's buffers are filled.
- * weight [N, K] of dtype, row stride weight_stride. A value is pruned when it equals 0 (so -0.0 is);
- * NaN and Inf survive. value_count receives the elements needed, padding included. */
-RLCC_API rlcc_status rlcc_pack_count(const void* weight, int64_t rows, int64_t columns,
-                                     int64_t weight_stride, rlcc_dtype dtype, int64_t* value_count);
-/* mask [N, words], values [value_count] (16-byte aligned; gaps and padding are zeroed), row_offsets [N + 1]. */
+ * weight [N, K] of dtype (not RLCC_I8), row stride weight_stride. A weight is pruned when it equals 0 (so -0.0
+ * is); NaN and Inf survive. values_dtype is dtype, or RLCC_I8: then value = round(W / scale), scale = max |W| /
+ * 127 over the group's columns, rounded up to bf16; a survivor may round to 0 and stays a survivor; NaN and Inf
+ * are refused. value_count receives the elements needed, padding included. */
+RLCC_API rlcc_status rlcc_pack_count(const void* weight, int64_t rows, int64_t columns, int64_t weight_stride,
+                                     rlcc_dtype dtype, rlcc_dtype values_dtype, int64_t* value_count);
+/* mask [N, words], values [value_count] (16-byte aligned; gaps and padding are zeroed), row_offsets [N + 1],
+ * scales [N, ceil(K / RLCC_SCALE_COLUMNS)] for RLCC_I8, else null. */
 RLCC_API rlcc_status rlcc_pack(const void* weight, int64_t rows, int64_t columns, int64_t weight_stride,
-                               rlcc_dtype dtype, uint64_t* mask, void* values, int64_t value_count,
-                               int64_t* row_offsets);
-/* weight [N, K] of packed->dtype, row stride weight_stride: the same bits, pruned places +0.0. */
+                               rlcc_dtype dtype, rlcc_dtype values_dtype, uint64_t* mask, void* values,
+                               int64_t value_count, int64_t* row_offsets, uint16_t* scales);
+/* weight [N, K] of packed->dtype, row stride weight_stride: the same bits, pruned places +0.0. Of RLCC_I8
+ * values: value * scale in fp32, which is exact. */
 RLCC_API rlcc_status rlcc_unpack(const rlcc_packed_weight* packed, void* weight, int64_t weight_stride);
 /* Whether every index in `packed` stays inside its arrays, whatever the bytes. */
 RLCC_API rlcc_status rlcc_packed_validate(const rlcc_packed_weight* packed);
 
 RLCC_API rlcc_status rlcc_sparse_linear(const rlcc_sparse_linear_params* params);
 RLCC_API rlcc_status rlcc_sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params* params);
+RLCC_API rlcc_status rlcc_sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params* params);
 RLCC_API rlcc_status rlcc_head_moments(const rlcc_head_moments_params* params);
 
 /* The scalar oracles: the same equations, accumulated in float64, one thread, no cleverness. */
 RLCC_API rlcc_status rlcc_sparse_linear_reference(const rlcc_sparse_linear_params* params);
 RLCC_API rlcc_status rlcc_sparse_linear_grad_x_reference(const rlcc_sparse_linear_grad_x_params* params);
+RLCC_API rlcc_status
+rlcc_sparse_linear_grad_values_reference(const rlcc_sparse_linear_grad_values_params* params);
 RLCC_API rlcc_status rlcc_head_moments_reference(const rlcc_head_moments_params* params);
 
 #ifdef __cplusplus

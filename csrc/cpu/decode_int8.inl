@@ -1,0 +1,124 @@
+// sparse_linear for few rows, int8 values: integers within a group of 128 columns, floats across groups.
+//
+//   x[m, g] ~ xs[m, g] xq[m, g],  xq in [-127, 127]          quantised here, per row and group of columns
+//   y[m, n] = sum_g ws[n, g] xs[m, g] sum_k wq[n, k] xq[m, k]
+//
+// The inner sum is exact in int32: at most 128 * 128 * 127. A group of x that is not finite gets the scale NaN,
+// one whose scale would be subnormal counts as 0.
+
+namespace restorelcc::cpu {
+namespace {
+
+constexpr int kGroupColumns = RLCC_SCALE_COLUMNS;
+constexpr int kGroupWords = kGroupColumns / 64;
+static_assert(kGroupColumns % 64 == 0, "a group is a whole number of mask words");
+
+struct Int8Decode {
+  using Int8 = Vector::Int8;
+  using X = Int8::X;
+  static constexpr int kColumns = Int8::kColumns;
+
+  static int64_t groups_of(int64_t columns) { return (columns + kGroupColumns - 1) / kGroupColumns; }
+
+  // Scales [groups, rows] fp32, then whole groups of quantised steps [steps, rows, kColumns].
+  static int64_t scale_bytes(int64_t columns, int64_t rows) {
+    return (groups_of(columns) * rows * 4 + 63) / 64 * 64;
+  }
+  static int64_t tile_bytes(int64_t columns, int64_t rows) {
+    const int64_t elements = groups_of(columns) * kGroupColumns * rows;
+    return scale_bytes(columns, rows) + (elements * static_cast<int64_t>(sizeof(X)) + 63) / 64 * 64;
+  }
+
+  // Quantises `count` columns of one row; returns their scale. widened is [kGroupColumns], zeros behind count.
+  static float quantise(const float* widened, int32_t* quantised) {
+    uint32_t largest = 0;  // of |x| as an integer: NaN and Inf are the largest of all
+    for (int i = 0; i < kGroupColumns; ++i) {
+      const uint32_t magnitude = bits_from_float(widened[i]) & 0x7fffffffu;
+      largest = magnitude > largest ? magnitude : largest;
+    }
+    const float scale = float_from_bits(largest) / 127.0f;
+    if (largest >= 0x7f800000u || scale < 0x1p-126f) {
+      for (int i = 0; i < kGroupColumns; ++i) quantised[i] = 0;
+      return largest >= 0x7f800000u ? float_from_bits(0x7fc00000u) : 0.0f;
+    }
+    for (int i = 0; i < kGroupColumns; ++i) {
+      quantised[i] = static_cast<int32_t>(__builtin_rintf(widened[i] / scale));  // at most 127 (1 + 2^-23)
+    }
+    return scale;
+  }
+
+  template <class Element>
+  static void pack_rows(const DecodeJob& job, int64_t first_row, int64_t rows, float* scales, X* to) {
+    const int64_t columns = job.weight.columns;
+    float widened[kGroupColumns];
+    int32_t quantised[kGroupColumns];
+    for (int64_t r = 0; r < rows; ++r) {
+      const Element* from = static_cast<const Element*>(job.x) + (first_row + r) * job.x_stride;
+      for (int64_t g = 0; g < groups_of(columns); ++g) {
+        const int64_t count = smaller(kGroupColumns, columns - g * kGroupColumns);
+        for (int64_t i = 0; i < count; ++i) widened[i] = Vector::widen(from[g * kGroupColumns + i]);
+        for (int64_t i = count; i < kGroupColumns; ++i) widened[i] = 0;
+        scales[g * rows + r] = quantise(widened, quantised) * Int8::kUnit;
+        for (int s = 0; s < kGroupColumns / kColumns; ++s) {
+          X* step = to + ((g * (kGroupColumns / kColumns) + s) * rows + r) * kColumns;
+          for (int i = 0; i < kColumns; ++i) step[i] = Int8::encode(quantised[s * kColumns + i]);
+        }
+      }
+    }
+  }
+
+  static void pack_tile(const DecodeJob& job, int64_t first_row, int64_t rows, char* x) {
+    float* scales = reinterpret_cast<float*>(x);
+    X* to = reinterpret_cast<X*>(x + scale_bytes(job.weight.columns, rows));
+    switch (job.x_dtype) {
+      case RLCC_F32: return pack_rows<float>(job, first_row, rows, scales, to);
+      case RLCC_BF16: return pack_rows<Bf16>(job, first_row, rows, scales, to);
+      default: return pack_rows<F16>(job, first_row, rows, scales, to);
+    }
+  }
+
+  template <int Rows>
+  static inline void output(const DecodeJob& job, int64_t n, const char* x_tile, float* sums,
+                            int64_t sums_stride) {
+    const int64_t words = mask_words(job.weight.columns), groups = groups_of(job.weight.columns);
+    const float* x_scales = reinterpret_cast<const float*>(x_tile);
+    const X* x = reinterpret_cast<const X*>(x_tile + scale_bytes(job.weight.columns, Rows));
+    const uint64_t* mask_row = job.weight.mask + n * words;
+    const uint16_t* scales = job.weight.scales + n * groups;
+    const int8_t* values = static_cast<const int8_t*>(job.weight.values);
+    int64_t cursor = job.weight.row_offsets[n];
+    typename Vector::F32 total[Rows];
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) total[r] = Vector::zero();
+    for (int64_t g = 0; g < groups; ++g) {
+      Int8::Sum sum[Rows];
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) sum[r] = Int8::zero();
+      Int8::Sum offset = Int8::zero();
+      prefetch_bytes(values + cursor, kPrefetchBytes);
+#pragma GCC unroll 2
+      for (int w = 0; w < kGroupWords; ++w) {
+        if (g * kGroupWords + w == words) break;  // the last group may be half a group
+        const uint64_t word = mask_row[g * kGroupWords + w];
+#pragma GCC unroll 16
+        for (int s = 0; s < 64 / kColumns; ++s) {
+          const Int8::W wide = Int8::expand(word, s, values, &cursor);
+          offset = Int8::add_offset(offset, wide);
+#pragma GCC unroll 8
+          for (int r = 0; r < Rows; ++r) sum[r] = Int8::dot(sum[r], wide, x + (s * Rows + r) * kColumns);
+        }
+        x += Rows * 64;
+      }
+      const float w_scale = float_from_bits(static_cast<uint32_t>(scales[g]) << 16);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+        const float scale = w_scale * x_scales[g * Rows + r];
+        total[r] = Vector::fma(Int8::to_float(sum[r], offset), Vector::broadcast(&scale), total[r]);
+      }
+    }
+    for (int r = 0; r < Rows; ++r) sums[r * sums_stride] = Vector::sum(total[r]);
+  }
+};
+
+}  // namespace
+}  // namespace restorelcc::cpu
