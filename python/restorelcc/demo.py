@@ -66,11 +66,12 @@ class Sizes:
     evaluation_tokens: int
     evaluation_window: int
     new_tokens: int
+    probe_tokens: int = 4096
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
-FULL = Sizes(12288, 256, 10240, 512, 32, TrainingSettings(learning_rates=(0.015, 0.03)))
-QUICK = Sizes(2048, 64, 2048, 256, 12, TrainingSettings(learning_rates=(0.03,), evaluations=3))
+FULL = Sizes(12288, 256, 10240, 512, 32, 4096, TrainingSettings(learning_rates=(0.015, 0.03)))
+QUICK = Sizes(2048, 64, 2048, 256, 12, 512, TrainingSettings(learning_rates=(0.03,), evaluations=3))
 
 
 class _Ledger:
@@ -177,7 +178,8 @@ class _Run:
         training = asdict(sizes.training)
         restoration = ledger.run(
             "restore",
-            {"dense": dense, "pruned": pruned, "text": ids, "training": training, "seed": self.seed},
+            {"dense": dense, "pruned": pruned, "text": ids, "training": training, "seed": self.seed,
+             "probe_tokens": sizes.probe_tokens},
             [restored / "config.json", work / "components.safetensors"],
             lambda: self._restore(dense, pruned, restored),
         )
@@ -248,7 +250,8 @@ class _Run:
     def _restore(self, dense: Path, pruned: Path, restored: Path) -> dict[str, Any]:
         report = restore(
             dense, pruned, restored, tokens=self.sizes.train_tokens, window=self.sizes.window,
-            training=self.sizes.training, seed=self.seed, work=self.work, overwrite=True, progress=self.progress,
+            probe_tokens=self.sizes.probe_tokens, training=self.sizes.training, seed=self.seed, work=self.work,
+            overwrite=True, progress=self.progress,
         )  # fmt: skip
         return report.to_dict()
 

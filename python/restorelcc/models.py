@@ -9,13 +9,12 @@ the duration of a call; what it raises becomes one sentence.
 from __future__ import annotations
 
 import copy
-import functools
 import importlib.util
 import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from .architectures import (
     replace_module,
 )
 from .artifacts import Progress, SilentProgress, atomic_directory
+from .gguf_reading import gguf_read_once, no_bar_of_gguf
 
 __all__ = [
     "AttentionSite", "LoadedModel", "MissingExtraError", "ModelSource", "attention_sites", "check_pair",
@@ -138,7 +138,7 @@ def quiet_transformers() -> Iterator[None]:
     verbosity, bars, hub_bars = stock.get_verbosity(), stock.is_progress_bar_enabled(), not are_progress_bars_disabled()
     hub_logger = logging.getLogger("huggingface_hub")
     hub_level = hub_logger.level
-    with warnings.catch_warnings(), _no_bar_of_gguf():
+    with warnings.catch_warnings(), no_bar_of_gguf():
         warnings.simplefilter("ignore")
         stock.set_verbosity_error()
         stock.disable_progress_bar()
@@ -153,23 +153,6 @@ def quiet_transformers() -> Iterator[None]:
                 stock.enable_progress_bar()
             if hub_bars:
                 enable_progress_bars()
-
-
-@contextmanager
-def _no_bar_of_gguf() -> Iterator[None]:
-    """The stock GGUF reader draws its bar with plain tqdm, which no setting of transformers reaches."""
-    from transformers import modeling_gguf_pytorch_utils as reader
-
-    stock: Any = reader
-    drawn = getattr(stock, "tqdm", None)
-    if drawn is None:
-        yield
-        return
-    stock.tqdm = functools.partial(drawn, disable=True)
-    try:
-        yield
-    finally:
-        stock.tqdm = drawn
 
 
 @contextmanager
@@ -205,11 +188,12 @@ def load_model(spec: str | Path | ModelSource, *, dtype: torch.dtype | None = No
     from transformers import AutoModelForCausalLM
 
     source = spec if isinstance(spec, ModelSource) else resolve_model(spec)
-    tokenizer = load_tokenizer(source)
     wanted = dtype or (torch.float32 if source.gguf_file else "auto")
-    model, loading = _from_pretrained(
-        AutoModelForCausalLM, source, dtype=wanted, output_loading_info=True, ignore_mismatched_sizes=True
-    )
+    with gguf_read_once() if source.gguf_file else nullcontext():
+        tokenizer = load_tokenizer(source)
+        model, loading = _from_pretrained(
+            AutoModelForCausalLM, source, dtype=wanted, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     missing, other = sorted(loading["missing_keys"]), sorted(loading["mismatched_keys"])
     if missing:
         raise ValueError(f"{source.spec} lacks {len(missing)} tensors, such as {missing[0]}; copy or save it again")

@@ -34,7 +34,6 @@ from .training import TrainingResult, TrainingSettings, closed_form, train_compe
 __all__ = ["RestoreReport", "restore", "train_control", "training_text"]
 
 TRAINERS = ("lm", "none")
-PROBE_TOKENS = 4096  # scores are means over tokens; this bounds the time of a forward and backward pass over them
 
 
 @dataclass
@@ -135,6 +134,7 @@ def restore(
     skip_first: int = 1,
     tokens: int = 16384,
     window: int = 256,
+    probe_tokens: int = 4096,
     training: TrainingSettings | None = None,
     seed: int = 0,
     work: Path | None = None,
@@ -150,6 +150,7 @@ def restore(
         heads: `all`, or a share in (0, 1].
         components: `svd` or `mean`. train: `lm`, or `none` for the line-searched closed form.
         data: .txt or .jsonl; without it the dense model writes its own text.
+        probe_tokens: of the text, for the head scores. They are means over tokens, so a part will do.
         fold_into: `o_proj` for a stock checkpoint, `none` for an adapter directory.
         work: where the steps leave their files; `out` + ".work" by default.
 
@@ -203,7 +204,8 @@ def restore(
     loaded = load_model(pruned)  # only now: the moments need two layers, not two models
     model = loaded.model
     scores = {
-        kind: _scores(steps, kind, model, text, lost, moment_stamp, components, seed, progress) for kind in PROBES
+        kind: _scores(steps, kind, model, text, probe_tokens, lost, moment_stamp, components, seed, progress)
+        for kind in PROBES
     }
     chosen = select_heads(scores[probe].scores, heads)
     result = _trained(steps, model, text, lost, chosen, train, settings, moment_stamp, components, progress)
@@ -214,7 +216,7 @@ def restore(
         "dense": str(dense), "pruned": str(pruned), "out": str(out), "probe": probe, "heads": heads,
         "components": components, "train": train, "data": str(data) if data else "written by the dense model",
         "fold": fold_into, "positions": positions, "skip_first": skip_first, "tokens": tokens, "window": window,
-        "seed": seed, "training": asdict(settings), "source": loaded.source.note,
+        "probe_tokens": probe_tokens, "seed": seed, "training": asdict(settings), "source": loaded.source.note,
     }
     report.text = {"name": text.name, "rows": int(text.ids.shape[0]), "tokens": text.tokens}
     report.heldout = {"pruned": result.heldout_before, "restored": result.heldout_after}
@@ -234,15 +236,15 @@ def restore(
 
 
 def _scores(
-    steps: _Steps, kind: str, model: Any, text: TokenSet, lost: Components, moment_stamp: str, components: str,
-    seed: int, progress: Progress,
+    steps: _Steps, kind: str, model: Any, text: TokenSet, tokens: int, lost: Components, moment_stamp: str,
+    components: str, seed: int, progress: Progress,
 ) -> HeadScores:
     def make(path: Path) -> HeadScores:
-        scores = head_scores(kind, model, _some(text, PROBE_TOKENS), lost, seed=seed, progress=progress)
+        scores = head_scores(kind, model, _some(text, tokens), lost, seed=seed, progress=progress)
         scores.save(path)
         return scores
 
-    stamp = fingerprint(moments=moment_stamp, probe=kind, components=components, seed=seed, tokens=PROBE_TOKENS)
+    stamp = fingerprint(moments=moment_stamp, probe=kind, components=components, seed=seed, tokens=tokens)
     value: HeadScores = steps.run(f"scores_{kind}", stamp, make, HeadScores.load)
     return value
 
