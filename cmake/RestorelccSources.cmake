@@ -22,7 +22,7 @@ set(RLCC_SOURCES
 set(RLCC_AVX2_FLAGS -mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt)
 # -Wno-...: gcc 12's own avx512fintrin.h initialises its "undefined" vectors with themselves (gcc PR 105593).
 set(RLCC_AVX512F_FLAGS ${RLCC_AVX2_FLAGS} -mavx512f -mavx512bw -mavx512dq -mavx512vl
-    $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
+    "$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-uninitialized>")
 set(RLCC_AVX512VBMI2_FLAGS ${RLCC_AVX512F_FLAGS} -mavx512vbmi2)
 set(RLCC_AVX512BF16_FLAGS ${RLCC_AVX512VBMI2_FLAGS} -mavx512vnni -mavx512bf16)
 

@@ -77,46 +77,55 @@ struct Int8Decode {
     }
   }
 
-  template <int Rows>
-  static inline void output(const DecodeJob& job, int64_t n, const char* x_tile, float* sums,
-                            int64_t sums_stride) {
+  // sums[r, o] = sum_k x[r, k] W[n + o, k] for o < Outputs
+  template <int Rows, int Outputs>
+  static inline void outputs(const DecodeJob& job, int64_t n, const char* x_tile, float* sums,
+                             int64_t sums_stride) {
     const int64_t words = mask_words(job.weight.columns), groups = groups_of(job.weight.columns);
     const float* x_scales = reinterpret_cast<const float*>(x_tile);
     const X* x = reinterpret_cast<const X*>(x_tile + scale_bytes(job.weight.columns, Rows));
-    const uint64_t* mask_row = job.weight.mask + n * words;
+    const uint64_t* mask_rows = job.weight.mask + n * words;
     const uint16_t* scales = job.weight.scales + n * groups;
     const int8_t* values = static_cast<const int8_t*>(job.weight.values);
-    int64_t cursor = job.weight.row_offsets[n];
-    typename Vector::F32 total[Rows];
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) total[r] = Vector::zero();
-    for (int64_t g = 0; g < groups; ++g) {
-      Int8::Sum sum[Rows];
-#pragma GCC unroll 8
-      for (int r = 0; r < Rows; ++r) sum[r] = Int8::zero();
-      Int8::Sum offset = Int8::zero();
-      prefetch_bytes(values + cursor, kPrefetchBytes);
+    int64_t cursor[Outputs];
+    typename Vector::F32 total[Outputs][Rows][1];
 #pragma GCC unroll 2
-      for (int w = 0; w < kGroupWords; ++w) {
-        if (g * kGroupWords + w == words) break;  // the last group may be half a group
-        const uint64_t word = mask_row[g * kGroupWords + w];
-#pragma GCC unroll 16
-        for (int s = 0; s < 64 / kColumns; ++s) {
-          const Int8::W wide = Int8::expand(word, s, values, &cursor);
-          offset = Int8::add_offset(offset, wide);
+    for (int o = 0; o < Outputs; ++o) {
+      cursor[o] = job.weight.row_offsets[n + o];
 #pragma GCC unroll 8
-          for (int r = 0; r < Rows; ++r) sum[r] = Int8::dot(sum[r], wide, x + (s * Rows + r) * kColumns);
-        }
-        x += Rows * 64;
-      }
-      const float w_scale = float_from_bits(static_cast<uint32_t>(scales[g]) << 16);
-#pragma GCC unroll 8
-      for (int r = 0; r < Rows; ++r) {
-        const float scale = w_scale * x_scales[g * Rows + r];
-        total[r] = Vector::fma(Int8::to_float(sum[r], offset), Vector::broadcast(&scale), total[r]);
-      }
+      for (int r = 0; r < Rows; ++r) total[o][r][0] = Vector::zero();
     }
-    for (int r = 0; r < Rows; ++r) sums[r * sums_stride] = Vector::sum(total[r]);
+    for (int64_t g = 0; g < groups; ++g) {
+      const int group_words = static_cast<int>(smaller(kGroupWords, words - g * kGroupWords));
+#pragma GCC unroll 2
+      for (int o = 0; o < Outputs; ++o) {
+        Int8::Sum sum[Rows];
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) sum[r] = Int8::zero();
+        Int8::Sum offset = Int8::zero();
+        prefetch_bytes(values + cursor[o], kPrefetchBytes);
+        for (int w = 0; w < group_words; ++w) {
+          const uint64_t word = mask_rows[o * words + g * kGroupWords + w];
+          const X* x_word = x + w * (Rows * 64);
+#pragma GCC unroll 16
+          for (int s = 0; s < 64 / kColumns; ++s) {
+            const Int8::W wide = Int8::expand(word, s, values, &cursor[o]);
+            offset = Int8::add_offset(offset, wide);
+#pragma GCC unroll 8
+            for (int r = 0; r < Rows; ++r) sum[r] = Int8::dot(sum[r], wide, x_word + (s * Rows + r) * kColumns);
+          }
+        }
+        const float w_scale = float_from_bits(static_cast<uint32_t>(scales[o * groups + g]) << 16);
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) {
+          const float scale = w_scale * x_scales[g * Rows + r];
+          total[o][r][0] =
+              Vector::fma(Int8::to_float(sum[r], offset), Vector::broadcast(&scale), total[o][r][0]);
+        }
+      }
+      x += Rows * kGroupColumns;
+    }
+    store_sums<Vector>(total, sums, sums_stride);
   }
 };
 

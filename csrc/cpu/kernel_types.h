@@ -43,13 +43,13 @@ struct DecodeJob {
   Output output;
 };
 
-constexpr int64_t kDecodeMaxRows = 16;
-constexpr int64_t kDecodeTileRows = 8;
+constexpr int64_t kDecodeMostRows = 16;  // of any decode kernel
 
 struct sparse_linear_decode_kernel {
-  // x as the kernel reads it: in tiles of kDecodeTileRows rows (the last may be smaller), the rows of a tile
-  // interleaved step by step, widened (or quantised, for int8 values), zeros behind column K. Starts at a
-  // multiple of 64 bytes.
+  int64_t max_rows;  // with more rows of x the panel kernel is faster; at most kDecodeMostRows
+  // x as the kernel reads it: in tiles of the kernel's own number of rows (the last may be smaller), the rows
+  // of a tile interleaved step by step, widened (or quantised, for int8 values), zeros behind column K. Starts
+  // at a multiple of 64 bytes.
   int64_t (*x_bytes)(const DecodeJob& job);
   void (*pack_x)(const DecodeJob& job, char* x);
   void (*run)(const DecodeJob& job, const char* x, int64_t output_begin, int64_t output_end);

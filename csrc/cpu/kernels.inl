@@ -14,6 +14,7 @@
 #include "cpu/decode_int8.inl"
 #include "cpu/decode_loop.inl"
 #include "cpu/panel_sources.inl"
+#include "cpu/panel_pairs.inl"
 #include "cpu/panels.inl"
 #include "cpu/moments.inl"
 #include "cpu/kernels.def"

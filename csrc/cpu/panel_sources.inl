@@ -20,11 +20,19 @@ inline float scale_at(const rlcc_packed_weight& weight, int64_t groups, int64_t 
   return float_from_bits(static_cast<uint32_t>(bf16) << 16) * Vector::kInt8Unit;
 }
 
+// What a source of fp32 panels counts depth in, and how it multiplies.
+struct SingleColumns {
+  static constexpr int64_t units(int64_t depth) { return depth; }
+  static Vector::F32 multiply_add(Vector::F32 a, Vector::F32 b, Vector::F32 sum) {
+    return Vector::fma(a, b, sum);
+  }
+};
+
 // B[k, i] = W[first + i, k]: depth runs along the columns of W. Each of the panel's rows of W keeps a
 // cursor into its values; kLanes rows are expanded side by side (their popcount chains are independent)
 // and transposed in registers.
 template <class Value>
-struct TransposedWeight {
+struct TransposedWeight : SingleColumns {
   static constexpr int64_t kDepthMultiple = 64;  // a block of depth is a whole number of mask words
 
   static int64_t scratch_bytes(const PanelJob&) { return 0; }
@@ -102,7 +110,7 @@ inline int64_t cursor_at(const rlcc_packed_weight& weight, int64_t n, int64_t k)
 // B[n, i] = W[n, first + i]: depth runs along the rows of W. Panels are visited left to right, and each
 // row of W keeps a cursor, found once by counting the bits before the first panel.
 template <class Value>
-struct PlainWeight {
+struct PlainWeight : SingleColumns {
   static constexpr int64_t kDepthMultiple = 1;
 
   static int64_t scratch_bytes(const PanelJob& job) {
@@ -152,7 +160,7 @@ struct PlainWeight {
 
 // B[m, i] = x[m, first + i], for the gradient of the values: depth runs along the rows of x.
 template <class Element>
-struct DenseRows {
+struct DenseRows : SingleColumns {
   static constexpr int64_t kDepthMultiple = 1;
 
   static int64_t scratch_bytes(const PanelJob&) { return 0; }

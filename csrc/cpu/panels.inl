@@ -19,8 +19,9 @@ constexpr int kTileRows = Vector::kTileRows;
 // A block of B and a tile of A are to share the first-level cache.
 constexpr int64_t kDepthBlock = Vector::kDepthBlock;
 
-// C[Rows, kPanelColumns] (+)= A[Rows, depth] B[depth, kPanelColumns]; a is [depth, kTileRows].
-template <int Rows>
+// C[Rows, kPanelColumns] (+)= A[Rows, depth] B[depth, kPanelColumns]; a is [depth, kTileRows]. Depth counts in
+// units of the source: a column each, or (bf16 on both sides, with vdpbf16ps) two columns in one 32-bit lane.
+template <class Source, int Rows>
 inline void multiply_tile(int64_t depth, const float* a, const float* b, float* c, bool accumulate) {
   typename Vector::F32 sum[Rows][Vector::kPanelVectors];
 #pragma GCC unroll 16
@@ -36,7 +37,8 @@ inline void multiply_tile(int64_t depth, const float* a, const float* b, float* 
     for (int r = 0; r < Rows; ++r) {
       const typename Vector::F32 a_element = Vector::broadcast(a + r);
 #pragma GCC unroll 4
-      for (int v = 0; v < Vector::kPanelVectors; ++v) sum[r][v] = Vector::fma(a_element, b_row[v], sum[r][v]);
+      for (int v = 0; v < Vector::kPanelVectors; ++v)
+        sum[r][v] = Source::multiply_add(a_element, b_row[v], sum[r][v]);
     }
     a += kTileRows;
     b += kPanelColumns;
@@ -52,13 +54,13 @@ inline void multiply_tile(int64_t depth, const float* a, const float* b, float* 
 }
 
 // Rows at run time to Rows at compile time.
-template <int Rows = kTileRows>
+template <class Source, int Rows = kTileRows>
 inline void multiply_rows(int64_t rows, int64_t depth, const float* a, const float* b, float* c,
                           bool accumulate) {
   if constexpr (Rows > 1) {
-    if (rows < Rows) return multiply_rows<Rows - 1>(rows, depth, a, b, c, accumulate);
+    if (rows < Rows) return multiply_rows<Source, Rows - 1>(rows, depth, a, b, c, accumulate);
   }
-  multiply_tile<Rows>(depth, a, b, c, accumulate);
+  multiply_tile<Source, Rows>(depth, a, b, c, accumulate);
 }
 
 // Blocks of equal size rather than full ones and a rest.
@@ -99,7 +101,7 @@ int64_t panel_tile_bytes(const PanelJob& job) { return kTileRows * job.depth * 4
 // Scratch: B block | C panel | what the source keeps.
 template <class Source>
 int64_t panel_b_bytes(const PanelJob& job) {
-  return depth_block(job.depth, Source::kDepthMultiple) * kPanelColumns * 4;
+  return depth_block(Source::units(job.depth), Source::kDepthMultiple) * kPanelColumns * 4;
 }
 inline int64_t panel_c_bytes(int64_t tiles) { return tiles * kTileRows * kPanelColumns * 4; }
 
@@ -115,7 +117,8 @@ inline void panel_products(const PanelJob& job, int64_t panel_begin, int64_t pan
   float* b = reinterpret_cast<float*>(scratch);
   float* c = reinterpret_cast<float*>(scratch + panel_b_bytes<Source>(job));
   Source source(job, scratch + panel_b_bytes<Source>(job) + panel_c_bytes(tile_end - tile_begin));
-  const int64_t block = depth_block(job.depth, Source::kDepthMultiple);
+  const int64_t units = Source::units(job.depth);
+  const int64_t block = depth_block(units, Source::kDepthMultiple);
   const int64_t row_begin = tile_begin * kTileRows, row_end = smaller(tile_end * kTileRows, job.rows);
   const float* a_tiles = reinterpret_cast<const float*>(job.a_tiles);
 
@@ -123,14 +126,14 @@ inline void panel_products(const PanelJob& job, int64_t panel_begin, int64_t pan
     source.start_panel(panel);
     int64_t k = 0;
     do {  // once even if depth is 0: C is then the empty sum
-      const int64_t depth = smaller(block, job.depth - k);
+      const int64_t depth = smaller(block, units - k);
       source.expand(k, k + depth, b);
       for (int64_t m = row_begin; m < row_end; m += kTileRows) {
-        multiply_rows(smaller(kTileRows, row_end - m), depth, a_tiles + m * job.depth + k * kTileRows, b,
-                      c + (m - row_begin) * kPanelColumns, k > 0);
+        multiply_rows<Source>(smaller(kTileRows, row_end - m), depth, a_tiles + m * units + k * kTileRows, b,
+                              c + (m - row_begin) * kPanelColumns, k > 0);
       }
       k += block;
-    } while (k < job.depth);
+    } while (k < units);
 
     const int64_t first = panel * kPanelColumns, count = smaller(kPanelColumns, job.columns - first);
     for (int64_t m = row_begin; m < row_end; ++m) finish(m, first, count, c + (m - row_begin) * kPanelColumns);
@@ -175,17 +178,58 @@ void grad_values_run(const PanelJob& job, int64_t panel_begin, int64_t panel_end
   }
 }
 
+#if defined(RLCC_DOT_BF16)
+// Where x is bf16 too, two columns of depth at a time; else as for other values.
+inline bool in_pairs(const PanelJob& job) { return job.a_dtype == RLCC_BF16; }
+
+void paired_panel_pack(const PanelJob& job, int64_t tile_begin, int64_t tile_end) {
+  in_pairs(job) ? pack_a_pairs(job, tile_begin, tile_end) : panel_pack(job, tile_begin, tile_end);
+}
+int64_t paired_panel_tile_bytes(const PanelJob& job) {
+  return in_pairs(job) ? kTileRows * PairedTransposedWeight::units(job.depth) * 4 : panel_tile_bytes(job);
+}
+template <class Single, class Paired>
+int64_t paired_panel_scratch_bytes(const PanelJob& job, int64_t tiles) {
+  return in_pairs(job) ? panel_scratch_bytes<Paired>(job, tiles) : panel_scratch_bytes<Single>(job, tiles);
+}
+template <class Single, class Paired>
+void paired_panel_run(const PanelJob& job, int64_t panel_begin, int64_t panel_end, int64_t tile_begin,
+                      int64_t tile_end, char* scratch) {
+  in_pairs(job) ? panel_run<Paired>(job, panel_begin, panel_end, tile_begin, tile_end, scratch)
+                : panel_run<Single>(job, panel_begin, panel_end, tile_begin, tile_end, scratch);
+}
+template <class Single, class Paired>
+constexpr panel_kernel paired_panel_kernel_of = {kTileRows,
+                                                 kPanelColumns,
+                                                 paired_panel_tile_bytes,
+                                                 paired_panel_scratch_bytes<Single, Paired>,
+                                                 paired_panel_pack,
+                                                 paired_panel_run<Single, Paired>};
+#endif
+
 template <class Source>
 constexpr panel_kernel panel_kernel_of = {
     kTileRows, kPanelColumns, panel_tile_bytes, panel_scratch_bytes<Source>, panel_pack, panel_run<Source>};
-template <class Value>
-constexpr panel_kernel sparse_linear_panel_of = panel_kernel_of<TransposedWeight<Value>>;
-template <class Value>
-constexpr panel_kernel sparse_linear_grad_x_panel_of = panel_kernel_of<PlainWeight<Value>>;
 template <class Value>  // the scratch is the same for every element type of x
 constexpr panel_kernel sparse_linear_grad_values_panel_of = {
     kTileRows,  kPanelColumns,         panel_tile_bytes, panel_scratch_bytes<DenseRows<float>>,
     panel_pack, grad_values_run<Value>};
+
+#if defined(RLCC_DOT_BF16)
+template <class Value>
+constexpr panel_kernel sparse_linear_panel_of =
+    kIsBf16<Value> ? paired_panel_kernel_of<TransposedWeight<Value>, PairedTransposedWeight>
+                   : panel_kernel_of<TransposedWeight<Value>>;
+template <class Value>
+constexpr panel_kernel sparse_linear_grad_x_panel_of =
+    kIsBf16<Value> ? paired_panel_kernel_of<PlainWeight<Value>, PairedPlainWeight>
+                   : panel_kernel_of<PlainWeight<Value>>;
+#else
+template <class Value>
+constexpr panel_kernel sparse_linear_panel_of = panel_kernel_of<TransposedWeight<Value>>;
+template <class Value>
+constexpr panel_kernel sparse_linear_grad_x_panel_of = panel_kernel_of<PlainWeight<Value>>;
+#endif
 
 }  // namespace
 }  // namespace restorelcc::cpu

@@ -108,10 +108,9 @@ void sparse_linear(const rlcc_sparse_linear_params& p, Isa isa) {
   if (p.x_rows == 0 || p.weight.rows == 0) return;
   const Output output{p.weight.rows,     p.comp_rows, p.comp_index, p.bias,   p.residual,
                       p.residual_stride, p.y,         p.y_stride,   p.x_dtype};
+  const sparse_linear_decode_kernel& decode = sparse_linear_decode(p.weight.dtype, isa);
   const bool rounds_x = p.weight.dtype == RLCC_I8;  // the decode kernels of int8 values do
-  if (p.x_rows <= kDecodeMaxRows && !(rounds_x && p.exact_x != 0)) {
-    return run_decode(sparse_linear_decode(p.weight.dtype, isa), p, output);
-  }
+  if (p.x_rows <= decode.max_rows && !(rounds_x && p.exact_x != 0)) return run_decode(decode, p, output);
   PanelJob job{};
   job.weight = p.weight;
   job.a = p.x;

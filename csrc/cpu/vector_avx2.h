@@ -85,8 +85,10 @@ struct Vector {
   static constexpr int kDoubleLanes = 4;  // of F64
   static constexpr int kTileRows = 6;     // a 6 x 16 tile: 12 of the 16 ymm registers accumulate
   static constexpr int kPanelVectors = 2;
-  static constexpr int kDepthBlock = 320;  // B 20 KiB, A 7.5 KiB
-  static constexpr int kGramVectors = 2;   // a 4 x 8 fp64 tile: 8 chains hide the latency of the FMA
+  static constexpr int kDecodeTileRows = 6;  // times two outputs: 12 of the 16 ymm registers accumulate
+  static constexpr int kDecodeMaxRows = 8;   // of a decode kernel with floating point values
+  static constexpr int kDepthBlock = 320;    // B 20 KiB, A 7.5 KiB
+  static constexpr int kGramVectors = 2;     // a 4 x 8 fp64 tile: 8 chains hide the latency of the FMA
 
   static constexpr float kInt8Unit = 1.0f / 256;  // expand() of an int8 value v gives v / kInt8Unit
   template <class Value>

@@ -32,8 +32,10 @@ struct Vector {
   static constexpr int kDoubleLanes = 8;  // of F64
   static constexpr int kTileRows = 12;    // a 12 x 32 tile: 24 of the 32 zmm registers accumulate
   static constexpr int kPanelVectors = 2;
-  static constexpr int kDepthBlock = 256;  // B 32 KiB, A 12 KiB, of 48 KiB
-  static constexpr int kGramVectors = 2;   // a 4 x 16 fp64 tile: 8 chains hide the latency of the FMA
+  static constexpr int kDecodeTileRows = 8;  // times two outputs: 16 of the 32 zmm registers accumulate
+  static constexpr int kDecodeMaxRows = 16;  // of a decode kernel with floating point values
+  static constexpr int kDepthBlock = 256;    // B 32 KiB, A 12 KiB, of 48 KiB
+  static constexpr int kGramVectors = 2;     // a 4 x 16 fp64 tile: 8 chains hide the latency of the FMA
 
   static constexpr float kInt8Unit = 1;  // expand() of an int8 value v gives v / kInt8Unit
 #if defined(RLCC_EXPAND_NARROW)
@@ -103,7 +105,18 @@ struct Vector {
   }
 #endif
 #if defined(RLCC_DOT_BF16)
-  static F32 dot_pairs(F32 sum, __m512i w, const Bf16* x) {
+  using Pairs = __m512i;  // of bf16
+  static F32 as_lanes(Pairs pairs) { return _mm512_castsi512_ps(pairs); }
+  // sum + the two products of each lane's pairs.
+  static F32 dot_lanes(F32 a, F32 b, F32 sum) {
+    return _mm512_dpbf16_ps(sum, RLCC_PAIRS(_mm512_castps_si512(a)), RLCC_PAIRS(_mm512_castps_si512(b)));
+  }
+  // Pairs (even, odd) of two vectors of widened bf16.
+  static F32 weave(F32 even, F32 odd) {
+    const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
+    return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_castps_si512(odd)));
+  }
+  static F32 dot_pairs(F32 sum, Pairs w, const Bf16* x) {
     return _mm512_dpbf16_ps(sum, RLCC_PAIRS(w), RLCC_PAIRS(_mm512_loadu_si512(x)));
   }
 #endif

@@ -21,8 +21,10 @@ struct Vector {
   static constexpr int kDoubleLanes = 2;  // of F64
   static constexpr int kTileRows = 4;     // a 4 x 8 tile: 8 of the 16 xmm registers accumulate
   static constexpr int kPanelVectors = 2;
-  static constexpr int kDepthBlock = 320;  // B 10 KiB, A 5 KiB
-  static constexpr int kGramVectors = 2;   // a 4 x 4 fp64 tile
+  static constexpr int kDecodeTileRows = 4;  // times two outputs: 8 of the 16 xmm registers accumulate
+  static constexpr int kDecodeMaxRows = 8;   // of a decode kernel with floating point values
+  static constexpr int kDepthBlock = 320;    // B 10 KiB, A 5 KiB
+  static constexpr int kGramVectors = 2;     // a 4 x 4 fp64 tile
 
   static constexpr float kInt8Unit = 1;  // expand() of an int8 value v gives v / kInt8Unit
   template <class Value>
