@@ -221,19 +221,32 @@ def _stored_weights(path: Path) -> Iterator[tuple[str, Tensor]]:
         yield from prunable_weights(load_model(path).model)
         return
     for name in names:
-        file = files[f"{name}.weight"]
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                yield name, tensors.get_tensor(f"{name}.weight")
-        except SafetensorError as error:
-            raise ValueError(f"{file} is truncated or not a safetensors file ({error}); copy it again") from error
+        yield name, stored_tensor(files[f"{name}.weight"], f"{name}.weight")
+
+
+def stored_tensor(file: Path, name: str) -> Tensor:
+    """The tensor `name` in a weight file. Raises ValueError when the file is missing or damaged, or lacks it."""
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist, though the index names it; copy the checkpoint again")
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            value: Tensor = tensors.get_tensor(name)
+            return value
+    except SafetensorError as error:
+        raise ValueError(f"{file} is truncated or not a safetensors file ({error}); copy it again") from error
 
 
 def tensor_files(path: Path) -> dict[str, Path]:
     """Tensor name -> file, from the index of a sharded checkpoint or the header of a single file."""
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        return {name: path / file for name, file in read_json(index)["weight_map"].items()}
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
+            raise ValueError(f"{index} has no weight_map of tensors to files; copy the checkpoint again")
+        outside = [file for file in names.values() if Path(file).name != file or file in ("", "..")]
+        if outside:
+            raise ValueError(f"{index} names {outside[0]!r}, which is no plain file name; copy the checkpoint again")
+        return {name: path / file for name, file in names.items()}
     single = path / "model.safetensors"
     if not single.is_file():
         return {}

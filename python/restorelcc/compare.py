@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .adapter import adapter_base
 from .adapter import load as load_adapter
 from .evaluation import NllResult, gap_closed, multiple_choice, token_nll
 from .models import load_model, load_tokenizer
@@ -94,10 +95,7 @@ def _tokenizer(spec: str) -> Any:
 
 def _base(spec: str) -> str:
     """The model that an adapter directory belongs to; any other spec is itself."""
-    from .artifacts import read_json
-
-    config = Path(spec) / "adapter_config.json"
-    return str(read_json(config).get("base_model", spec)) if config.is_file() else spec
+    return str(adapter_base(Path(spec)) or spec)
 
 
 def _model(spec: str) -> tuple[Any, str]:

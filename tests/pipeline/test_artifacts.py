@@ -25,6 +25,7 @@ from restorelcc.artifacts import (
     atomic_write_tensors,
     fingerprint,
     read_json,
+    reserve,
     versions,
 )
 
@@ -226,3 +227,14 @@ def test_versions_are_strings() -> None:
     found = versions()
     assert set(found) == {"python", "restorelcc", "torch", "transformers", "cpu", "threads", "isa"}
     assert all(isinstance(value, str) and value for value in found.values())
+
+
+def test_reserved_files_own_their_room(tmp_path: Path) -> None:
+    files = [tmp_path / "a", tmp_path / "b"]
+    reserve(files, 1 << 16)
+    assert [file.stat().st_blocks * 512 >= 1 << 16 for file in files] == [True, True], "a sparse file owns nothing"
+    for size in (1 << 20, 1 << 60):
+        with largest_file(1 << 19), pytest.raises(OSError, match=f"{2 * size:,} bytes") as caught:
+            reserve(files, size)
+        assert caught.value.errno in (errno.EFBIG, errno.ENOSPC)
+        assert os.listdir(tmp_path) == []
