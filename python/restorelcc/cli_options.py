@@ -104,20 +104,21 @@ def _plain(value: Any) -> Any:
 
 def as_directory(spec: str, beside: Path, progress: Progress) -> Path:
     """`spec` as a plain checkpoint directory; a GGUF file or hub model is converted once, to `beside`."""
-    from restorelcc.artifacts import atomic_write_json, fingerprint, read_json
+    from restorelcc.artifacts import fingerprint
     from restorelcc.models import import_model, resolve_model
+    from restorelcc.resume import is_finished, mark_finished
 
     if (Path(spec) / "config.json").is_file():
         return Path(spec)
     source = resolve_model(spec)
     file = source.path / source.gguf_file if source.path is not None and source.gguf_file else None
     stamp, mark = fingerprint(spec=spec, file=file), beside.with_name(beside.name + ".source.json")
-    if (beside / "config.json").is_file() and mark.is_file() and read_json(mark).get("fingerprint") == stamp:
+    if (beside / "config.json").is_file() and is_finished(mark, stamp, beside):
         return beside
     if beside.is_dir():
         shutil.rmtree(beside)
     directory = import_model(spec, beside, progress=progress)
-    atomic_write_json(mark, {"fingerprint": stamp})
+    mark_finished(mark, stamp, directory)
     return directory
 
 
