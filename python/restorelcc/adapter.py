@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .artifacts import atomic_directory, atomic_write_json, read_json
+from .artifacts import atomic_directory, atomic_write_json, read_json, refuse_inputs
 from .compensation import Compensation, apply_compensation, check_fits
 from .fold import skeleton_of, stored_config
 from .models import load_model
@@ -27,6 +27,7 @@ def save_adapter(pruned: Path, compensation: Compensation, out: Path, *, overwri
     Raises:
         ValueError: the compensation belongs to another model.
     """
+    refuse_inputs(out, pruned)  # an adapter needs its pruned model
     check_fits(skeleton_of(stored_config(Path(pruned))), compensation)
     with atomic_directory(out, overwrite=overwrite) as partial:
         config = {

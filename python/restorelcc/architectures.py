@@ -265,12 +265,12 @@ def check_pair(dense: Path | nn.Module, pruned: Path | nn.Module) -> None:
 
     Raises:
         ValueError: another vocabulary size; other matrices or shapes; NaN or infinity in a matrix of either (named);
-            a pruned model with fewer than 1% zeros in its prunable matrices.
+            a pruned model with fewer than 1% zeros in its prunable matrices, or with the weights of the dense one.
     """
     sizes = [_vocabulary(model) for model in (dense, pruned)]
     if sizes[0] != sizes[1]:
         raise ValueError(f"the dense model has {sizes[0]} tokens and the pruned one {sizes[1]}; prune a copy of it")
-    zeros = total = 0
+    zeros = total = changed = 0
     theirs = prunable_weights(pruned)
     for name, weight in prunable_weights(dense):
         other, matrix = next(theirs, ("no matrix", weight))
@@ -285,6 +285,7 @@ def check_pair(dense: Path | nn.Module, pruned: Path | nn.Module) -> None:
                 raise ValueError(f"{name} of the {role} model has {bad} NaN or infinite weights; it cannot be used")
         zeros += int((matrix == 0).sum())
         total += matrix.numel()
+        changed += not torch.equal(weight, matrix)
     extra = next(theirs, None)
     if extra is not None:
         raise ValueError(f"the pruned model has {extra[0]}, the dense one has not; prune a copy of the same model")
@@ -292,6 +293,11 @@ def check_pair(dense: Path | nn.Module, pruned: Path | nn.Module) -> None:
         raise ValueError(
             f"the pruned model has {zeros:,} zeros in {total:,} prunable weights ({zeros / max(total, 1):.2%}); "
             "it is not pruned, pass the pruned checkpoint or prune it first"
+        )
+    if not changed:
+        raise ValueError(
+            "the dense and the pruned model have the same prunable weights; there is nothing to restore, "
+            "pass the model before pruning as the dense one"
         )
 
 

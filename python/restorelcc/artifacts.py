@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -33,7 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Progress", "RichProgress", "SilentProgress", "atomic_directory", "atomic_write_json",
-    "atomic_write_tensors", "fingerprint", "read_json", "reserve", "versions",
+    "atomic_write_tensors", "fingerprint", "read_json", "refuse_inputs", "reserve",
+    "versions",
 ]  # fmt: skip
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -135,6 +135,20 @@ def atomic_directory(out: Path, *, overwrite: bool = False, needed: int = 0) -> 
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def refuse_inputs(out: Path, *inputs: Path) -> None:
+    """Refuses an output that is, holds or stands inside something that is read to make it.
+
+    Raises:
+        ValueError: naming both.
+    """
+    out = Path(out).expanduser().resolve()
+    for given in inputs:
+        place = Path(given).expanduser().resolve()
+        if out == place or out in place.parents or place in out.parents:
+            relation = "is" if out == place else "holds" if out in place.parents else "is inside"
+            raise ValueError(f"{out} {relation} {place}, which is read to make it; pass another --out")
+
+
 def _swap(partial: Path, out: Path, overwrite: bool) -> None:
     """partial takes the name of out; an old out is moved aside first and removed last."""
     aside = out.with_name(f"{out.name}.replaced-{os.getpid()}")
@@ -208,14 +222,14 @@ def _check_room(out: Path, needed: int) -> None:
 
 @contextmanager
 def _disk_full_said(out: Path, needed: int, written: Callable[[], int]) -> Iterator[None]:
-    """Turns 'no space left' of the system or of safetensors into one sentence with the numbers."""
+    """Turns 'no space left' of the system, safetensors or tokenizers into one sentence with the numbers."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # tokenizers raises a plain Exception
         code = error.errno if isinstance(error, OSError) else _code_in_text(str(error))
         if code not in _FULL:
             raise
-        amount = f"{needed:,} bytes needed" if needed else f"{written():,} bytes were written"
+        amount = f"at least {needed:,} bytes needed" if needed else f"{written():,} bytes were written"
         raise OSError(
             code, f"no room to write {out}: {amount}, {_free_bytes(out.parent):,} free; free some or write elsewhere"
         ) from error
@@ -229,6 +243,8 @@ def _code_in_text(message: str) -> int | None:
 @contextmanager
 def _atomic_file(path: Path, needed: int) -> Iterator[Path]:
     path = Path(path).expanduser().resolve()
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; pass the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
     _check_room(path, needed)

@@ -121,7 +121,7 @@ def prune(model: str, method: str, pattern: str, out: Path, data: Path | None, t
     """
     from restorelcc import models, pruning, text
 
-    refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite, model)
     wanted = pruning.Pattern.parse(pattern)
     progress = make_progress(quiet)
     loaded = models.load_model(model)
@@ -171,7 +171,7 @@ def restore(dense: str, pruned: Path, out: Path, probe: str, heads: str, compone
     """
     from restorelcc.restore import restore as run
 
-    refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite, dense, pruned)
     progress = make_progress(quiet)
     work = out.with_name(out.name + ".work")
     report = run(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
+from .artifacts import refuse_inputs
 from .compensation import Compensation, check_fits
 from .models import attention_sites, load_model, plain_errors, save_checkpoint
 from .packed import pack
@@ -151,6 +152,7 @@ def fold(pruned: Path, compensation: Compensation, out: Path, *, overwrite: bool
         ValueError: the architecture has no place for the bias (the sentence says what to do), the compensation
             belongs to another model, or a mask changed.
     """
+    refuse_inputs(out, pruned)
     loaded = load_model(pruned)
     model, tokenizer = loaded.model, loaded.tokenizer
     target = fold_target(model.config)

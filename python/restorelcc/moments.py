@@ -133,11 +133,13 @@ def collect_moments(
     files of n·T·E elements of `dtype`.
 
     Raises:
-        ValueError: unknown positions, no token left, or models of different shape.
+        ValueError: unknown positions, no token left, models of different shape, text that is not for them, or another
+            process that works on `out`.
     """
     progress = progress or SilentProgress()
     keep = counted_positions(tokens, positions, skip_first)
     streams = (LayerStream(dense, dtype=dtype), LayerStream(pruned, dtype=dtype))
+    tokens.check_model(streams[0].model)
     sites = attention_sites(streams[0].model)
     if [(s.heads, s.head_dim) for s in sites] != [(s.heads, s.head_dim) for s in attention_sites(streams[1].model)]:
         raise ValueError(f"{dense} and {pruned} differ in layers, heads or head size; prune a copy of the same model")

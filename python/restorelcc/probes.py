@@ -123,7 +123,7 @@ def head_scores(
     if kind not in PROBES:
         raise ValueError(f"unknown probe {kind!r}; choose one of {', '.join(PROBES)}")
     components.check_model(model)
-    tokens.check_vocabulary(model)
+    tokens.check_model(model)
     probe, unit = PROBES[kind]
     scores = probe(ProbeInput(model, tokens, components, seed, batch, progress or SilentProgress()))
     return HeadScores(kind, unit, scores)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .adapter import save_adapter
-from .artifacts import Progress, SilentProgress, atomic_write_json, fingerprint, read_json, versions
+from .artifacts import Progress, SilentProgress, atomic_write_json, fingerprint, read_json, refuse_inputs, versions
 from .compensation import Compensation
 from .components import COMPONENTS, Components, lost_components
 from .fold import FOLDS, FoldTarget, fold, fold_target
@@ -170,6 +170,7 @@ def restore(
             raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
     select_heads(torch.zeros(1, 1), heads)  # refuses a bad share before any work
     dense, pruned, out = Path(dense), Path(pruned), Path(out)
+    refuse_inputs(out, dense, pruned, *([Path(data)] if data is not None else []))
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not overwrite):
         raise ValueError(f"{out} exists and is not empty; pass --overwrite or another --out")
     progress = progress or SilentProgress()

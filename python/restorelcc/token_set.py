@@ -18,7 +18,7 @@ from torch import Tensor
 from .artifacts import atomic_write_tensors
 from .step_file import read_step_file
 
-__all__ = ["TokenSet", "padding_id"]
+__all__ = ["TokenSet", "context_of", "padding_id"]
 
 _FIELDS = {"ids": (torch.int64, "n T"), "lengths": (torch.int64, "n"), "response_start": (torch.int64, "n")}
 
@@ -30,6 +30,12 @@ def padding_id(tokenizer: object) -> int:
         if found is not None:
             return int(found)
     return 0
+
+
+def context_of(model: Any) -> int | None:
+    """The most tokens that the model takes, or None when its configuration does not say."""
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 @dataclass(frozen=True)
@@ -85,9 +91,13 @@ class TokenSet:
         """Number of predicted tokens."""
         return int((self.lengths - self.response_start).clamp(min=0).sum())
 
-    def check_vocabulary(self, model: Any) -> None:
-        """Raises ValueError when a token id is none of `model`'s vocabulary."""
-        size = int(model.config.get_text_config(decoder=True).vocab_size)
+    def check_model(self, model: Any) -> None:
+        """Raises ValueError when a token id is none of `model`'s vocabulary, or a row longer than its context."""
+        size, limit = int(model.config.get_text_config(decoder=True).vocab_size), context_of(model)
+        if limit is not None and len(self) and int(self.lengths.max()) > limit:
+            raise ValueError(
+                f"rows of {int(self.lengths.max())} tokens, but the model's context is {limit}; use a smaller window"
+            )
         if len(self) and int(self.ids.max()) >= size:
             raise ValueError(
                 f"{self.name or 'the text'} holds token {int(self.ids.max())}, but the model knows {size}; "

@@ -159,7 +159,7 @@ def train_compensation(
     if tokens.ids.shape[0] < 2:
         raise ValueError(f"training needs at least 2 rows of text, one of them held out; got {tokens.ids.shape[0]}")
     components.check_model(model)
-    tokens.check_vocabulary(model)
+    tokens.check_model(model)
     train, heldout = tokens.split(settings.heldout_share, seed=settings.seed)
     batches = _shuffled(train, settings)
 
