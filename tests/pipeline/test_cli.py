@@ -107,7 +107,8 @@ def test_a_wrong_step_file_is_refused(steps: Path, pruned: Path, text_file: Path
     files = ("--pruned", pruned, "--out", steps / "no.safetensors")
     refuse("probe", *files, "--moments", steps / "c.safetensors", words="not a moments file")
     refuse("probe", *files, "--moments", text_file, words="safetensors")
-    refuse("probe", "--pruned", pruned, "--moments", steps / "m.safetensors", "--out", steps / "restored", words="is a directory")
+    place = ("--moments", steps / "m.safetensors", "--out", steps / "restored")
+    refuse("probe", "--pruned", pruned, *place, words="is a directory")
     for name in ("m.safetensors", "m.text.safetensors"):
         at = ("--moments", steps / "m.safetensors", "--out", steps / name)
         refuse("train", "--pruned", pruned, *at, "--overwrite", words="read to make it")
