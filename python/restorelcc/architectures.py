@@ -265,7 +265,8 @@ def check_pair(dense: Path | nn.Module, pruned: Path | nn.Module) -> None:
 
     Raises:
         ValueError: another vocabulary size; other matrices or shapes; NaN or infinity in a matrix of either (named);
-            a pruned model with fewer than 1% zeros in its prunable matrices, or with the weights of the dense one.
+            a pruned model with fewer than 1% zeros in its prunable matrices, or with the weights of the dense one,
+            or stored in another type than float32 or bfloat16.
     """
     sizes = [_vocabulary(model) for model in (dense, pruned)]
     if sizes[0] != sizes[1]:
@@ -279,13 +280,17 @@ def check_pair(dense: Path | nn.Module, pruned: Path | nn.Module) -> None:
                 f"the dense model has {name} {list(weight.shape)} where the pruned one has {other} "
                 f"{list(matrix.shape)}; prune a copy of the same model"
             )
+        if matrix.dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(
+                f"the pruned model stores {name} as {matrix.dtype}; save it as torch.float32 or torch.bfloat16 first"
+            )
         for role, values in (("dense", weight), ("pruned", matrix)):
             bad = values.numel() - int(torch.isfinite(values).sum())
             if bad:
                 raise ValueError(f"{name} of the {role} model has {bad} NaN or infinite weights; it cannot be used")
         zeros += int((matrix == 0).sum())
         total += matrix.numel()
-        changed += not torch.equal(weight, matrix)
+        changed += not torch.equal(weight.float(), matrix.float())
     extra = next(theirs, None)
     if extra is not None:
         raise ValueError(f"the pruned model has {extra[0]}, the dense one has not; prune a copy of the same model")

@@ -18,7 +18,7 @@ from torch import Tensor
 from restorelcc.adapter import load, save_adapter
 from restorelcc.compensation import Compensation
 from restorelcc.components import Components, lost_components
-from restorelcc.models import load_model
+from restorelcc.models import check_pair, load_model, save_checkpoint
 from restorelcc.moments import Moments
 from restorelcc.probes import HeadScores, head_scores
 from restorelcc.text import TokenSet
@@ -214,3 +214,38 @@ def test_adapter_configurations_that_are_no_json(content: str, tmp_path: Path) -
     (adapter / "adapter_config.json").mkdir()
     with pytest.raises(ValueError, match=r"no config\.json"):
         load(adapter)
+
+
+def test_shards_and_layers_that_do_not_fit(tmp_path: Path) -> None:
+    """An index that names no files, files outside, or files that are gone; a configuration with too few layers."""
+    dense, pruned = random_pair("llama-gqa", tmp_path)
+    names = dict.fromkeys(contents(dense / "model.safetensors")[0], "model.safetensors")
+    index = dense / "model.safetensors.index.json"
+    for value, said in (
+        ({}, "no weight_map"),
+        ({"weight_map": 3}, "no weight_map"),
+        ({"weight_map": dict.fromkeys(names, 5)}, "no weight_map"),
+        ({"weight_map": dict.fromkeys(names, "../../x")}, "no plain file name"),
+        ({"weight_map": dict.fromkeys(names, "gone.safetensors")}, "gone.safetensors does not exist"),
+    ):  # fmt: skip
+        index.write_text(json.dumps(value))
+        with pytest.raises(ValueError, match=said):
+            check_pair(dense, pruned)
+    index.unlink()
+    check_pair(dense, pruned)
+    config = dense / "config.json"
+    config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 1'))
+    with pytest.raises(ValueError, match="asks for 1 layers"):
+        load_model(dense)
+
+
+def test_types_of_a_pair(tmp_path: Path) -> None:
+    dense, pruned = random_pair("llama-gqa", tmp_path)
+    for dtype in (torch.bfloat16, torch.float16):
+        loaded = load_model(pruned, dtype=dtype)
+        save_checkpoint(loaded.model, loaded.tokenizer, tmp_path / str(dtype))
+    check_pair(dense, tmp_path / "torch.bfloat16")
+    with pytest.raises(ValueError, match=r"as torch\.float16; save it as torch\.float32 or torch\.bfloat16"):
+        check_pair(dense, tmp_path / "torch.float16")
+    with pytest.raises(ValueError, match="nothing to restore"):
+        check_pair(pruned, pruned)
