@@ -11,17 +11,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .artifacts import atomic_directory, atomic_write_json, read_json
-from .compensation import Compensation, apply_compensation
+from .artifacts import atomic_directory, atomic_write_json, read_json, refuse_inputs
+from .compensation import Compensation, apply_compensation, check_fits
+from .fold import skeleton_of, stored_config
 from .models import load_model
 
-__all__ = ["load", "save_adapter"]
+__all__ = ["adapter_base", "load", "save_adapter"]
 
 _FORMAT = "restorelcc-adapter"
 
 
 def save_adapter(pruned: Path, compensation: Compensation, out: Path, *, overwrite: bool = False) -> None:
-    """Writes the adapter directory of `compensation` for the checkpoint `pruned`; whole or not at all."""
+    """Writes the adapter directory of `compensation` for the checkpoint `pruned`; whole or not at all.
+
+    Raises:
+        ValueError: the compensation belongs to another model.
+    """
+    refuse_inputs(out, pruned)  # an adapter needs its pruned model
+    check_fits(skeleton_of(stored_config(Path(pruned))), compensation)
     with atomic_directory(out, overwrite=overwrite) as partial:
         config = {
             "format": _FORMAT,
@@ -51,13 +58,38 @@ def load(path: str | Path, *, base: str | Path | None = None) -> Any:
     record = path / "adapter_config.json"
     if not record.is_file():
         return load_model(path).model
+    config = _checked(record)
+    compensation = Compensation.load(path / "adapter_model.safetensors")
+    said = (config.get("sites"), config.get("inputs"))
+    if said != (compensation.sites, int(compensation.vectors.shape[1])):
+        raise ValueError(f"{record} and adapter_model.safetensors beside it are not of one adapter; write it again")
+    return apply_compensation(load_model(_base_model(record, config, base)).model, compensation)
+
+
+def adapter_base(path: Path) -> Path | None:
+    """The pruned model of an adapter directory; None for any other directory. Raises ValueError as `load` does."""
+    record = path / "adapter_config.json"
+    return _base_model(record, _checked(record), None) if record.is_file() else None
+
+
+def _checked(record: Path) -> dict[str, Any]:
     config = read_json(record)
     if config.get("format") != _FORMAT or config.get("version") != 0:
         raise ValueError(
             f"{record} has format {config.get('format')!r} version {config.get('version')!r}; "
             f"this release reads {_FORMAT!r} version 0"
         )
-    source = Path(base) if base is not None else Path(config["base_model"])
-    if not source.exists():
-        raise ValueError(f"the pruned model {source} of the adapter {path} is gone; pass base=<its new place>")
-    return apply_compensation(load_model(source).model, Compensation.load(path / "adapter_model.safetensors"))
+    return config
+
+
+def _base_model(record: Path, config: dict[str, Any], base: str | Path | None) -> Path:
+    named = base if base is not None else config.get("base_model")
+    if not isinstance(named, str | Path) or "\0" in str(named):
+        raise ValueError(f"{record} names no pruned model (base_model); write the adapter again or pass base=")
+    source = Path(named)
+    if not source.is_dir():
+        raise ValueError(
+            f"the pruned model {str(source)[:200]} of the adapter {record.parent} is gone; pass base=<its new place> "
+            "or correct base_model in adapter_config.json"
+        )
+    return source

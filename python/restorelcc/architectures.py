@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .artifacts import read_json
+from .packed import DENSE_DTYPES
 
 __all__ = [
     "AttentionSite", "attention_sites", "check_pair", "decoder_layers", "get_module", "prunable_linears",
@@ -221,19 +222,32 @@ def _stored_weights(path: Path) -> Iterator[tuple[str, Tensor]]:
         yield from prunable_weights(load_model(path).model)
         return
     for name in names:
-        file = files[f"{name}.weight"]
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                yield name, tensors.get_tensor(f"{name}.weight")
-        except SafetensorError as error:
-            raise ValueError(f"{file} is truncated or not a safetensors file ({error}); copy it again") from error
+        yield name, stored_tensor(files[f"{name}.weight"], f"{name}.weight")
+
+
+def stored_tensor(file: Path, name: str) -> Tensor:
+    """The tensor `name` in a weight file. Raises ValueError when the file is missing or damaged, or lacks it."""
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist, though the index names it; copy the checkpoint again")
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            value: Tensor = tensors.get_tensor(name)
+            return value
+    except SafetensorError as error:
+        raise ValueError(f"{file} is truncated or not a safetensors file ({error}); copy it again") from error
 
 
 def tensor_files(path: Path) -> dict[str, Path]:
     """Tensor name -> file, from the index of a sharded checkpoint or the header of a single file."""
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        return {name: path / file for name, file in read_json(index)["weight_map"].items()}
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
+            raise ValueError(f"{index} has no weight_map of tensors to files; copy the checkpoint again")
+        outside = [file for file in names.values() if Path(file).name != file or file in ("", "..")]
+        if outside:
+            raise ValueError(f"{index} names {outside[0]!r}, which is no plain file name; copy the checkpoint again")
+        return {name: path / file for name, file in names.items()}
     single = path / "model.safetensors"
     if not single.is_file():
         return {}
@@ -252,12 +266,13 @@ def check_pair(dense: Path | nn.Module, pruned: Path | nn.Module) -> None:
 
     Raises:
         ValueError: another vocabulary size; other matrices or shapes; NaN or infinity in a matrix of either (named);
-            a pruned model with fewer than 1% zeros in its prunable matrices.
+            a pruned model with fewer than 1% zeros in its prunable matrices, or with the weights of the dense one,
+            or stored in another type than float32, bfloat16 or float16.
     """
     sizes = [_vocabulary(model) for model in (dense, pruned)]
     if sizes[0] != sizes[1]:
         raise ValueError(f"the dense model has {sizes[0]} tokens and the pruned one {sizes[1]}; prune a copy of it")
-    zeros = total = 0
+    zeros = total = changed = 0
     theirs = prunable_weights(pruned)
     for name, weight in prunable_weights(dense):
         other, matrix = next(theirs, ("no matrix", weight))
@@ -266,12 +281,17 @@ def check_pair(dense: Path | nn.Module, pruned: Path | nn.Module) -> None:
                 f"the dense model has {name} {list(weight.shape)} where the pruned one has {other} "
                 f"{list(matrix.shape)}; prune a copy of the same model"
             )
+        if matrix.dtype not in DENSE_DTYPES:
+            raise ValueError(
+                f"the pruned model stores {name} as {matrix.dtype}; save it as torch.float32, torch.bfloat16 or torch.float16 first"
+            )
         for role, values in (("dense", weight), ("pruned", matrix)):
             bad = values.numel() - int(torch.isfinite(values).sum())
             if bad:
                 raise ValueError(f"{name} of the {role} model has {bad} NaN or infinite weights; it cannot be used")
         zeros += int((matrix == 0).sum())
         total += matrix.numel()
+        changed += not torch.equal(weight.float(), matrix.float())
     extra = next(theirs, None)
     if extra is not None:
         raise ValueError(f"the pruned model has {extra[0]}, the dense one has not; prune a copy of the same model")
@@ -279,6 +299,11 @@ def check_pair(dense: Path | nn.Module, pruned: Path | nn.Module) -> None:
         raise ValueError(
             f"the pruned model has {zeros:,} zeros in {total:,} prunable weights ({zeros / max(total, 1):.2%}); "
             "it is not pruned, pass the pruned checkpoint or prune it first"
+        )
+    if not changed:
+        raise ValueError(
+            "the dense and the pruned model have the same prunable weights; there is nothing to restore, "
+            "pass the model before pruning as the dense one"
         )
 
 

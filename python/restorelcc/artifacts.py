@@ -18,13 +18,12 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -33,7 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Progress", "RichProgress", "SilentProgress", "atomic_directory", "atomic_write_json",
-    "atomic_write_tensors", "fingerprint", "read_json", "versions",
+    "atomic_write_tensors", "fingerprint", "read_json", "refuse_inputs", "reserve",
+    "versions",
 ]  # fmt: skip
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -129,16 +129,32 @@ def atomic_directory(out: Path, *, overwrite: bool = False, needed: int = 0) -> 
             for file in sorted(partial.rglob("*")):
                 _sync(file)
             _sync(partial)
-            _swap(partial, out)
+            _swap(partial, out, overwrite)
     finally:
         _being_written.discard(out)
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _swap(partial: Path, out: Path) -> None:
+def refuse_inputs(out: Path, *inputs: Path) -> None:
+    """Refuses an output that is, holds or stands inside something that is read to make it.
+
+    Raises:
+        ValueError: naming both.
+    """
+    out = Path(out).expanduser().resolve()
+    for given in inputs:
+        place = Path(given).expanduser().resolve()
+        if out == place or out in place.parents or place in out.parents:
+            relation = "is" if out == place else "holds" if out in place.parents else "is inside"
+            raise ValueError(f"{out} {relation} {place}, which is read to make it; pass another --out")
+
+
+def _swap(partial: Path, out: Path, overwrite: bool) -> None:
     """partial takes the name of out; an old out is moved aside first and removed last."""
     aside = out.with_name(f"{out.name}.replaced-{os.getpid()}")
     if out.exists():
+        if not overwrite and (out.is_file() or any(out.iterdir())):
+            raise ValueError(f"{out} appeared while it was being made; pass --overwrite or another --out")
         os.rename(out, aside)
     try:
         os.rename(partial, out)
@@ -206,14 +222,14 @@ def _check_room(out: Path, needed: int) -> None:
 
 @contextmanager
 def _disk_full_said(out: Path, needed: int, written: Callable[[], int]) -> Iterator[None]:
-    """Turns 'no space left' of the system or of safetensors into one sentence with the numbers."""
+    """Turns 'no space left' of the system, safetensors or tokenizers into one sentence with the numbers."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # tokenizers raises a plain Exception
         code = error.errno if isinstance(error, OSError) else _code_in_text(str(error))
         if code not in _FULL:
             raise
-        amount = f"{needed:,} bytes needed" if needed else f"{written():,} bytes were written"
+        amount = f"at least {needed:,} bytes needed" if needed else f"{written():,} bytes were written"
         raise OSError(
             code, f"no room to write {out}: {amount}, {_free_bytes(out.parent):,} free; free some or write elsewhere"
         ) from error
@@ -227,6 +243,8 @@ def _code_in_text(message: str) -> int | None:
 @contextmanager
 def _atomic_file(path: Path, needed: int) -> Iterator[Path]:
     path = Path(path).expanduser().resolve()
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; pass the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
     _check_room(path, needed)
@@ -239,6 +257,29 @@ def _atomic_file(path: Path, needed: int) -> Iterator[Path]:
             _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def reserve(files: Sequence[Path], size: int) -> None:
+    """Makes files of `size` zero bytes each that own their room on the disk: one without room kills whoever maps it.
+
+    Raises:
+        OSError: no space left, said with the bytes needed and free; nothing is left behind.
+    """
+    if not files:
+        return
+    needed = len(files) * size
+    _check_room(files[0], needed)
+    try:
+        for path in files:
+            with _disk_full_said(path, needed, lambda: 0), path.open("wb") as file:
+                if hasattr(os, "posix_fallocate") and size:
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.truncate(size)
+    except OSError:
+        for path in files:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def atomic_write_json(path: Path, obj: Any) -> None:
@@ -276,7 +317,9 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a directory; a JSON file is expected") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is truncated or not JSON ({error}); write it again") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a JSON {type(value).__name__}; an object is expected")

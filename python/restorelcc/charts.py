@@ -93,7 +93,7 @@ def quality_bars(results: Sequence[Mapping[str, Any]]) -> str:
 
 def training_curve(train: Sequence[Sequence[float]], heldout: Sequence[Sequence[float]], start: float | None) -> str:
     """Loss over steps: the training batches, the held-out part, and the pruned model as a line."""
-    with _canvas(5.2, 2.7) as (figure, axes):
+    with _canvas(5.2, 3.0) as (figure, axes):
         if train:
             axes.plot(
                 *zip(*train, strict=True),
@@ -110,7 +110,9 @@ def training_curve(train: Sequence[Sequence[float]], heldout: Sequence[Sequence[
         axes.set_xlabel("step")
         axes.set_ylabel("NLL, nats per token")
         axes.grid(axis="y")
-        axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
+        # above the axes: inside, it lies on the line of the pruned model, which is the highest of all
+        axes.legend(frameon=False, labelcolor=_INK, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2,
+                    borderaxespad=0.2)  # fmt: skip
         return _svg(figure, "training", "Training and held-out loss over training steps")
 
 

@@ -121,7 +121,7 @@ def prune(model: str, method: str, pattern: str, out: Path, data: Path | None, t
     """
     from restorelcc import models, pruning, text
 
-    refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite, model)
     wanted = pruning.Pattern.parse(pattern)
     progress = make_progress(quiet)
     loaded = models.load_model(model)
@@ -171,7 +171,7 @@ def restore(dense: str, pruned: Path, out: Path, probe: str, heads: str, compone
     """
     from restorelcc.restore import restore as run
 
-    refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite, dense, pruned)
     progress = make_progress(quiet)
     work = out.with_name(out.name + ".work")
     report = run(
@@ -217,7 +217,7 @@ def evaluate(model: str, against: tuple[str, ...], text: Path | None, choices: P
 
 @cli.command()
 @path_option("--out", "Directory of the demo; default: runs/demo (runs/demo-quick with --quick).", required=False)
-@click.option("--quick", is_flag=True, help="An eighth of the text: at most 3 minutes, wider intervals.")
+@click.option("--quick", is_flag=True, help="A sixth of the text: at most 3 minutes, wider intervals.")
 @writing_options
 def demo(out: Path | None, quick: bool, overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:
     """Prune and restore SmolLM2-135M, compare the models on held-out text, write a report.

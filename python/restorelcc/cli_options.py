@@ -24,9 +24,11 @@ POSITIONS = ("all", "last", "response")
 Verb = Callable[..., Any]
 
 
-def path_option(name: str, text: str, *, required: bool = True, exists: bool = False) -> Callable[[Verb], Verb]:
-    """A file or directory; `exists`: refused when it is not there."""
-    kind = click.Path(path_type=Path, exists=exists)
+def path_option(
+    name: str, text: str, *, required: bool = True, exists: bool = False, directory: bool = False
+) -> Callable[[Verb], Verb]:
+    """A file or directory; `exists`: refused when it is not there; `directory`: refused when it is a file."""
+    kind = click.Path(path_type=Path, exists=exists, file_okay=not directory)
     return click.option(name, type=kind, required=required, metavar="PATH", help=text)
 
 
@@ -36,8 +38,9 @@ def choice_option(name: str, values: Sequence[str], text: str) -> Callable[[Verb
 
 
 def number_option(name: str, default: int, text: str, least: int = 1) -> Callable[[Verb], Verb]:
-    """A whole number of at least `least`."""
-    return click.option(name, type=click.IntRange(min=least), default=default, show_default=True, help=text)
+    """A whole number of at least `least` that fits into 64 bits."""
+    kind = click.IntRange(min=least, max=2**63 - 1)
+    return click.option(name, type=kind, default=default, show_default=True, help=text)
 
 
 def reporting_options(verb: Verb) -> Verb:
@@ -73,7 +76,7 @@ heads_option = click.option(
 )
 trainer_option = choice_option("--train", TRAINERS, "Language-model loss, or none: the closed form with a line search.")
 fold_option = choice_option("--fold", FOLDS, "Into the output projection's bias (a stock checkpoint), or an adapter.")
-pruned_option = path_option("--pruned", "Checkpoint directory of the pruned model.", exists=True)
+pruned_option = path_option("--pruned", "Checkpoint directory of the pruned model.", exists=True, directory=True)
 
 
 def make_progress(quiet: bool) -> Progress:
@@ -104,25 +107,31 @@ def _plain(value: Any) -> Any:
 
 def as_directory(spec: str, beside: Path, progress: Progress) -> Path:
     """`spec` as a plain checkpoint directory; a GGUF file or hub model is converted once, to `beside`."""
-    from restorelcc.artifacts import atomic_write_json, fingerprint, read_json
+    from restorelcc.artifacts import fingerprint
     from restorelcc.models import import_model, resolve_model
+    from restorelcc.resume import is_finished, mark_finished
 
     if (Path(spec) / "config.json").is_file():
         return Path(spec)
     source = resolve_model(spec)
     file = source.path / source.gguf_file if source.path is not None and source.gguf_file else None
     stamp, mark = fingerprint(spec=spec, file=file), beside.with_name(beside.name + ".source.json")
-    if (beside / "config.json").is_file() and mark.is_file() and read_json(mark).get("fingerprint") == stamp:
+    if (beside / "config.json").is_file() and is_finished(mark, stamp, beside):
         return beside
     if beside.is_dir():
         shutil.rmtree(beside)
     directory = import_model(spec, beside, progress=progress)
-    atomic_write_json(mark, {"fingerprint": stamp})
+    mark_finished(mark, stamp, directory)
     return directory
 
 
-def refuse_existing(out: Path, overwrite: bool) -> None:
-    """Before any work, not after it."""
+def refuse_existing(out: Path, overwrite: bool, *inputs: str | Path, file: bool = False) -> None:
+    """Before any work, not after it; also an output that is, holds or stands inside one of its inputs."""
+    from restorelcc.artifacts import refuse_inputs
+
+    refuse_inputs(out, *(Path(given) for given in inputs if Path(given).exists()))
+    if file and out.is_dir():
+        raise ValueError(f"{out} is a directory; pass the name of a file")
     used = out.is_file() or (out.is_dir() and any(out.iterdir()))
     if used and not overwrite:
         raise ValueError(f"{out} exists; pass --overwrite or another --out")
@@ -130,4 +139,4 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
 
 def text_beside(moments: Path) -> Path:
     """Where `moments` leaves the text that `probe` and `train` read."""
-    return moments.with_suffix(".text.safetensors")
+    return moments.with_name(moments.name.removesuffix(".safetensors") + ".text.safetensors")

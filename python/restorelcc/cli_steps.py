@@ -40,7 +40,7 @@ def moments(dense: str, pruned: Path, out: Path, positions: str, data: Path | No
     from restorelcc import moments as module
     from restorelcc.restore import training_text
 
-    refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite, dense, pruned, file=True)
     progress = make_progress(quiet)
     directory = as_directory(dense, out.with_suffix(".dense"), progress)
     models.check_pair(models.load_model(directory).model, models.load_model(pruned).model)
@@ -72,7 +72,7 @@ def probe(pruned: Path, moments: Path, probe: str, components: str, out: Path, o
     from restorelcc import moments as moments_module
     from restorelcc.text import TokenSet
 
-    refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite, pruned, moments, text_beside(moments), file=True)
     lost = components_module.lost_components(moments_module.Moments.load(moments), kind=components)
     scores = probes.head_scores(
         probe, models.load_model(pruned).model, TokenSet.load(text_beside(moments)), lost, seed=seed,
@@ -105,7 +105,7 @@ def train(pruned: Path, moments: Path, scores: Path | None, heads: str, componen
     from restorelcc.moments import Moments
     from restorelcc.text import TokenSet
 
-    refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite, pruned, moments, text_beside(moments), *([scores] if scores else []), file=True)
     found = Moments.load(moments)
     lost = lost_components(found, kind=components)
     if scores is not None:
@@ -150,7 +150,7 @@ def fold(pruned: Path, compensation: Path, fold: str, out: Path, overwrite: bool
     from restorelcc import fold as fold_module
     from restorelcc.compensation import Compensation
 
-    refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite, pruned, compensation)
     learned = Compensation.load(compensation)
     if fold == "none":
         adapter.save_adapter(pruned, learned, out, overwrite=overwrite)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .adapter import adapter_base
 from .adapter import load as load_adapter
 from .evaluation import NllResult, gap_closed, multiple_choice, token_nll
 from .models import load_model, load_tokenizer
@@ -78,13 +79,14 @@ def compare(
             {
                 "against": spec,
                 "improvement": paired.improvement,
-                "low": paired.improvement_low,
-                "high": paired.improvement_high,
+                "low": paired.improvement_low if len(rows) > 1 else None,
+                "high": paired.improvement_high if len(rows) > 1 else None,
             }
         )
     if len(specs) == 3:
         gap = gap_closed(measured[1], measured[2], measured[0], seed=seed)
-        result["gap"] = {"dense": specs[1], "pruned": specs[2], "value": gap.value, "low": gap.low, "high": gap.high}
+        low, high = (gap.low, gap.high) if len(rows) > 1 else (None, None)
+        result["gap"] = {"dense": specs[1], "pruned": specs[2], "value": gap.value, "low": low, "high": high}
     return result
 
 
@@ -94,10 +96,7 @@ def _tokenizer(spec: str) -> Any:
 
 def _base(spec: str) -> str:
     """The model that an adapter directory belongs to; any other spec is itself."""
-    from .artifacts import read_json
-
-    config = Path(spec) / "adapter_config.json"
-    return str(read_json(config).get("base_model", spec)) if config.is_file() else spec
+    return str(adapter_base(Path(spec)) or spec)
 
 
 def _model(spec: str) -> tuple[Any, str]:
@@ -129,12 +128,15 @@ def summary(result: dict[str, Any]) -> list[str]:
         lines.append(line)
     for row in result["differences"]:
         word, sign = ("better", 1) if row["improvement"] >= 0 else ("worse", -1)
-        low, high = sorted((sign * row["low"], sign * row["high"]))
-        lines.append(
-            f"{word} than {row['against']} by {abs(row['improvement']):.4f} nats per token "
-            f"(95% interval {low:.4f} to {high:.4f})"
-        )
+        interval = "one window, no interval"
+        if row["low"] is not None:
+            low, high = sorted((sign * row["low"], sign * row["high"]))
+            interval = f"95% interval {low:.4f} to {high:.4f}"
+        lines.append(f"{word} than {row['against']} by {abs(row['improvement']):.4f} nats per token ({interval})")
     gap = result["gap"]
     if gap is not None and math.isfinite(gap["value"]):
-        lines.append(f"gap closed: {gap['value']:.1%} (95% interval {gap['low']:.1%} to {gap['high']:.1%})")
+        interval = "one window, no interval"
+        if gap["low"] is not None:
+            interval = f"95% interval {gap['low']:.1%} to {gap['high']:.1%}"
+        lines.append(f"gap closed: {gap['value']:.1%} ({interval})")
     return lines

@@ -13,15 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from .artifacts import atomic_write_tensors
 from .models import attention_sites, get_module, replace_module
 from .sparse_linear import SparseLinear
+from .step_file import read_step_file
 
-__all__ = ["Compensation", "apply_compensation", "sparse_output_projections"]
+__all__ = ["Compensation", "apply_compensation", "check_fits", "sparse_output_projections"]
+
+_FIELDS = {"vectors": (torch.float32, "L K"), "heads": (torch.bool, "L H")}
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,23 @@ class Compensation:
 
     @classmethod
     def load(cls, path: Path) -> Compensation:
-        """Raises ValueError when the file is not a compensation file of this version."""
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            if metadata.get("kind") != "compensation" or metadata.get("version") != "0":
-                raise ValueError(f"{path} is not a compensation file of version 0; make one with `restorelcc restore`")
+        """Raises ValueError when the file is missing, damaged or not a compensation file of this version."""
+        remedy = "make one with `restorelcc restore`"
+        found, metadata = read_step_file(
+            path, "compensation", _FIELDS, name="compensation", remedy=remedy, marks=("sites",)
+        )
+        layers, inputs, heads = *found["vectors"].shape, found["heads"].shape[1]
+        try:
             sites = json.loads(metadata.pop("sites"))
-            return cls(file.get_tensor("vectors"), file.get_tensor("heads"), sites, metadata)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{path} names its projections in no readable list; {remedy}") from error
+        named = isinstance(sites, list) and all(isinstance(site, str) for site in sites)
+        if not named or len(sites) != layers or inputs % heads:
+            raise ValueError(
+                f"{path} does not fit itself: {layers} vectors of {inputs}, {heads} heads, "
+                f"projections {str(sites)[:60]}; {remedy}"
+            )
+        return cls(found["vectors"], found["heads"], sites, metadata)
 
 
 def sparse_output_projections(model: nn.Module) -> list[SparseLinear]:
@@ -78,19 +90,30 @@ def sparse_output_projections(model: nn.Module) -> list[SparseLinear]:
     return projections
 
 
+def check_fits(model: nn.Module, compensation: Compensation) -> None:
+    """Refuses a compensation of another model; `model` may be a skeleton without storage.
+
+    Raises:
+        ValueError: the model's output projections or heads are not the ones the compensation was made for.
+    """
+    sites = attention_sites(model)
+    theirs = [(site.name, site.inputs, site.heads) for site in sites]
+    inputs, heads = compensation.vectors.shape[1], compensation.heads.shape[1]
+    if theirs != [(name, inputs, heads) for name in compensation.sites]:
+        raise ValueError(
+            f"the compensation was made for {len(compensation.sites)} projections of {inputs} inputs and {heads} "
+            f"heads, the model has {len(sites)} projections of {sites[0].inputs} inputs and {sites[0].heads} heads; "
+            "use the pruned model it was made from"
+        )
+
+
 def apply_compensation(model: nn.Module, compensation: Compensation) -> nn.Module:
     """The hooked model: `model` with c in every output projection, in place; returns it.
 
     Raises:
         ValueError: the model's output projections are not the ones the compensation was made for.
     """
-    names = [site.name for site in attention_sites(model)]
-    inputs = [site.inputs for site in attention_sites(model)]
-    if names != compensation.sites or inputs != [compensation.vectors.shape[1]] * len(names):
-        raise ValueError(
-            f"the compensation was made for {len(compensation.sites)} projections of {compensation.vectors.shape[1]} "
-            f"inputs, the model has {len(names)} of {inputs[0] if inputs else 0}; use the pruned model it was made from"
-        )
+    check_fits(model, compensation)
     for projection, vector in zip(sparse_output_projections(model), compensation.vectors, strict=True):
         assert projection.comp is not None
         with torch.no_grad():

@@ -12,15 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from .artifacts import atomic_write_tensors
+from .models import attention_sites
 from .moments import Moments
+from .step_file import read_step_file
 
 __all__ = ["COMPONENTS", "Components", "lost_components"]
 
 COMPONENTS = ("svd", "mean")
+_FIELDS = {
+    "basis": (torch.float64, "L H R D"), "singular_values": (torch.float64, "L H R"),
+    "coefficients": (torch.float64, "L H R"), "unit": (torch.float64, "L H"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,17 @@ class Components:
         """c = Σ_i coefficients_i v_i, [L, H, D]."""
         return torch.einsum("lhr,lhrd->lhd", self.coefficients, self.basis)
 
+    def check_model(self, model: nn.Module) -> None:
+        """Raises ValueError when `model` has other layers, heads or head sizes."""
+        sites = attention_sites(model)
+        theirs = (len(sites), sites[0].heads, sites[0].head_dim)
+        ours = (*self.unit.shape, self.basis.shape[-1])
+        if theirs != ours:
+            raise ValueError(
+                "the moments are of {} layers with {} heads of size {}, the model has {} with {} of size {}; "
+                "use the pruned model they were made from".format(*ours, *theirs)
+            )
+
     def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
         """Writes the file that load() reads, whole or not at all."""
         tensors = {
@@ -53,13 +69,12 @@ class Components:
 
     @classmethod
     def load(cls, path: Path) -> Components:
-        """Raises ValueError when the file is not a components file of this version."""
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            if metadata.get("kind") != "components" or metadata.get("version") != "0":
-                raise ValueError(f"{path} is not a components file of version 0; run `restorelcc restore` again")
-            names = ("basis", "singular_values", "coefficients", "unit")
-            return cls(metadata["components"], *(file.get_tensor(name) for name in names))
+        """Raises ValueError when the file is missing, damaged or not a components file of this version."""
+        found, metadata = read_step_file(
+            path, "components", _FIELDS, name="components", remedy="run `restorelcc restore` again",
+            marks=("components",),
+        )  # fmt: skip
+        return cls(metadata["components"], **found)
 
 
 def lost_components(moments: Moments, *, kind: str = "svd", rank: int | None = None) -> Components:

@@ -31,7 +31,6 @@ from .artifacts import (
     atomic_write_json,
     atomic_write_tensors,
     fingerprint,
-    read_json,
     versions,
 )  # fmt: skip
 from .compensation import Compensation, apply_compensation
@@ -42,6 +41,7 @@ from .models import import_model, load_model, load_tokenizer, resolve_model, sav
 from .pruning import prune_model, sparsity_table
 from .report import write_report
 from .restore import restore, train_control, training_text
+from .resume import contents, only_call, read_record
 from .text import TokenSet, prose_windows
 from .training import TrainingSettings
 
@@ -79,22 +79,24 @@ class _Ledger:
 
     def __init__(self, path: Path, advance: Callable[[int], None]) -> None:
         self.path, self.advance = path, advance
-        self.steps: dict[str, dict[str, Any]] = read_json(path)["steps"] if path.is_file() else {}
+        steps = read_record(path).get("steps")
+        self.steps: dict[str, Any] = steps if isinstance(steps, dict) else {}
         self.used: list[str] = []
         self.reused: list[str] = []
 
     def run(
         self, name: str, inputs: dict[str, Any], outputs: Sequence[Path], make: Callable[[], dict[str, Any] | None]
     ) -> dict[str, Any]:
-        """The recorded result when inputs are the same and every output exists, else make()'s."""
+        """The recorded result when inputs, outputs and the record itself are as they were left, else make()'s."""
         stamp, record = fingerprint(**inputs), self.steps.get(name)
         self.used.append(name)
-        if record is not None and record["fingerprint"] == stamp and all(path.exists() for path in outputs):
+        if isinstance(record, dict) and record.get("seal") == _seal(stamp, record, outputs):
             self.reused.append(name)
         else:
             begin = time.perf_counter()
             result = make() or {}
-            record = {"fingerprint": stamp, "seconds": time.perf_counter() - begin, "result": result}
+            record = {"seconds": time.perf_counter() - begin, "result": result}
+            record["seal"] = _seal(stamp, record, outputs)
             self.steps[name] = record
             atomic_write_json(self.path, {"steps": self.steps})
         self.advance(1)
@@ -103,6 +105,12 @@ class _Ledger:
 
     def timings(self) -> list[dict[str, Any]]:
         return [{"step": name, "seconds": self.steps[name]["seconds"]} for name in self.used]
+
+
+def _seal(stamp: str, record: dict[str, Any], outputs: Sequence[Path]) -> str:
+    """Of a step's inputs, its result and its outputs: a record changed by anything else is not reused."""
+    kept = {key: record.get(key) for key in ("seconds", "result")}
+    return fingerprint(inputs=stamp, record=json.dumps(kept, sort_keys=True), outputs=contents(*outputs))
 
 
 def demo(
@@ -134,22 +142,25 @@ def demo(
     sizes, progress = sizes or (QUICK if quick else FULL), progress or SilentProgress()
     out = Path(out)
     source = resolve_model(model)
+    if out.is_file():
+        raise ValueError(f"{out} is a file; pass another --out")
     work = out / "work"
     code = _code_stamp()
-    if overwrite or (work.is_dir() and not _made_by(work, code)):
-        shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(work / "code.json", {"fingerprint": code})
-    with progress.task("demo", 11) as advance:
-        run = _Run(out, work, source, sizes, seed, _Ledger(work / "steps.json", advance), progress)
-        record = run.all()
-    report = assemble(
-        record, note=source.note or model, quick=quick, timings=run.ledger.timings(), reused=run.ledger.reused,
-        settings={"method": METHOD, "pattern": PATTERN, "seed": seed, **_flat(sizes)}, versions=_versions(),
-        created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), seed=seed,
-        reproduce="make demo QUICK=1" if quick else "make demo",
-    )  # fmt: skip
-    return report, write_report(report, out)
+    with only_call(out, out):
+        if overwrite or (work.is_dir() and not _made_by(work, code)):
+            shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True, exist_ok=True)
+        atomic_write_json(work / "code.json", {"fingerprint": code})
+        with progress.task("demo", 11) as advance:
+            run = _Run(out, work, source, sizes, seed, _Ledger(work / "steps.json", advance), progress)
+            record = run.all()
+        report = assemble(
+            record, note=source.note or model, quick=quick, timings=run.ledger.timings(), reused=run.ledger.reused,
+            settings={"method": METHOD, "pattern": PATTERN, "seed": seed, **_flat(sizes)}, versions=_versions(),
+            created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), seed=seed,
+            reproduce="make demo QUICK=1" if quick else "make demo",
+        )  # fmt: skip
+        return report, write_report(report, out)
 
 
 @dataclass
@@ -172,7 +183,7 @@ class _Run:
         ledger.run(
             "prune",
             {"dense": dense, "text": ids, "method": METHOD, "pattern": PATTERN},
-            [pruned / "config.json"],
+            [pruned],
             lambda: self._prune(dense, text, pruned),
         )
         training = asdict(sizes.training)
@@ -180,13 +191,13 @@ class _Run:
             "restore",
             {"dense": dense, "pruned": pruned, "text": ids, "training": training, "seed": self.seed,
              "probe_tokens": sizes.probe_tokens},
-            [restored / "config.json", work / "components.safetensors"],
+            [restored, work / "components.safetensors"],
             lambda: self._restore(dense, pruned, restored),
         )
         ledger.run(
             "control",
             {"dense": dense, "pruned": pruned, "text": ids, "training": training, "seed": self.seed},
-            [control / "config.json"],
+            [control],
             lambda: self._control(dense, text, control),
         )
         prose = prose_windows(load_tokenizer(dense), window=sizes.evaluation_window, max_tokens=sizes.evaluation_tokens)
@@ -225,7 +236,7 @@ class _Run:
             shutil.rmtree(dense, ignore_errors=True)
             import_model(source.spec, dense, progress=self.progress)
 
-        self.ledger.run("dense", {"spec": source.spec, "file": file}, [dense / "config.json"], make)
+        self.ledger.run("dense", {"spec": source.spec, "file": file}, [dense], make)
         return dense
 
     def _text(self, dense: Path) -> TokenSet:
@@ -323,7 +334,7 @@ def _code_stamp() -> str:
 
 def _made_by(work: Path, code: str) -> bool:
     mark = work / "code.json"
-    return mark.is_file() and read_json(mark).get("fingerprint") == code
+    return read_record(mark).get("fingerprint") == code
 
 
 def _flat(sizes: Sizes) -> dict[str, Any]:

@@ -58,11 +58,7 @@ def token_nll(model: Any, tokens: TokenSet, *, batch: int = 4, progress: Progres
     """
     if tokens.tokens == 0:
         raise ValueError(f"no token of {tokens.name} is to be predicted; give longer text")
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if limit is not None and int(tokens.lengths.max()) > limit:
-        raise ValueError(
-            f"rows of {int(tokens.lengths.max())} tokens, but the model's context is {limit}; use a smaller window"
-        )
+    tokens.check_model(model)
     sums = []
     with (progress or SilentProgress()).task("perplexity", len(tokens)) as advance:
         for part in tokens.batches(batch):

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .compensation import Compensation
+from .artifacts import refuse_inputs
+from .compensation import Compensation, check_fits
 from .models import attention_sites, load_model, plain_errors, save_checkpoint
 from .packed import pack
 from .pruning import masks_equal, sparsity_table
 
-__all__ = ["FoldReport", "FoldTarget", "fold", "fold_target"]
+__all__ = ["FoldReport", "FoldTarget", "fold", "fold_target", "skeleton_of", "stored_config"]
 
 FOLDS = ("o_proj", "none")
 
@@ -62,7 +63,7 @@ class FoldReport:
     zeros: int
 
 
-def _skeleton(config: Any) -> nn.Module:
+def skeleton_of(config: Any) -> nn.Module:
     """The stock class of `config`, without storage."""
     from transformers import AutoModelForCausalLM
 
@@ -71,7 +72,8 @@ def _skeleton(config: Any) -> nn.Module:
     return model
 
 
-def _stored_config(path: Path) -> Any:
+def stored_config(path: Path) -> Any:
+    """The stock configuration of a checkpoint directory; ValueError when there is none."""
     from transformers import AutoConfig
 
     with plain_errors(path):
@@ -105,8 +107,8 @@ def fold_target(source: Path | Any) -> FoldTarget:
     Raises:
         ValueError: an architecture whose attention output projections are unknown.
     """
-    config = _stored_config(source) if isinstance(source, Path) else source
-    skeleton = _skeleton(config)
+    config = stored_config(source) if isinstance(source, Path) else source
+    skeleton = skeleton_of(config)
     names = dict(skeleton.named_parameters())
     sites = attention_sites(skeleton)
     if all(f"{site.name}.bias" in names for site in sites):
@@ -114,7 +116,7 @@ def fold_target(source: Path | Any) -> FoldTarget:
     if hasattr(config, "attention_bias"):
         changed = copy.deepcopy(config)
         changed.attention_bias = True
-        target = _skeleton(changed)
+        target = skeleton_of(changed)
         added = sorted(set(dict(target.named_parameters())) - set(names))
         has_bias = all(f"{site.name}.bias" in added for site in sites)
         if has_bias and all(name.endswith(".bias") for name in added):
@@ -128,7 +130,7 @@ def fold_target(source: Path | Any) -> FoldTarget:
                 config,
             )
         llama = _as_llama(config)
-        added = sorted(set(dict(_skeleton(llama).named_parameters())) - set(names))
+        added = sorted(set(dict(skeleton_of(llama).named_parameters())) - set(names))
         return FoldTarget("llama_reexport", f"{config.model_type} is a Llama with attention_bias", llama, added)
     return FoldTarget(
         "adapter",
@@ -150,21 +152,18 @@ def fold(pruned: Path, compensation: Compensation, out: Path, *, overwrite: bool
         ValueError: the architecture has no place for the bias (the sentence says what to do), the compensation
             belongs to another model, or a mask changed.
     """
+    refuse_inputs(out, pruned)
     loaded = load_model(pruned)
     model, tokenizer = loaded.model, loaded.tokenizer
     target = fold_target(model.config)
     if target.kind == "adapter":
         raise ValueError(f"cannot fold into {pruned}: {target.reason}; use --fold none")
     sites = attention_sites(model)
-    if [site.name for site in sites] != compensation.sites or compensation.vectors.shape[1] != sites[0].inputs:
-        raise ValueError(
-            f"the compensation has {tuple(compensation.vectors.shape)} vectors, {pruned} has {len(sites)} projections "
-            f"of {sites[0].inputs} inputs; use the pruned model it was made from"
-        )
+    check_fits(model, compensation)
     state = dict(model.state_dict())
     weights: dict[str, Tensor] = {site.name: model.get_submodule(site.name).weight.detach() for site in sites}
     dtype = weights[sites[0].name].dtype
-    shapes = dict(_skeleton(target.config).named_parameters())
+    shapes = dict(skeleton_of(target.config).named_parameters())
     for name in target.new_parameters:
         state[name] = torch.zeros(shapes[name].shape, dtype=dtype)
     for site, vector in zip(sites, compensation.vectors, strict=True):

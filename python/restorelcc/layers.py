@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from .architectures import decoder_layers, record_layer_calls, tensor_files
+from .architectures import decoder_layers, record_layer_calls, stored_tensor, tensor_files
+from .models import plain_errors
 
 __all__ = ["LayerStream"]
 
@@ -45,10 +45,11 @@ class LayerStream:
 
         self.path = Path(path)
         self.dtype = dtype
-        config = AutoConfig.from_pretrained(self.path, local_files_only=True)
-        config.use_cache = False
-        with init_empty_weights(include_buffers=False):
-            model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+        with plain_errors(self.path):
+            config = AutoConfig.from_pretrained(self.path, local_files_only=True)
+            config.use_cache = False
+            with init_empty_weights(include_buffers=False):
+                model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
         self.model = model.eval().requires_grad_(False)
         self.config = config
         self._files = tensor_files(self.path)
@@ -68,9 +69,14 @@ class LayerStream:
                 f"{self.path} has no tensor named {name}, which the stock {type(self.model).__name__} needs; "
                 "load it with transformers and save_pretrained() it once to bring its names up to date"
             )
-        with safe_open(file, framework="pt") as tensors:
-            value: Tensor = tensors.get_tensor(name)
-            return value.to(self.dtype)
+        value = stored_tensor(file, name)
+        shape = self.model.get_parameter(name).shape
+        if value.shape != shape:
+            raise ValueError(
+                f"{self.path} holds {name} of shape {list(value.shape)}, its config.json asks for {list(shape)}; "
+                "weights and configuration are not of the same model"
+            )
+        return value.to(self.dtype)
 
     @staticmethod
     def _materialise(root: nn.Module, name: str, value: Tensor) -> None:

@@ -203,6 +203,14 @@ def load_model(spec: str | Path | ModelSource, *, dtype: torch.dtype | None = No
             f"{source.spec} holds {name} of shape {list(stored)}, its config.json asks for {list(expected)}; "
             "weights and configuration are not of the same model"
         )
+    layers = int(getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 0))
+    numbers = [(re.search(r"\.(?:layers|h)\.(\d+)\.", name), name) for name in sorted(loading["unexpected_keys"])]
+    beyond = [name for number, name in numbers if number is not None and int(number[1]) >= layers]
+    if beyond:
+        raise ValueError(
+            f"{source.spec} holds {beyond[0]}, but its config.json asks for {layers} layers; "
+            "weights and configuration are not of the same model"
+        )
     if source.gguf_file:
         model = _plain_copy(model, source)
     return LoadedModel(model.eval().requires_grad_(False), tokenizer, source)

@@ -11,20 +11,22 @@ restated). One dense and one pruned layer are resident; hidden states ping-pong 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from . import ops
-from .artifacts import Progress, SilentProgress, atomic_write_json, atomic_write_tensors, fingerprint, read_json
+from .artifacts import Progress, SilentProgress, atomic_write_json, atomic_write_tensors, fingerprint, reserve
 from .head_moments import HeadMoments
 from .layers import LayerStream, run_layer
 from .models import attention_sites
+from .resume import only_call, read_record
+from .step_file import read_step_file
 
 if TYPE_CHECKING:
     from .text import TokenSet
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 __all__ = ["POSITIONS", "Moments", "collect_moments", "counted_positions"]
 
 POSITIONS = ("all", "last", "response")
+_FIELDS = {
+    "count": (torch.int64, "L"), "total": (torch.float64, "L H D"), "gram": (torch.float64, "L H D D"),
+}  # fmt: skip
+_LAYER = {"count": (torch.int64, "O"), "total": (torch.float64, "H D"), "gram": (torch.float64, "H D D")}
 
 
 @dataclass(frozen=True)
@@ -62,12 +68,13 @@ class Moments:
 
     @classmethod
     def load(cls, path: Path) -> Moments:
-        """Raises ValueError when the file is not a moments file of this version."""
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            if metadata.get("kind") != "moments" or metadata.get("version") != "0":
-                raise ValueError(f"{path} is not a moments file of version 0; make one with `restorelcc moments`")
-            return cls(file.get_tensor("count"), file.get_tensor("total"), file.get_tensor("gram"), metadata)
+        """Raises ValueError when the file is missing, damaged or not a moments file of this version."""
+        remedy = "make one with `restorelcc moments`"
+        found, metadata = read_step_file(path, "moments", _FIELDS, name="moments", remedy=remedy)
+        squares = found["gram"].diagonal(dim1=-2, dim2=-1)
+        if int(found["count"].min()) < 0 or bool((squares < 0).any()):
+            raise ValueError(f"{path} holds a negative count or a negative sum of squares; {remedy}")
+        return cls(**found, metadata=metadata)
 
 
 def counted_positions(tokens: TokenSet, positions: str, skip_first: int) -> Tensor:
@@ -126,48 +133,58 @@ def collect_moments(
     files of n·T·E elements of `dtype`.
 
     Raises:
-        ValueError: unknown positions, no token left, or models of different shape.
+        ValueError: unknown positions, no token left, models of different shape, text that is not for them, or another
+            process that works on `out`.
     """
     progress = progress or SilentProgress()
     keep = counted_positions(tokens, positions, skip_first)
     streams = (LayerStream(dense, dtype=dtype), LayerStream(pruned, dtype=dtype))
+    tokens.check_model(streams[0].model)
     sites = attention_sites(streams[0].model)
     if [(s.heads, s.head_dim) for s in sites] != [(s.heads, s.head_dim) for s in attention_sites(streams[1].model)]:
         raise ValueError(f"{dense} and {pruned} differ in layers, heads or head size; prune a copy of the same model")
     layer_count, heads, head_dim = len(sites), sites[0].heads, sites[0].head_dim
 
+    out = Path(out)
     work = out.with_name(out.name + ".work")
     stamp = fingerprint(dense=Path(dense), pruned=Path(pruned), ids=tokens.fingerprint(), positions=positions,
                         skip_first=skip_first, batch=batch, dtype=str(dtype))
-    work.mkdir(parents=True, exist_ok=True)
-    done = _finished_layers(work, stamp)
-
     rows, length = tokens.ids.shape
-    hidden = _HiddenFiles(work, rows, length, streams[0].config.hidden_size)
-    with progress.task("moments", layer_count) as advance:
-        advance(done)
-        for index in range(done, layer_count):
-            state = _one_layer(streams, index, [s.name for s in sites], tokens, keep, hidden, batch, heads, head_dim)
-            hidden.flush()
-            tensors = {"count": torch.tensor([state.count]), "total": state.total, "gram": state.gram}
-            atomic_write_tensors(work / f"layer_{index:04d}.safetensors", tensors, {"fingerprint": stamp})
-            atomic_write_json(work / "progress.json", {"fingerprint": stamp, "layers": index + 1})
-            advance(1)
+    with only_call(work, out):
+        hidden = _HiddenFiles(work, rows, length, streams[0].config.hidden_size)
+        done = _finished_layers(work, stamp, hidden)
+        hidden.open()
+        with progress.task("moments", layer_count) as advance:
+            advance(done)
+            for index in range(done, layer_count):
+                names = [s.name for s in sites]
+                state = _one_layer(streams, index, names, tokens, keep, hidden, batch, heads, head_dim)
+                hidden.flush()
+                tensors = {"count": torch.tensor([state.count]), "total": state.total, "gram": state.gram}
+                atomic_write_tensors(_layer_file(work, index), tensors, {"kind": "layer", "version": "0"})
+                progress_record = {"fingerprint": stamp, "layers": index + 1}
+                atomic_write_json(work / "progress.json", progress_record)
+                advance(1)
 
-    parts = []
-    for index in range(layer_count):
-        with safe_open(work / f"layer_{index:04d}.safetensors", framework="pt") as file:
-            parts.append({key: file.get_tensor(key) for key in ("count", "total", "gram")})
-    metadata = {"fingerprint": stamp, "positions": positions, "skip_first": str(skip_first),
-                "sites": json.dumps([s.name for s in sites])}
-    moments = Moments(torch.cat([p["count"] for p in parts]), torch.stack([p["total"] for p in parts]),
-                      torch.stack([p["gram"] for p in parts]), metadata)
-    moments.save(out)
-    hidden.close()
-    for file in work.iterdir():
-        file.unlink()
-    work.rmdir()
+        parts = [_read_layer(work, index) for index in range(layer_count)]
+        metadata = {"fingerprint": stamp, "positions": positions, "skip_first": str(skip_first),
+                    "sites": json.dumps([s.name for s in sites])}
+        moments = Moments(torch.cat([p["count"] for p in parts]), torch.stack([p["total"] for p in parts]),
+                          torch.stack([p["gram"] for p in parts]), metadata)
+        moments.save(out)
+        hidden.close()
+        for file in work.iterdir():
+            file.unlink()
+        work.rmdir()
     return moments
+
+
+def _layer_file(work: Path, index: int) -> Path:
+    return work / f"layer_{index:04d}.safetensors"
+
+
+def _read_layer(work: Path, index: int) -> dict[str, Tensor]:
+    return read_step_file(_layer_file(work, index), "layer", _LAYER, name="layer", remedy="run it again")[0]
 
 
 class _HiddenFiles:
@@ -177,14 +194,29 @@ class _HiddenFiles:
     """
 
     def __init__(self, work: Path, rows: int, length: int, width: int) -> None:
-        shape = (rows, length, width)
-        self.maps = {}
-        for model in (0, 1):
-            for parity in (0, 1):
-                path = work / f"hidden_{('dense', 'pruned')[model]}_{parity}.f32"
-                size = int(np.prod(shape)) * 4
-                kept = path.is_file() and path.stat().st_size == size
-                self.maps[model, parity] = np.memmap(path, dtype=np.float32, mode="r+" if kept else "w+", shape=shape)
+        self.shape = (rows, length, width)
+        self.size = rows * length * width * 4
+        self.maps: dict[tuple[int, int], np.memmap[Any, Any]] = {}
+        self.files = {
+            (model, parity): work / f"hidden_{('dense', 'pruned')[model]}_{parity}.f32"
+            for model in (0, 1)
+            for parity in (0, 1)
+        }
+
+    def whole(self) -> bool:
+        """Whether an earlier call left all of them, in this size."""
+        return all(path.is_file() and path.stat().st_size == self.size for path in self.files.values())
+
+    def open(self) -> None:
+        """Maps those that are there, and makes the others.
+
+        Raises:
+            OSError: not enough room.
+        """
+        if not self.whole():
+            reserve(list(self.files.values()), self.size)
+        for key, path in self.files.items():
+            self.maps[key] = np.memmap(path, dtype=np.float32, mode="r+", shape=self.shape)
 
     def read(self, model: int, index: int, begin: int, end: int) -> Tensor:
         return torch.from_numpy(np.array(self.maps[model, index % 2][begin:end]))
@@ -201,13 +233,15 @@ class _HiddenFiles:
         self.maps.clear()
 
 
-def _finished_layers(work: Path, stamp: str) -> int:
+def _finished_layers(work: Path, stamp: str, hidden: _HiddenFiles) -> int:
     """Layers a killed call with the same fingerprint finished; everything else in `work` is of no use."""
-    record = work / "progress.json"
-    if record.is_file():
-        state = read_json(record)
-        if state.get("fingerprint") == stamp:
-            return int(state["layers"])
+    state = read_record(work / "progress.json")
+    layers = state.get("layers")
+    if state.get("fingerprint") == stamp and isinstance(layers, int) and hidden.whole():
+        with suppress(ValueError):  # a damaged layer: begin again
+            for index in range(layers):
+                _read_layer(work, index)
+            return layers
     for file in work.iterdir():
         file.unlink()
     return 0

@@ -17,7 +17,7 @@ import torch
 
 from .artifacts import Progress, SilentProgress
 from .models import quiet_transformers
-from .token_set import TokenSet, padding_id
+from .token_set import TokenSet, context_of, padding_id
 from .windows import prefix_ids
 
 __all__ = ["OPENINGS", "REQUESTS", "write_own_text"]
@@ -80,15 +80,24 @@ def write_own_text(
         TokenSet with response_start 1.
 
     Raises:
-        ValueError: sizes or a temperature that are not positive, or a model that ends every row at once.
+        ValueError: sizes or a temperature that are not positive, a window beyond the model's context, or a model that
+            ends every row at once.
     """
     if batch is None:
         batch = rows_at_once(model.config, window)
-    if tokens < 1 or window < 2 * _SHORTEST or batch < 1 or not temperature > 0:
+    if window < 2 * _SHORTEST:
         raise ValueError(
-            f"tokens={tokens}, window={window}, batch={batch}, temperature={temperature}: need tokens >= 1, "
-            f"window >= {2 * _SHORTEST}, batch >= 1 and a positive temperature"
+            f"text that the model writes needs a window of {2 * _SHORTEST} tokens or more, not {window}; "
+            "use a larger one, or give text in a file"
         )
+    if tokens < 1 or batch < 1 or not temperature > 0:
+        raise ValueError(
+            f"tokens={tokens}, batch={batch}, temperature={temperature}: need tokens >= 1, batch >= 1 and a positive "
+            "temperature"
+        )
+    limit = context_of(model)
+    if limit is not None and window > limit:
+        raise ValueError(f"rows of {window} tokens, but the model's context is {limit}; use a smaller window")
     starts = _starts(tokenizer)
     order = torch.randperm(len(starts), generator=torch.Generator().manual_seed(seed)).tolist()
     rows: list[list[int]] = []

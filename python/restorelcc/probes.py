@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from .artifacts import Progress, SilentProgress, atomic_write_tensors
 from .compensation import sparse_output_projections
 from .components import Components
+from .step_file import read_step_file
 from .text import TokenSet
 from .training import summed_nll
 
@@ -55,12 +55,12 @@ class HeadScores:
 
     @classmethod
     def load(cls, path: Path) -> HeadScores:
-        """Raises ValueError when the file is not a score file of this version."""
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            if metadata.get("kind") != "head_scores" or metadata.get("version") != "0":
-                raise ValueError(f"{path} is not a head score file of version 0; make one with `restorelcc probe`")
-            return cls(metadata["probe"], metadata["unit"], file.get_tensor("scores"))
+        """Raises ValueError when the file is missing, damaged or not a score file of this version."""
+        found, metadata = read_step_file(
+            path, "head_scores", {"scores": (torch.float64, "L H")}, name="head score",
+            remedy="make one with `restorelcc probe`", marks=("probe", "unit"),
+        )  # fmt: skip
+        return cls(metadata["probe"], metadata["unit"], found["scores"])
 
 
 def _attribution(given: ProbeInput) -> Tensor:
@@ -118,10 +118,12 @@ def head_scores(
         components: the lost components c_h.
 
     Raises:
-        ValueError: an unknown probe.
+        ValueError: an unknown probe, or components or text of another model.
     """
     if kind not in PROBES:
         raise ValueError(f"unknown probe {kind!r}; choose one of {', '.join(PROBES)}")
+    components.check_model(model)
+    tokens.check_model(model)
     probe, unit = PROBES[kind]
     scores = probe(ProbeInput(model, tokens, components, seed, batch, progress or SilentProgress()))
     return HeadScores(kind, unit, scores)

@@ -44,7 +44,7 @@ class Pattern:
             ValueError: neither form, a fraction outside of (0, 1), or N:M with N not in 1..M-1.
         """
         known = f"unknown pattern {text!r}; "
-        pair = re.fullmatch(r"(\d+):(\d+)", text.strip())
+        pair = re.fullmatch(r"([0-9]+):([0-9]+)", text.strip())
         if pair:
             keep, group = int(pair[1]), int(pair[2])
             if not 0 < keep < group:
@@ -141,6 +141,8 @@ def prune_model(
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
     chosen = Pattern.parse(pattern) if isinstance(pattern, str) else pattern
+    if calibration is not None:
+        calibration.check_model(model)
     _refuse_unprunable(model, chosen)
     progress = progress or SilentProgress()
     if method == "magnitude":

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .adapter import save_adapter
-from .artifacts import Progress, SilentProgress, atomic_write_json, fingerprint, read_json, versions
+from .artifacts import Progress, SilentProgress, atomic_write_json, fingerprint, read_json, refuse_inputs, versions
 from .compensation import Compensation
 from .components import COMPONENTS, Components, lost_components
 from .fold import FOLDS, FoldTarget, fold, fold_target
@@ -28,6 +28,7 @@ from .models import check_pair, load_model
 from .moments import POSITIONS, Moments, collect_moments
 from .probes import PROBES, HeadScores, head_scores, select_heads
 from .pruning import sparsity_table
+from .resume import is_finished, mark_finished, only_call
 from .text import TokenSet, load_text, write_own_text
 from .training import TrainingResult, TrainingSettings, closed_form, train_compensation
 
@@ -79,7 +80,7 @@ def training_text(
     """
     stamp = fingerprint(dense=Path(dense), data=data, tokens=tokens, window=window, seed=seed)
     mark = cache.with_suffix(".json")
-    if cache.is_file() and mark.is_file() and read_json(mark).get("fingerprint") == stamp:
+    if is_finished(mark, stamp, cache):
         return TokenSet.load(cache)
     loaded = load_model(dense)
     if data is not None:
@@ -89,7 +90,7 @@ def training_text(
             loaded.model, loaded.tokenizer, tokens=tokens, window=window, seed=seed, progress=progress
         )
     text.save(cache)
-    atomic_write_json(mark, {"fingerprint": stamp})
+    mark_finished(mark, stamp, cache)
     return text
 
 
@@ -106,16 +107,17 @@ class _Steps:
         yield
         self.timings[name] = time.perf_counter() - begin
 
-    def run(self, name: str, stamp: str, make: Callable[[Path], Any], load: Callable[[Path], Any]) -> Any:
-        """make(path) writes the step's file and returns its value, unless a finished one has this stamp."""
+    def run(
+        self, name: str, stamp: str, make: Callable[[Path], Any], load: Callable[[Path], Any], *beside: Path
+    ) -> Any:
+        """make(path) writes the step's file (and those `beside`) and returns its value, unless a finished one has
+        this stamp and its files are as they were left."""
         path, mark = self.work / f"{name}.safetensors", self.work / f"{name}.json"
         with self.timed(name):
-            if path.is_file() and mark.is_file():
-                record = read_json(mark)
-                if record.get("fingerprint") == stamp:
-                    return load(path)
+            if is_finished(mark, stamp, path, *beside):
+                return load(path)
             value = make(path)
-            atomic_write_json(mark, {"fingerprint": stamp})
+            mark_finished(mark, stamp, path, *beside)
         return value
 
 
@@ -169,13 +171,30 @@ def restore(
             raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
     select_heads(torch.zeros(1, 1), heads)  # refuses a bad share before any work
     dense, pruned, out = Path(dense), Path(pruned), Path(out)
-    if out.exists() and any(out.iterdir()) and not overwrite:
+    refuse_inputs(out, dense, pruned, *([Path(data)] if data is not None else []))
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not overwrite):
         raise ValueError(f"{out} exists and is not empty; pass --overwrite or another --out")
     progress = progress or SilentProgress()
     settings = replace(training or TrainingSettings(), seed=seed)
     report = RestoreReport(versions=versions())
-    steps = _Steps(work or out.with_name(out.name + ".work"), report.timings)
+    place = Path(work) if work is not None else out.with_name(out.name + ".work")
+    with only_call(place, out):
+        _restore(
+            report, dense, pruned, out, _Steps(place, report.timings), settings, progress, probe=probe, heads=heads,
+            components=components, train=train, data=data, fold_into=fold_into, positions=positions,
+            skip_first=skip_first, tokens=tokens, window=window, probe_tokens=probe_tokens, seed=seed,
+            overwrite=overwrite,
+        )  # fmt: skip
+    return report
 
+
+def _restore(
+    report: RestoreReport, dense: Path, pruned: Path, out: Path, steps: _Steps, settings: TrainingSettings,
+    progress: Progress, *, probe: str, heads: str | float, components: str, train: str, data: Path | None,
+    fold_into: str, positions: str, skip_first: int, tokens: int, window: int, probe_tokens: int, seed: int,
+    overwrite: bool,
+) -> None:
+    """The steps, with what `restore` has checked; fills the report."""
     with steps.timed("check"):
         check_pair(dense, pruned)
         target = fold_target(pruned)
@@ -232,7 +251,6 @@ def restore(
             f"{result.heldout_before:.4f}; the compensation written is the best one found, which may be zero.",
         )
     atomic_write_json(steps.work / "report.json", report.to_dict())
-    return report
 
 
 def _scores(
@@ -278,7 +296,7 @@ def _trained(
         threads=torch.get_num_threads(),
     )
     value: TrainingResult = steps.run(
-        "compensation", stamp, make, lambda path: TrainingResult(Compensation.load(path), **read_json(record))
+        "compensation", stamp, make, lambda path: TrainingResult(Compensation.load(path), **read_json(record)), record
     )
     return value
 

@@ -55,7 +55,7 @@ def load_text(
 
 def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no text
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; give a .txt or .jsonl file") from None
     except IsADirectoryError:
@@ -69,13 +69,18 @@ def _read(path: Path) -> str:
 
 def _objects(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of each line that is not blank."""
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines(): U+2028 may stand in a string
         if not line.strip():
             continue
         try:
             value = json.loads(line)
+            line.encode() if "\\u" not in line else json.dumps(value, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} line {number} is not JSON ({error.msg})") from None
+        except RecursionError:
+            raise ValueError(f"{path} line {number} is not JSON of this form (nested too deep)") from None
+        except UnicodeEncodeError:
+            raise ValueError(f"{path} line {number} holds half of a surrogate pair; it is no text") from None
         if not isinstance(value, dict):
             raise ValueError(f"{path} line {number} is a JSON {type(value).__name__}; an object is expected")
         yield number, value
@@ -155,10 +160,12 @@ def load_choices(path: Path) -> list[ChoiceItem]:
         if query is None and "premise" in value and "hypothesis" in value:
             query = f"{value['premise']}\nQuestion: {value['hypothesis']} True or False?\nAnswer:"
         choices, gold = value.get("choices"), value.get("gold")
-        if not isinstance(query, str) or not isinstance(choices, list) or not isinstance(gold, int):
+        if not isinstance(query, str) or not isinstance(choices, list) or type(gold) is not int:
             raise ValueError(
                 f'{path} line {number} needs "query" (or "premise" and "hypothesis"), "choices" and "gold"'
             )
+        if not all(isinstance(choice, (str, int, float)) and str(choice).strip() for choice in choices):
+            raise ValueError(f"{path} line {number} has a choice that is no text or empty")
         if len(choices) < 2 or not 0 <= gold < len(choices):
             raise ValueError(
                 f"{path} line {number} has {len(choices)} choices and gold {gold}; give 2 or more, gold from 0"

@@ -10,14 +10,17 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .artifacts import atomic_write_tensors
+from .step_file import read_step_file
 
-__all__ = ["TokenSet", "padding_id"]
+__all__ = ["TokenSet", "context_of", "padding_id"]
+
+_FIELDS = {"ids": (torch.int64, "n T"), "lengths": (torch.int64, "n"), "response_start": (torch.int64, "n")}
 
 
 def padding_id(tokenizer: object) -> int:
@@ -27,6 +30,12 @@ def padding_id(tokenizer: object) -> int:
         if found is not None:
             return int(found)
     return 0
+
+
+def context_of(model: Any) -> int | None:
+    """The most tokens that the model takes, or None when its configuration does not say."""
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,8 @@ class TokenSet:
             )
         if rows and int(self.response_start.min()) < 1:
             raise ValueError("response_start must be at least 1: nothing predicts the first token")
+        if rows and int(self.ids.min()) < 0:
+            raise ValueError(f"ids hold {int(self.ids.min())}; a token id is 0 or more")
 
     def __len__(self) -> int:
         return int(self.ids.shape[0])
@@ -79,6 +90,19 @@ class TokenSet:
     def tokens(self) -> int:
         """Number of predicted tokens."""
         return int((self.lengths - self.response_start).clamp(min=0).sum())
+
+    def check_model(self, model: Any) -> None:
+        """Raises ValueError when a token id is none of `model`'s vocabulary, or a row longer than its context."""
+        size, limit = int(model.config.get_text_config(decoder=True).vocab_size), context_of(model)
+        if limit is not None and len(self) and int(self.lengths.max()) > limit:
+            raise ValueError(
+                f"rows of {int(self.lengths.max())} tokens, but the model's context is {limit}; use a smaller window"
+            )
+        if len(self) and int(self.ids.max()) >= size:
+            raise ValueError(
+                f"{self.name or 'the text'} holds token {int(self.ids.max())}, but the model knows {size}; "
+                "it was made with another tokenizer, make the text again"
+            )
 
     def subset(self, rows: Tensor | Sequence[int]) -> TokenSet:
         """The rows with these indices, in this order; T stays."""
@@ -123,18 +147,12 @@ class TokenSet:
 
     @classmethod
     def load(cls, path: Path) -> TokenSet:
-        """Raises ValueError when the file is missing, truncated or not a token file of this version."""
+        """Raises ValueError when the file is missing, damaged or not a token file of this version."""
+        found, metadata = read_step_file(path, "tokens", _FIELDS, name="token", remedy="make the text again")
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = dict(file.metadata() or {})
-                if metadata.get("kind") != "tokens" or metadata.get("version") != "0":
-                    raise ValueError(f"{path} is not a token file of version 0; make the text again")
-                tensors = {key: file.get_tensor(key) for key in ("ids", "lengths", "response_start")}
-        except FileNotFoundError:
-            raise ValueError(f"{path} does not exist") from None
-        except SafetensorError as error:
-            raise ValueError(f"{path} is truncated or not safetensors ({error}); make the text again") from error
-        return cls(**tensors, name=metadata.get("name", ""), note=metadata.get("note", ""))
+            return cls(**found, name=metadata.get("name", ""), note=metadata.get("note", ""))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
 
     @classmethod
     def from_rows(

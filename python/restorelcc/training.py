@@ -152,11 +152,14 @@ def train_compensation(
     The same seed, threads, CPU and versions give the same bits.
 
     Raises:
-        ValueError: fewer than two rows (nothing could be held out), or a loss that is not finite.
+        ValueError: fewer than two rows (nothing could be held out), components or text of another model, or a loss
+            that is not finite.
     """
     settings, progress = settings or TrainingSettings(), progress or SilentProgress()
     if tokens.ids.shape[0] < 2:
         raise ValueError(f"training needs at least 2 rows of text, one of them held out; got {tokens.ids.shape[0]}")
+    components.check_model(model)
+    tokens.check_model(model)
     train, heldout = tokens.split(settings.heldout_share, seed=settings.seed)
     batches = _shuffled(train, settings)
 
@@ -226,12 +229,13 @@ def closed_form(
     A full-scale shift of means can destroy a model, so s = 0 (no change) is always among the candidates.
 
     Raises:
-        ValueError: fewer than two rows, or scales without 0.
+        ValueError: fewer than two rows, components or text of another model, or scales without 0.
     """
     if 0.0 not in scales:
         raise ValueError(f"scales are {tuple(scales)}; 0 must be among them, so that nothing can get worse")
     if tokens.ids.shape[0] < 2:
         raise ValueError(f"the line search needs at least 2 rows of text; got {tokens.ids.shape[0]}")
+    components.check_model(model)
     _, heldout = tokens.split(heldout_share, seed=seed)
     sparse_output_projections(model)
     full = (components.vectors * heads[..., None]).flatten(1).float()

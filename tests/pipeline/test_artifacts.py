@@ -25,6 +25,8 @@ from restorelcc.artifacts import (
     atomic_write_tensors,
     fingerprint,
     read_json,
+    refuse_inputs,
+    reserve,
     versions,
 )
 
@@ -226,3 +228,39 @@ def test_versions_are_strings() -> None:
     found = versions()
     assert set(found) == {"python", "restorelcc", "torch", "transformers", "cpu", "threads", "isa"}
     assert all(isinstance(value, str) and value for value in found.values())
+
+
+def test_reserved_files_own_their_room(tmp_path: Path) -> None:
+    files = [tmp_path / "a", tmp_path / "b"]
+    reserve(files, 1 << 16)
+    assert [file.stat().st_blocks * 512 >= 1 << 16 for file in files] == [True, True], "a sparse file owns nothing"
+    for size in (1 << 20, 1 << 60):
+        with largest_file(1 << 19), pytest.raises(OSError, match=f"{2 * size:,} bytes") as caught:
+            reserve(files, size)
+        assert caught.value.errno in (errno.EFBIG, errno.ENOSPC)
+        assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_fills_in_the_tokenizer_is_said(tmp_path: Path) -> None:
+    """tokenizers raises a plain Exception, which is neither an OSError nor a SafetensorError."""
+
+    def full() -> None:
+        with atomic_directory(tmp_path / "out", needed=10):
+            raise Exception("No space left on device (os error 28)")
+
+    with pytest.raises(OSError, match="no room to write") as caught:
+        full()
+    assert caught.value.errno == errno.ENOSPC
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_directory_in_the_place_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a directory"):
+        atomic_write_json(tmp_path, {})
+
+
+@pytest.mark.parametrize(("out", "word"), [(".", "holds"), ("in", "is"), ("in/side", "is inside")])
+def test_inputs_are_not_replaced(out: str, word: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f" {word} .*read to make it"):
+        refuse_inputs(tmp_path / out, tmp_path / "other", tmp_path / "in")
+    refuse_inputs(tmp_path / "out", tmp_path / "in")

@@ -107,6 +107,11 @@ def test_a_wrong_step_file_is_refused(steps: Path, pruned: Path, text_file: Path
     files = ("--pruned", pruned, "--out", steps / "no.safetensors")
     refuse("probe", *files, "--moments", steps / "c.safetensors", words="not a moments file")
     refuse("probe", *files, "--moments", text_file, words="safetensors")
+    place = ("--moments", steps / "m.safetensors", "--out", steps / "restored")
+    refuse("probe", "--pruned", pruned, *place, words="is a directory")
+    for name in ("m.safetensors", "m.text.safetensors"):
+        at = ("--moments", steps / "m.safetensors", "--out", steps / name)
+        refuse("train", "--pruned", pruned, *at, "--overwrite", words="read to make it")
 
 
 def test_restore_resumes_and_tells_what_it_did(
@@ -136,6 +141,8 @@ def test_eval_compares_on_the_same_windows(
     assert [model["model"] for model in result["models"]] == [str(steps / "restored"), str(stories_path), str(pruned)]
     assert result["gap"]["low"] <= result["gap"]["value"] <= result["gap"]["high"]
     assert result["models"][1]["choices"]["items"] == 3
+    one = ("--text", text_file, "--window", "64", "--tokens", "64", "--quiet")
+    assert "one window, no interval" in invoke("eval", steps / "restored", "--against", stories_path, *one).stdout
     worse = invoke("eval", pruned, "--against", stories_path, *common)
     assert worse.stdout.startswith("WORSE: ")
     alone = succeed("eval", stories_path, "--window", "64", "--tokens", "512", "--quiet")
@@ -157,6 +164,12 @@ def test_eval_compares_on_the_same_windows(
         (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--heads", "2"], "heads is 2"),
         (["restore", "--dense", "MODEL", "--pruned", "MODEL", "--out", "OUT", "--data", "TEXT"], "zeros"),
         (["restore", "--dense", "MODEL", "--pruned", "nowhere", "--out", "OUT"], "nowhere"),
+        (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "PRUNED", "--overwrite"], "read to make it"),
+        (["restore", "--dense", "PRUNED", "--pruned", "PRUNED", "--out", "OUT", "--data", "TEXT"], "same prunable"),
+        (["restore", "--dense", "MODEL", "--pruned", "TEXT", "--out", "OUT"], "is a file"),
+        (["prune", "MODEL", "--pattern", "2:4", "--out", "OUT", "--seed", str(2**70)], "--seed"),
+        (["prune", "MODEL", "--pattern", "２:４", "--out", "OUT"], "unknown pattern"),
+        (["fold", "--pruned", "PRUNED", "--compensation", "TEXT", "--out", "PRUNED", "--overwrite"], "read to make it"),
         (["eval", "MODEL", "--text", "EMPTY"], "empty"),
         (["eval", "MODEL", "--text", "TEXT", "--window", "1"], "--window"),
         (["eval", "MODEL", "--against", "A", "--against", "B", "--against", "C"], "at most two"),

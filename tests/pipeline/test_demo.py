@@ -79,3 +79,44 @@ def test_stock_check_notices_another_model(finished: Path, tmp_path: Path) -> No
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="is not the restored model"):
         stock_check(finished / "pruned", tmp_path, torch.arange(1, 17)[None, :], tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["pruned/model.safetensors", "work/components.safetensors", "work/steps.json"])
+def test_what_was_damaged_since_is_made_again(
+    broken: str, stories_path: Path, finished: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    again = tmp_path / "again"
+    shutil.copytree(finished, again)
+    if broken.endswith(".json"):
+        record = json.loads((again / broken).read_text())
+        record["steps"]["evaluate dense"]["result"]["nll_sum"] = ["a"]
+        record["steps"]["prune"] = [1]
+        (again / broken).write_text(json.dumps(record))
+    else:
+        (again / broken).write_bytes((again / broken).read_bytes()[:1000])
+    before = json.loads((finished / "report.json").read_text())
+    report, _ = demo(again, model=str(stories_path), sizes=SIZES)
+    assert report["results"] == before["results"]
+    assert 0 < len(report["reused"]) < len(report["timings"])
+
+
+def test_the_demo_has_one_writer(stories_path: Path, tmp_path: Path) -> None:
+    from restorelcc.resume import only_call
+
+    with only_call(tmp_path, tmp_path), pytest.raises(ValueError, match="another process is making"):
+        demo(tmp_path, model=str(stories_path), sizes=SIZES)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        demo(tmp_path / "file", model=str(stories_path), sizes=SIZES)
+
+
+def test_quick_is_the_share_of_the_text_that_the_help_says() -> None:
+    from click.testing import CliRunner
+
+    from restorelcc.cli import cli
+    from restorelcc.demo import FULL, QUICK
+
+    assert FULL.train_tokens == 6 * QUICK.train_tokens
+    assert "A sixth of the text" in " ".join(CliRunner().invoke(cli, ["demo", "--help"]).output.split())

@@ -222,3 +222,21 @@ def test_refuses_what_is_no_report(
     message = capsys.readouterr().err
     assert words in message
     assert message.count("\n") == 1
+
+
+def test_the_legend_of_the_training_curve_hides_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pruned model's line is the highest: a legend inside the axes lies on it."""
+    from restorelcc import charts
+
+    figures: list[Any] = []
+    stock = charts._svg
+
+    def keep(figure: Any, *rest: Any) -> str:
+        axes = figure.axes[0]
+        figure.canvas.draw()
+        figures.append((axes.get_legend().get_window_extent().y0, axes.get_window_extent().y1))
+        return stock(figure, *rest)
+
+    monkeypatch.setattr(charts, "_svg", keep)
+    charts.training_curve([[8, 3.5], [16, 3.6], [43, 2.9]], [[0, 3.79], [43, 2.92]], 3.79)
+    assert [legend >= top for legend, top in figures] == [True]

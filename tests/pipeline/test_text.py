@@ -135,6 +135,8 @@ def test_only_answers_count(tmp_path: Path, stories: Any) -> None:
         ("a.jsonl", '\n["w3"]', "line 2 is a JSON list"),
         ("a.jsonl", '{"prompt": "w3"}', 'line 1 needs "text"'),
         ("a.jsonl", '{"text": "w3", "label": 4}', "both strings"),
+        ("a.jsonl", "[" * 100_000, "line 1 is not JSON of this form"),
+        ("a.jsonl", '{"text": "w3 \\ud800 w4"}', "line 1 holds half of a surrogate pair"),
         ("a.jsonl", json.dumps({"text": words(20), "label": " w3"}), "none of the 1 lines .* within 10 tokens"),
     ],
 )
@@ -143,6 +145,30 @@ def test_bad_text_is_refused(tmp_path: Path, tokenizer: Any, name: str, content:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
         load_text(path, tokenizer, window=10)
+
+
+def test_marks_and_ends_of_lines_of_other_systems(tmp_path: Path, tokenizer: Any) -> None:
+    """A byte order mark is no text, \\r\\n ends a line, and U+2028 inside a string does not."""
+    plain, marked = tmp_path / "a.txt", tmp_path / "b.txt"
+    plain.write_text(words(20))
+    marked.write_bytes(b"\xef\xbb\xbf" + words(20).encode())
+    assert load_text(plain, tokenizer, window=10).fingerprint() == load_text(marked, tokenizer, window=10).fingerprint()
+    lines = tmp_path / "c.jsonl"
+    line = json.dumps({"text": "w3 w4\u2028w5"}, ensure_ascii=False)
+    lines.write_bytes(b"\xef\xbb\xbf" + f"{line}\r\n{line}\r\n".encode())
+    assert len(load_text(lines, tokenizer, window=10)) == 2
+
+
+def test_rows_beyond_the_context_are_refused(random_model: Any, tokenizer: Any, token_set: Any) -> None:
+    from restorelcc.pruning import prune_model
+
+    model = random_model("llama")
+    with pytest.raises(ValueError, match="rows of 100 tokens, but the model's context is 64"):
+        write_own_text(model, tokenizer, tokens=10, window=100)
+    with pytest.raises(ValueError, match="window of 16 tokens or more, not 8"):
+        write_own_text(model, tokenizer, tokens=10, window=8)
+    with pytest.raises(ValueError, match="rows of 70 tokens, but the model's context is 64"):
+        prune_model(model, calibration=token_set(2, 70))
 
 
 def test_absent_text_and_empty_windows_are_refused(tmp_path: Path, tokenizer: Any) -> None:
@@ -259,6 +285,9 @@ def test_choices_of_every_form(tmp_path: Path) -> None:
         ({"query": "x", "choices": ["a", "b"]}, 'line 1 needs "query"'),
         ({"query": "x", "choices": ["a"], "gold": 0}, "has 1 choices"),
         ({"query": "x", "choices": ["a", "b"], "gold": 2}, "gold 2"),
+        ({"query": "x", "choices": ["a", "b"], "gold": True}, 'line 1 needs "query"'),
+        ({"query": "x", "choices": ["a", ""], "gold": 0}, "no text or empty"),
+        ({"query": "x", "choices": ["a", ["b"]], "gold": 0}, "no text or empty"),
     ],
 )
 def test_bad_choices_are_refused(tmp_path: Path, value: dict[str, Any], message: str) -> None:

@@ -184,3 +184,16 @@ def test_existing_output_is_not_overwritten(tmp_path: Path, stories_pair: tuple[
     with pytest.raises(ValueError, match="pass --overwrite"):
         restore(*stories_pair, tmp_path / "out", **SMALL)
     assert (tmp_path / "out" / "precious.txt").read_text() == "mine"
+
+
+def test_an_fp16_checkpoint_is_restored_in_fp16(tmp_path: Path) -> None:
+    dense, pruned = random_pair("llama-gqa", tmp_path)
+    for path in (dense, pruned):
+        loaded = load_model(path, dtype=torch.float16)
+        save_checkpoint(loaded.model, loaded.tokenizer, path, overwrite=True)
+    report = restore(dense, pruned, tmp_path / "restored", **SMALL)
+    before, after = tensors(pruned), tensors(tmp_path / "restored")
+    assert {tensor.dtype for tensor in after.values()} == {torch.float16}
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert report.fold["zeros"] > 0
+    assert load_model(tmp_path / "restored").model(torch.ones(1, 4, dtype=torch.int64)).logits.isfinite().all()

@@ -1,0 +1,141 @@
+"""What a repeated call reuses: nothing that was damaged since, and never while another call works there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from restoration_models import random_pair
+from safetensors.torch import load_file
+
+from restorelcc import moments as moments_module
+from restorelcc.artifacts import atomic_directory
+from restorelcc.moments import Moments, collect_moments
+from restorelcc.restore import restore
+from restorelcc.resume import is_finished, mark_finished, only_call, read_record
+from restorelcc.text import TokenSet
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return random_pair("llama-gqa", tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    path = tmp_path / "words.txt"
+    path.write_text(" ".join(f"w{3 + (7 * i + i * i // 5) % 90}" for i in range(400)))
+    return path
+
+
+def run(pair: tuple[Path, Path], words: Path, out: Path, **more: Any) -> dict[str, torch.Tensor]:
+    restore(*pair, out, data=words, tokens=256, window=16, overwrite=True, **more)
+    return load_file(out / "compensation.safetensors")
+
+
+def flip(path: Path) -> None:
+    """One bit of the last kilobyte, the size and the header stay."""
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 0x20
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def other_types(path: Path) -> None:
+    path.write_text(json.dumps([1, "two"]))
+
+
+@pytest.mark.parametrize("name", [
+    "text.safetensors", "text.json", "moments.safetensors", "moments.json", "scores_attribution.safetensors",
+    "scores_random.json", "compensation.safetensors", "compensation.json", "training.json",
+])  # fmt: skip
+@pytest.mark.parametrize("damage", [flip, truncate, other_types, Path.unlink])
+def test_damaged_step_files_are_made_again(
+    name: str, damage: Callable[[Path], None], pair: tuple[Path, Path], words: Path, tmp_path: Path
+) -> None:
+    want = run(pair, words, tmp_path / "out", train="none")
+    damage(tmp_path / "out.work" / name)
+    got = run(pair, words, tmp_path / "out", train="none")
+    assert torch.equal(want["vectors"], got["vectors"])
+
+
+@pytest.mark.parametrize("damaged", ["progress.json", "layer_0000.safetensors", "hidden_pruned_1.f32"])
+@pytest.mark.parametrize("damage", [truncate, other_types, Path.unlink])
+def test_killed_moments_with_damaged_scratch_begin_again(
+    damaged: str,
+    damage: Callable[[Path], None],
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ids = torch.randint(3, 96, (4, 12), generator=torch.Generator().manual_seed(0))
+    tokens = TokenSet(ids, torch.full((4,), 12), torch.ones(4, dtype=torch.long), "random")
+    want = collect_moments(*pair, tokens, out=tmp_path / "whole.safetensors")
+    stock = moments_module._one_layer
+
+    def killed(streams: Any, index: int, *rest: Any) -> Any:
+        if index == 1:
+            raise KeyboardInterrupt
+        return stock(streams, index, *rest)
+
+    out = tmp_path / "killed.safetensors"
+    monkeypatch.setattr(moments_module, "_one_layer", killed)
+    with pytest.raises(KeyboardInterrupt):
+        collect_moments(*pair, tokens, out=out)
+    monkeypatch.undo()
+    damage(tmp_path / "killed.safetensors.work" / damaged)
+    collect_moments(*pair, tokens, out=out)
+    got = Moments.load(out)
+    assert torch.equal(want.total, got.total)
+    assert torch.equal(want.gram, got.gram)
+    assert sorted(os.listdir(tmp_path)) == ["killed.safetensors", "whole.safetensors"]
+
+
+def test_two_calls_in_one_place(pair: tuple[Path, Path], words: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with only_call(tmp_path / "out.work", out), pytest.raises(ValueError, match="another process is making"):
+        run(pair, words, out)
+    assert sorted(os.listdir(tmp_path)) == ["words.txt"]
+    run(pair, words, out, train="none")
+
+
+def test_a_directory_that_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def make() -> None:
+        with atomic_directory(out) as partial:
+            (partial / "late").write_text("2")
+            out.mkdir()
+            (out / "first").write_text("1")
+
+    with pytest.raises(ValueError, match="appeared while"):
+        make()
+    assert os.listdir(out) == ["first"]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_output_that_is_a_file(pair: tuple[Path, Path], words: Path) -> None:
+    with pytest.raises(ValueError, match=r"words\.txt"):
+        run(pair, words, words)
+
+
+def test_records(tmp_path: Path) -> None:
+    file, mark = tmp_path / "a", tmp_path / "a.json"
+    assert read_record(mark) == {}
+    file.write_text("1")
+    assert not is_finished(mark, "stamp", file)
+    mark_finished(mark, "stamp", file)
+    assert is_finished(mark, "stamp", file)
+    assert not is_finished(mark, "other", file)
+    file.write_text("22")
+    assert not is_finished(mark, "stamp", file)
+    file.unlink()
+    assert not is_finished(mark, "stamp", file)
