@@ -15,7 +15,7 @@ from .artifacts import atomic_directory, atomic_write_json, read_json
 from .compensation import Compensation, apply_compensation
 from .models import load_model
 
-__all__ = ["load", "save_adapter"]
+__all__ = ["adapter_base", "adapter_compensation", "load_adapter", "save_adapter"]
 
 _FORMAT = "restorelcc-adapter"
 
@@ -34,30 +34,39 @@ def save_adapter(pruned: Path, compensation: Compensation, out: Path, *, overwri
         compensation.save(partial / "adapter_model.safetensors")
 
 
-def load(path: str | Path, *, base: str | Path | None = None) -> Any:
-    """The restored model, as a stock transformers model whose output projections add W_o c.
-
-    Args:
-        path: an adapter directory, or any checkpoint directory with a folded compensation (loaded as it is).
-        base: the pruned model, where it moved since the adapter was written.
-
-    Returns:
-        a transformers model in evaluation mode.
+def adapter_base(path: str | Path) -> Path | None:
+    """The pruned model that the adapter directory `path` was written for; None where `path` is no adapter.
 
     Raises:
-        ValueError: `path` is neither, its version is unknown, or it does not fit the model.
+        ValueError: an adapter record of another format or version.
     """
-    path = Path(path)
-    record = path / "adapter_config.json"
+    record = Path(path).expanduser() / "adapter_config.json"
     if not record.is_file():
-        return load_model(path).model
+        return None
     config = read_json(record)
-    if config.get("format") != _FORMAT or config.get("version") != 0:
+    if config.get("format") != _FORMAT or config.get("version") != 0 or not isinstance(config.get("base_model"), str):
         raise ValueError(
             f"{record} has format {config.get('format')!r} version {config.get('version')!r}; "
             f"this release reads {_FORMAT!r} version 0"
         )
-    source = Path(base) if base is not None else Path(config["base_model"])
+    return Path(config["base_model"])
+
+
+def adapter_compensation(path: str | Path) -> Compensation:
+    """The compensation in the adapter directory `path`."""
+    return Compensation.load(Path(path).expanduser() / "adapter_model.safetensors")
+
+
+def load_adapter(path: str | Path, *, base: str | Path | None = None) -> Any:
+    """The pruned model of the adapter directory `path` with its output projections adding W_o c.
+
+    Raises:
+        ValueError: no adapter, its version is unknown, its model is gone, or it does not fit the model.
+    """
+    recorded = adapter_base(path)
+    if recorded is None:
+        raise ValueError(f"{path} is no adapter directory; it has no adapter_config.json")
+    source = Path(base) if base is not None else recorded
     if not source.exists():
         raise ValueError(f"the pruned model {source} of the adapter {path} is gone; pass base=<its new place>")
-    return apply_compensation(load_model(source).model, Compensation.load(path / "adapter_model.safetensors"))
+    return apply_compensation(load_model(source).model, adapter_compensation(path))
