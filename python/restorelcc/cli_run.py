@@ -50,7 +50,7 @@ def pack(model: str, out: Path, values: str, compensations: tuple[str, ...], ove
 @click.command()
 @click.argument("model")
 @click.argument("prompt")
-@number_option("--max-new-tokens", 128, "Stop after so many.")
+@number_option("--max-new-tokens", 128, "Stop after so many; the end of the model's context stops too.")
 @click.option("--chat/--no-chat", default=None, help="Use the chat template; default: where the tokenizer has one.")
 @click.option("--compensation", metavar="NAME|none", help="Of a packed model with several; default: its default one.")
 @click.option(

@@ -80,6 +80,7 @@ def generate(
     """Continues or answers `prompt` with the model `spec` (packed or adapter directory, or MODEL).
 
     Args:
+        max_new_tokens: at most so many; text also ends with the model's end token, and where its context is full.
         chat: put the prompt into the tokenizer's chat template; None: where it has one.
         compensation: a name that a packed model knows, or "none"; None: its default.
         temperature: 0 takes the likeliest token; above, tokens are sampled from softmax(logits / temperature).
@@ -96,11 +97,10 @@ def generate(
     given = _prompt_ids(tokenizer, prompt, chat, spec)
     length = int(given["input_ids"].shape[1])
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if limit is not None and length + max_new_tokens > limit:
-        raise ValueError(
-            f"the prompt has {length} tokens and {max_new_tokens} are to follow, but the model's context is {limit}; "
-            "use a shorter prompt or fewer --max-new-tokens"
-        )
+    if limit is not None and length >= limit:
+        raise ValueError(f"the prompt has {length} tokens, but the model's context is {limit}; use a shorter prompt")
+    if limit is not None:
+        max_new_tokens = min(max_new_tokens, limit - length)
     if temperature > 0:
         how: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     else:

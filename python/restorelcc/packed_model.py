@@ -236,9 +236,6 @@ def _skeleton(path: Path, dtype: torch.dtype) -> Any:
 def _place_packed(model: Any, record: PackedRecord, file: PackedFile) -> None:
     linears = dict(prunable_linears(model))
     vectors, choice = _stored_vectors(model, record, file), CompensationChoice(record.compensations, record.default)
-    for name in vectors:
-        if name not in {matrix.name for matrix in record.packed}:
-            raise ValueError(f"{file.path.parent} has compensations, but {name} is not packed; pack the model again")
     for matrix in record.packed:
         linear = linears.get(matrix.name)
         if linear is None or (linear.out_features, linear.in_features) != (matrix.rows, matrix.columns):
@@ -251,11 +248,15 @@ def _place_packed(model: Any, record: PackedRecord, file: PackedFile) -> None:
         if linear.bias is not None:
             bias = file.take_as(f"{matrix.name}.bias", linear.bias.shape, record.dtype)
         weight = _stored_weight(matrix, record, file)
-        replace_module(model, matrix.name, _projection(weight, bias, vectors.get(matrix.name), choice))
+        replace_module(model, matrix.name, _projection(weight, bias, vectors.pop(matrix.name, None), choice))
+    if vectors:
+        raise ValueError(
+            f"{file.path.parent} has compensations, but {min(vectors)} is not packed; pack the model again"
+        )
 
 
 def _stored_weight(matrix: Matrix, record: PackedRecord, file: PackedFile) -> PackedWeight:
-    keys = [*_REQUIRED, "scales"] if f"{matrix.name}.scales" in file else list(_REQUIRED)
+    keys = [*_REQUIRED, "scales"] if record.values == "int8" else list(_REQUIRED)
     tensors = {key: file.take(f"{matrix.name}.{key}") for key in keys}
     if tensors["shape"].dtype != torch.int64 or tensors["shape"].tolist() != [matrix.rows, matrix.columns]:
         raise ValueError(
