@@ -74,11 +74,7 @@ def generate(model: str, prompt: str, max_new_tokens: int, chat: bool | None, co
     if as_json:
         emit(True, {**asdict(result), "tokens_per_second": result.tokens_per_second, "seed": seed}, [])
     elif not quiet:
-        click.echo(
-            f"{result.prompt_tokens} prompt tokens in {result.prefill_seconds:.2f} s, {result.new_tokens} new tokens, "
-            f"{result.tokens_per_second:.1f} tokens/s",
-            err=True,
-        )
+        click.echo(result.line(), err=True)
 
 
 def register(group: click.Group) -> None:

@@ -43,6 +43,13 @@ class Generated:
         """Of decoding."""
         return (self.new_tokens - 1) / self.decode_seconds if self.new_tokens > 1 else float("nan")
 
+    def line(self) -> str:
+        """For a person."""
+        speed = f", {self.tokens_per_second:.1f} tokens/s" if self.new_tokens > 1 else ""
+        return (
+            f"{self.prompt_tokens} prompt tokens in {self.prefill_seconds:.2f} s, {self.new_tokens} new tokens{speed}"
+        )
+
 
 class _Clock:
     """The streamer that generate() is given: notes when tokens come and hands them on to `stream`, if any."""

@@ -17,7 +17,7 @@ from .artifacts import Progress
 from .compensation import Compensation
 from .models import load_model
 from .packed_model import LEAST_SPARSITY, pack_model, save_packed
-from .packed_record import PACKED_FILE, Matrix, check_name
+from .packed_record import DTYPES, PACKED_FILE, Matrix, check_name
 
 __all__ = ["DEFAULT_NAME", "PackReport", "pack_checkpoint", "parse_compensations"]
 
@@ -27,7 +27,7 @@ _FILES = ("adapter_model.safetensors", "compensation.safetensors")
 
 @dataclass(frozen=True)
 class PackReport:
-    """What was written. Bytes: of packed.safetensors, and of all parameters if they were dense in the same type.
+    """What was written. Bytes: of packed.safetensors, and of all parameters in the model's type, dense.
 
     dense: matrices that stayed dense, for having fewer than 10 % zeros.
     """
@@ -49,9 +49,10 @@ class PackReport:
 
     def lines(self) -> list[str]:
         """For a person."""
+        dtype = str(DTYPES[self.values]).removeprefix("torch.")
         lines = [
             f"{self.out}: {len(self.packed)} matrices packed as {self.values}, {self.sparsity:.1%} zeros; "
-            f"{self.bytes:,} bytes (all dense in the same type: {self.bytes_dense:,})"
+            f"{self.bytes:,} bytes (all dense in {dtype}: {self.bytes_dense:,})"
         ]
         if self.dense:
             first = self.dense[0]

@@ -96,7 +96,7 @@ def _pack_weight(weight: Tensor, values: str, name: str) -> PackedWeight:
     if lost:
         raise ValueError(
             f"{name} has {lost} weights that {values} cannot hold (the largest is "
-            f"{float(weight[torch.isfinite(weight)].abs().max()):.3g}); pack with --values bf16"
+            f"{float(weight[torch.isfinite(weight)].abs().max()):.3g}); pack with values of a wider range"
         )
     return _pack(narrow)
 
@@ -189,8 +189,15 @@ def _tensors(model: Any, record: PackedRecord) -> dict[str, Tensor]:
             compensated.append(module.comp.detach()[1:])
     for place, name in enumerate(record.compensations):
         tensors[f"compensation.{name}"] = torch.stack([comp[place] for comp in compensated])
-    tensors |= {name: tensor for name, tensor in _stock_tensors(model).items() if name not in own}
-    return tensors
+    stock = {name: tensor for name, tensor in _stock_tensors(model).items() if name not in own}
+    found = {tensors[f"{matrix.name}.values"].dtype for matrix in record.packed}
+    wanted = {record.value_dtype, record.dtype}
+    if not found | {stock[name].dtype for name, _ in model.named_parameters() if name in stock} <= wanted:
+        raise ValueError(
+            f"the model was converted since it was packed as {record.values}; pack the checkpoint again with the "
+            "--values that are wanted"
+        )
+    return tensors | stock
 
 
 def _stock_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -211,7 +218,7 @@ def load_packed(path: str | Path) -> Any:
     """
     path = Path(path).expanduser()
     record = PackedRecord.read(path)
-    model = _skeleton(path, record.dtype)
+    model = _skeleton(path, record)
     with PackedFile(path / PACKED_FILE) as file:
         _place_packed(model, record, file)
         _place_stock(model, record, file)
@@ -219,15 +226,18 @@ def load_packed(path: str | Path) -> Any:
     return _finish(model, record)
 
 
-def _skeleton(path: Path, dtype: torch.dtype) -> Any:
+def _skeleton(path: Path, record: PackedRecord) -> Any:
     """The stock class with its buffers computed and its parameters without storage."""
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     with plain_errors(path):
         config = AutoConfig.from_pretrained(path, local_files_only=True)
+        layers, matrices = config.get_text_config(decoder=True).num_hidden_layers, len(record.packed + record.dense)
+        if layers > matrices:  # before so many are built
+            raise ValueError(f"config.json has {layers} layers, the record {matrices} matrices; pack the model again")
         with init_empty_weights(include_buffers=False):
-            model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+            model: Any = AutoModelForCausalLM.from_config(config, dtype=record.dtype)  # type: ignore[no-untyped-call]
         if (path / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
     return model
@@ -263,11 +273,10 @@ def _stored_weight(matrix: Matrix, record: PackedRecord, file: PackedFile) -> Pa
             f"{file.path} holds {matrix.name} as {tensors['shape'].tolist()}, the record says "
             f"[{matrix.rows}, {matrix.columns}]; its files are not of one model, pack it again"
         )
-    wanted = torch.int8 if record.values == "int8" else record.dtype
-    if tensors["values"].dtype != wanted:
+    if tensors["values"].dtype != record.value_dtype:
         raise ValueError(
-            f"{file.path} holds the values of {matrix.name} as {tensors['values'].dtype}, the record says {wanted}; "
-            "its files are not of one model, pack it again"
+            f"{file.path} holds the values of {matrix.name} as {tensors['values'].dtype}, the record says "
+            f"{record.value_dtype}; its files are not of one model, pack it again"
         )
     if tensors["values"].data_ptr() % 16:  # a file of another writer
         tensors["values"] = tensors["values"].clone()

@@ -75,6 +75,11 @@ class PackedRecord:
         """Of everything that is not packed."""
         return DTYPES[self.values]
 
+    @property
+    def value_dtype(self) -> torch.dtype:
+        """Of the packed values."""
+        return torch.int8 if self.values == "int8" else self.dtype
+
     def write(self, path: Path) -> None:
         """Writes restorelcc.json in the directory `path`."""
         marks = {"format": FORMAT, "version": VERSION, "note": NOTE}

@@ -148,6 +148,7 @@ def test_what_does_not_fit_is_refused(served: Any, pruned: Any) -> None:
 def test_copies_choose_for_themselves(served: Any) -> None:
     model = restorelcc.load(served("llama-gqa"))
     twin = copy.deepcopy(model)
+    assert twin.save_pretrained.args[0] is twin
     before = logits(model)
     with restorelcc.compensations(twin, "law"):
         assert torch.equal(logits(model), before)

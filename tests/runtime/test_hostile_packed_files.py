@@ -62,7 +62,8 @@ def put(name: str, value: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[T
 
 
 def matrix(**changes: Any) -> list[dict[str, Any]]:
-    return [{"name": MATRIX, "rows": 32, "columns": 32, "nonzero": 512, **changes}]
+    other = {"name": "model.layers.0.mlp.up_proj", "rows": 48, "columns": 32, "nonzero": 768}
+    return [{"name": MATRIX, "rows": 32, "columns": 32, "nonzero": 512, **changes}, other]
 
 
 RECORDS: list[tuple[dict[str, Any], str]] = [
@@ -161,7 +162,8 @@ def test_a_missing_file_is_named(packed: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"hidden_size": 64}, {"num_hidden_layers": 1}, {"num_hidden_layers": 3}, {"model_type": "opt"},
+    "changes", [{"hidden_size": 64}, {"num_hidden_layers": 1}, {"num_hidden_layers": 3}, {"num_hidden_layers": 10**9},
+                {"vocab_size": 10**15}, {"model_type": "opt"},
                 {"num_key_value_heads": 4}, {"vocab_size": 97}, {"model_type": "no_such"}, {"attention_bias": True}],
     ids=str,
 )  # fmt: skip

@@ -152,6 +152,23 @@ def test_a_saved_packed_model_is_the_same_model(pruned: Callable[[str], Path], t
     assert torch.equal(logits(restorelcc.load(tmp_path / "packed")), logits(model))
 
 
+def test_a_converted_model_is_not_saved_as_what_it_was(pruned: Callable[[str], Path], tmp_path: Path) -> None:
+    model = restorelcc.pack_model(load_model(pruned("llama-gqa")).model, values="bf16").float()
+    with pytest.raises(ValueError, match="converted since it was packed as bf16"):
+        save_packed(model, None, tmp_path / "out")
+    with pytest.raises(ValueError, match="is not packed; call pack_model first"):
+        save_packed(load_model(pruned("llama-gqa")).model, None, tmp_path / "out")
+
+
+def test_weights_that_the_values_cannot_hold_are_refused(pruned: Callable[[str], Path]) -> None:
+    model = load_model(pruned("llama-gqa")).model
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = 3.4e38  # fits float32, rounds to infinity in bfloat16
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj has 1 weights that bf16 cannot hold"):
+        restorelcc.pack_model(model, values="bf16")
+    with pytest.raises(ValueError, match="values is 'int3'; it must be one of"):
+        restorelcc.pack_model(model, values="int3")
+
+
 def test_packing_in_memory_equals_packing_to_disk(pruned: Callable[[str], Path], tmp_path: Path) -> None:
     in_memory = restorelcc.pack_model(load_model(pruned("opt")).model, values="fp32")
     pack_checkpoint(str(pruned("opt")), tmp_path / "packed", values="fp32")
