@@ -165,6 +165,15 @@ def test_compensations_survive_saving(served: Any, tmp_path: Path) -> None:
         assert torch.equal(choose(again, name, lambda: logits(again)), choose(model, name, lambda: logits(model)))
 
 
+def test_a_compiled_projection_follows_the_choice() -> None:
+    choice = CompensationChoice(["a", "b"])
+    layer = CompensatedLinear(restorelcc.pack(torch.eye(64)), None, torch.randn(2, 64), choice).requires_grad_(False)
+    compiled, x = torch.compile(layer, backend="aot_eager"), torch.randn(2, 3, 64)
+    for names in (["a", None], ["b", "a"], [None]):
+        with choice.picking(names), torch.no_grad():
+            torch.testing.assert_close(compiled(x), layer(x))
+
+
 def test_flat_rows_and_inference_mode() -> None:
     choice = CompensationChoice(["a", "b"])
     vectors = torch.tensor([[1.0] * 4, [2.0] * 4])

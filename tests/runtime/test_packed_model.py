@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -185,8 +186,8 @@ def test_stock_transformers_cannot_mistake_a_packed_model(pruned: Callable[[str]
 
 
 def test_the_memory_of_loading_stays_below_the_stock_loaders(tmp_path: Path) -> None:
-    if sys.platform != "linux":
-        pytest.skip("peak memory is read from /proc")
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("peak memory is read from /proc, which this system lacks or protects")
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
