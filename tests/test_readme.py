@@ -35,9 +35,33 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def tiny_packed(tiny_checkpoint: Path) -> Path:
+    """Stands in for runs/demo/packed: the same model with zeros, and a compensation of its own."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    import restorelcc
+    from restorelcc.compensation import Compensation
+    from restorelcc.models import attention_sites, prunable_linears, quiet_transformers
+    from restorelcc.packed_model import save_packed
+
+    with quiet_transformers():
+        model = LlamaForCausalLM.from_pretrained(tiny_checkpoint)
+    for _, linear in prunable_linears(model):
+        linear.weight.data[:, ::2] = 0
+    names = [site.name for site in attention_sites(model)]
+    default = Compensation(torch.ones(1, 16), torch.ones(1, 2, dtype=torch.bool), names)
+    save_packed(restorelcc.pack_model(model, compensations={"default": default}), None, tiny_checkpoint / "packed")
+    return tiny_checkpoint / "packed"
+
+
 @pytest.mark.parametrize("index", range(len(blocks("python"))))
-def test_python_blocks_run(index: int, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_blocks_run(
+    index: int, tiny_checkpoint: Path, tiny_packed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = blocks("python")[index].replace('"runs/demo/restored"', repr(str(tiny_checkpoint)))
+    source = source.replace('"runs/demo/packed"', repr(str(tiny_packed)))
     exec(compile(source, f"README.md python block {index}", "exec"), {"__name__": "__main__"})
     capsys.readouterr()
 

@@ -1,7 +1,8 @@
 """restorelcc: sparse projections with lost component compensation (arXiv 2510.21834).
 
 Importing it imports nothing heavy, so that the command line answers at once. The first use of a name below, or
-`import restorelcc.ops`, loads torch and the compiled ops; only `load` needs transformers.
+`import restorelcc.ops`, loads torch and the compiled ops; only models need
+transformers.
 """
 
 from __future__ import annotations
@@ -12,22 +13,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from restorelcc import ops
     from restorelcc._native import build_info
-    from restorelcc.adapter import load
+    from restorelcc.compensated import compensation_names, compensations
     from restorelcc.head_moments import HeadMoments
+    from restorelcc.loading import load
     from restorelcc.packed import PackedWeight, pack
+    from restorelcc.packed_model import pack_model
     from restorelcc.sparse_linear import SparseLinear
 
     __version__: str
 
-__all__ = ["HeadMoments", "PackedWeight", "SparseLinear", "__version__", "build_info", "load", "ops", "pack"]
+__all__ = [
+    "HeadMoments", "PackedWeight", "SparseLinear", "__version__", "build_info", "compensation_names", "compensations",
+    "load", "ops", "pack", "pack_model",
+]  # fmt: skip
 
 _HOMES = {
     "HeadMoments": "head_moments",
     "PackedWeight": "packed",
     "SparseLinear": "sparse_linear",
     "build_info": "_native",
-    "load": "adapter",
+    "compensation_names": "compensated",
+    "compensations": "compensated",
+    "load": "loading",
     "pack": "packed",
+    "pack_model": "packed_model",
 }
 
 

@@ -16,7 +16,7 @@ from .compensation import Compensation, apply_compensation, check_fits
 from .fold import skeleton_of, stored_config
 from .models import load_model
 
-__all__ = ["adapter_base", "load", "save_adapter"]
+__all__ = ["adapter_base", "adapter_compensation", "is_adapter", "load_adapter", "save_adapter"]
 
 _FORMAT = "restorelcc-adapter"
 
@@ -41,48 +41,19 @@ def save_adapter(pruned: Path, compensation: Compensation, out: Path, *, overwri
         compensation.save(partial / "adapter_model.safetensors")
 
 
-def load(path: str | Path, *, base: str | Path | None = None) -> Any:
-    """The restored model, as a stock transformers model whose output projections add W_o c.
+def is_adapter(path: str | Path) -> bool:
+    """Whether `path` is an adapter directory."""
+    return _record(path).is_file()
 
-    Args:
-        path: an adapter directory, or any checkpoint directory with a folded compensation (loaded as it is).
-        base: the pruned model, where it moved since the adapter was written.
 
-    Returns:
-        a transformers model in evaluation mode.
+def adapter_base(path: str | Path, *, base: str | Path | None = None) -> Path:
+    """The pruned model that the adapter directory `path` was written for, or `base` where that moved.
 
     Raises:
-        ValueError: `path` is neither, its version is unknown, or it does not fit the model.
+        ValueError: no adapter, an adapter record of another format or version, or its model is gone.
     """
-    path = Path(path)
-    record = path / "adapter_config.json"
-    if not record.is_file():
-        return load_model(path).model
+    record = _record(path)
     config = _checked(record)
-    compensation = Compensation.load(path / "adapter_model.safetensors")
-    said = (config.get("sites"), config.get("inputs"))
-    if said != (compensation.sites, int(compensation.vectors.shape[1])):
-        raise ValueError(f"{record} and adapter_model.safetensors beside it are not of one adapter; write it again")
-    return apply_compensation(load_model(_base_model(record, config, base)).model, compensation)
-
-
-def adapter_base(path: Path) -> Path | None:
-    """The pruned model of an adapter directory; None for any other directory. Raises ValueError as `load` does."""
-    record = path / "adapter_config.json"
-    return _base_model(record, _checked(record), None) if record.is_file() else None
-
-
-def _checked(record: Path) -> dict[str, Any]:
-    config = read_json(record)
-    if config.get("format") != _FORMAT or config.get("version") != 0:
-        raise ValueError(
-            f"{record} has format {config.get('format')!r} version {config.get('version')!r}; "
-            f"this release reads {_FORMAT!r} version 0"
-        )
-    return config
-
-
-def _base_model(record: Path, config: dict[str, Any], base: str | Path | None) -> Path:
     named = base if base is not None else config.get("base_model")
     if not isinstance(named, str | Path) or "\0" in str(named):
         raise ValueError(f"{record} names no pruned model (base_model); write the adapter again or pass base=")
@@ -93,3 +64,42 @@ def _base_model(record: Path, config: dict[str, Any], base: str | Path | None) -
             "or correct base_model in adapter_config.json"
         )
     return source
+
+
+def adapter_compensation(path: str | Path) -> Compensation:
+    """The compensation in the adapter directory `path`.
+
+    Raises:
+        ValueError: a damaged adapter, or one whose two files are not of one adapter.
+    """
+    record = _record(path)
+    config = _checked(record)
+    compensation = Compensation.load(record.parent / "adapter_model.safetensors")
+    said = (config.get("sites"), config.get("inputs"))
+    if said != (compensation.sites, int(compensation.vectors.shape[1])):
+        raise ValueError(f"{record} and adapter_model.safetensors beside it are not of one adapter; write it again")
+    return compensation
+
+
+def load_adapter(path: str | Path, *, base: str | Path | None = None) -> Any:
+    """The pruned model of the adapter directory `path` with its output projections adding W_o c.
+
+    Raises:
+        ValueError: as `adapter_base` and `adapter_compensation`, or it does not fit the model.
+    """
+    compensation = adapter_compensation(path)
+    return apply_compensation(load_model(adapter_base(path, base=base)).model, compensation)
+
+
+def _record(path: str | Path) -> Path:
+    return Path(path).expanduser() / "adapter_config.json"
+
+
+def _checked(record: Path) -> dict[str, Any]:
+    config = read_json(record)
+    if config.get("format") != _FORMAT or config.get("version") != 0:
+        raise ValueError(
+            f"{record} has format {config.get('format')!r} version {config.get('version')!r}; "
+            f"this release reads {_FORMAT!r} version 0"
+        )
+    return config

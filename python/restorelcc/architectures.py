@@ -283,7 +283,8 @@ def check_pair(dense: Path | nn.Module, pruned: Path | nn.Module) -> None:
             )
         if matrix.dtype not in DENSE_DTYPES:
             raise ValueError(
-                f"the pruned model stores {name} as {matrix.dtype}; save it as torch.float32, torch.bfloat16 or torch.float16 first"
+                f"the pruned model stores {name} as {matrix.dtype}; "
+                "save it as torch.float32, torch.bfloat16 or torch.float16 first"
             )
         for role, values in (("dense", weight), ("pruned", matrix)):
             bad = values.numel() - int(torch.isfinite(values).sum())

@@ -2,6 +2,7 @@
 
     restorelcc prune | restore | eval | demo | doctor          the whole job
     restorelcc moments | probe | train | fold                  the steps of restore, each leaving a file for the next
+    restorelcc pack | generate                                 running the result
 
 Verbs parse, call one library function and print. Results go to stdout (one JSON object with --json), progress
 to stderr. Whatever the user can mend ends as one line `restorelcc: error: ...` and exit code 2.
@@ -18,7 +19,7 @@ from typing import Any
 
 import click
 
-from restorelcc import cli_steps
+from restorelcc import cli_run, cli_steps
 from restorelcc.cli_options import (
     METHODS,
     POSITIONS,
@@ -252,6 +253,7 @@ def doctor(as_json: bool) -> int:
 
 
 cli_steps.register(cli)
+cli_run.register(cli)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ COMPONENTS = ("svd", "mean")
 TRAINERS = ("lm", "none")
 FOLDS = ("o_proj", "none")
 POSITIONS = ("all", "last", "response")
+VALUES = ("bf16", "fp32", "fp16", "int8")
 
 Verb = Callable[..., Any]
 

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .adapter import adapter_base
-from .adapter import load as load_adapter
 from .evaluation import NllResult, gap_closed, multiple_choice, token_nll
-from .models import load_model, load_tokenizer
+from .loading import kind_of, load, tokenizer_of
+from .models import load_model
 from .text import load_choices, load_text, prose_windows
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def compare(
 
     Args:
         specs: the model to judge, then up to two to compare with: any one, or the dense and the pruned model.
-            Adapter directories are loaded with their compensation.
+            Adapter directories are loaded with their compensation, packed ones with their default compensation.
         text: .txt or .jsonl; English prose of the Python documentation without it.
         choices: multiple-choice items; accuracy with its standard error for every model.
 
@@ -45,7 +44,7 @@ def compare(
     """
     if len(specs) > 3:
         raise ValueError(f"{len(specs) - 1} models to compare with; give at most two: the dense and the pruned one")
-    first = _tokenizer(specs[0])
+    first = tokenizer_of(specs[0])
     rows = (
         load_text(text, first, window=window, max_tokens=tokens, seed=seed)
         if text is not None
@@ -55,7 +54,7 @@ def compare(
     measured: list[NllResult] = []
     models: list[dict[str, Any]] = []
     for spec in specs:
-        tokenizer = _tokenizer(spec)
+        tokenizer = tokenizer_of(spec)
         if tokenizer.get_vocab() != first.get_vocab():
             raise ValueError(f"{spec} and {specs[0]} have different vocabularies; their perplexities do not compare")
         model, note = _model(spec)
@@ -90,18 +89,10 @@ def compare(
     return result
 
 
-def _tokenizer(spec: str) -> Any:
-    return load_tokenizer(_base(spec))
-
-
-def _base(spec: str) -> str:
-    """The model that an adapter directory belongs to; any other spec is itself."""
-    return str(adapter_base(Path(spec)) or spec)
-
-
 def _model(spec: str) -> tuple[Any, str]:
-    if _base(spec) != spec:
-        return load_adapter(spec), "adapter"
+    kind = kind_of(spec)
+    if kind:
+        return load(spec), kind
     loaded = load_model(spec)
     return loaded.model, loaded.source.note
 

@@ -36,12 +36,13 @@ from .architectures import (
 )
 from .artifacts import Progress, SilentProgress, atomic_directory
 from .gguf_reading import gguf_read_once, no_bar_of_gguf
+from .packed_record import is_packed
 
 __all__ = [
     "AttentionSite", "LoadedModel", "MissingExtraError", "ModelSource", "attention_sites", "check_pair",
-    "decoder_layers", "get_module", "import_model", "load_model", "load_tokenizer", "plain_errors", "prunable_linears",
-    "prunable_weights", "quiet_transformers", "record_layer_calls", "replace_module", "resolve_model",
-    "save_checkpoint",
+    "decoder_layers", "get_module", "import_model", "load_model", "load_tokenizer", "make_generation_config_valid",
+    "plain_errors", "prunable_linears", "prunable_weights", "quiet_transformers", "record_layer_calls",
+    "replace_module", "resolve_model", "save_checkpoint",
 ]  # fmt: skip
 
 EMBEDDED_SPEC, EMBEDDED_NAME = "smollm2-135m", "SmolLM2-135M-Instruct"
@@ -182,12 +183,18 @@ def load_model(spec: str | Path | ModelSource, *, dtype: torch.dtype | None = No
 
     Raises:
         ValueError: nothing there, unreadable or truncated files, an unknown architecture, a hub id that is neither
-            cached nor reachable, or weights missing from the checkpoint (the stock loader would fill them randomly).
+            cached nor reachable, a packed model, or weights missing from the checkpoint (the stock loader would fill
+            them randomly).
         MissingExtraError: see `resolve_model`.
     """
     from transformers import AutoModelForCausalLM
 
     source = spec if isinstance(spec, ModelSource) else resolve_model(spec)
+    if source.path is not None and source.gguf_file is None and is_packed(source.path):
+        raise ValueError(
+            f"{source.spec} is a packed model, which is for running (restorelcc.load, generate, eval); "
+            "pass the checkpoint it was packed from"
+        )
     wanted = dtype or (torch.float32 if source.gguf_file else "auto")
     with gguf_read_once() if source.gguf_file else nullcontext():
         tokenizer = load_tokenizer(source)
@@ -299,7 +306,7 @@ def save_checkpoint(
     stock: Any = model
     needed = sum(parameter.numel() * parameter.element_size() for parameter in stock.parameters())
     with atomic_directory(out, overwrite=overwrite, needed=needed) as partial, quiet_transformers():
-        _make_generation_config_valid(stock)
+        make_generation_config_valid(stock)
         stock.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         for name, contents in (extra_files or {}).items():
@@ -310,7 +317,7 @@ def save_checkpoint(
             file.write_bytes(contents.encode() if isinstance(contents, str) else contents)
 
 
-def _make_generation_config_valid(model: Any) -> None:
+def make_generation_config_valid(model: Any) -> None:
     """Sampling settings without do_sample make the stock save raise: such settings mean that sampling is meant."""
     config = getattr(model, "generation_config", None)
     if config is None:

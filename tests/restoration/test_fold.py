@@ -12,9 +12,10 @@ import torch
 from restoration_models import FOLDABLE, random_pair, small_config
 from torch import Tensor
 
-from restorelcc.adapter import load, save_adapter
+from restorelcc.adapter import save_adapter
 from restorelcc.compensation import Compensation, apply_compensation
 from restorelcc.fold import fold, fold_target
+from restorelcc.loading import load
 from restorelcc.models import attention_sites, load_model, save_checkpoint
 
 STOCK_PROCESS = """

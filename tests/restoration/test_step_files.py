@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from restorelcc.adapter import load, save_adapter
+from restorelcc import load
+from restorelcc.adapter import save_adapter
 from restorelcc.compensation import Compensation
 from restorelcc.components import Components, lost_components
 from restorelcc.models import check_pair, load_model, save_checkpoint

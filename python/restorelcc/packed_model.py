@@ -1,0 +1,319 @@
+"""The packed model: pruned projections as bitmask weights, in memory and on disk.
+
+    y = W_o z + P[g] + b, every other projection y = W x + b        W [N, K] stored as a bit a weight and its survivors
+
+`pack_model` puts SparseLinear modules into a loaded stock model, `save_packed` writes it, `load_packed` builds it again
+from the mapped file without ever holding a dense projection. Embeddings, norms and the LM head stay dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .architectures import attention_sites, get_module, prunable_linears, replace_module
+from .artifacts import Progress, SilentProgress, atomic_directory
+from .compensated import CompensatedLinear, CompensationChoice
+from .compensation import Compensation
+from .models import make_generation_config_valid, plain_errors, quiet_transformers
+from .packed import PackedWeight, pack
+from .packed_file import PackedFile, write_aligned
+from .packed_record import DTYPES, PACKED_FILE, Matrix, PackedRecord, check_name
+from .sparse_linear import SparseLinear
+
+__all__ = ["LEAST_SPARSITY", "load_packed", "pack_model", "save_packed"]
+
+LEAST_SPARSITY = 0.10  # with fewer zeros the mask (1/8 byte a weight) costs about what it saves
+
+_REQUIRED = ("mask", "values", "row_offsets", "shape")
+_pack: Callable[..., PackedWeight] = pack
+
+
+def pack_model(
+    model: Any,
+    *,
+    values: str = "bf16",
+    compensations: Mapping[str, Compensation] | None = None,
+    default: str | None = None,
+    progress: Progress | None = None,
+) -> Any:
+    """Replaces the pruned projections of a loaded stock model by SparseLinear modules, in place; returns it.
+
+    Args:
+        values: bf16, fp32, fp16: the survivors' type and that of the whole model; int8: survivors in int8 with scales,
+            the rest of the model in bf16.
+        compensations: name -> c of the same pruned model. Their output projections are packed whatever their zeros.
+        default: the name that applies when `compensations(...)` chooses none.
+
+    A projection with fewer than 10 % zeros stays dense (`model.packed_record.dense` lists them).
+
+    Raises:
+        ValueError: a model that is not pruned, a compensation of another model, weights that the values cannot hold.
+    """
+    given = {check_name(name): compensation for name, compensation in (compensations or {}).items()}
+    if values not in DTYPES:
+        raise ValueError(f"values is {values!r}; it must be one of {', '.join(DTYPES)}")
+    linears = prunable_linears(model)
+    vectors = _site_vectors(model, given)
+    choice = CompensationChoice(list(given), default)
+    matrices = [
+        Matrix(name, linear.out_features, linear.in_features, int((linear.weight != 0).sum()))
+        for name, linear in linears
+    ]
+    if not any(matrix.sparsity >= LEAST_SPARSITY for matrix in matrices):
+        most = max((matrix.sparsity for matrix in matrices), default=0.0)
+        raise ValueError(
+            f"none of the {len(matrices)} matrices has {LEAST_SPARSITY:.0%} zeros (the most is {most:.1%}); "
+            "packing pays for a pruned model, prune it first"
+        )
+    dtype = DTYPES[values]
+    packed, dense = [], []
+    with (progress or SilentProgress()).task("pack", len(matrices)) as advance:
+        for matrix, (name, linear) in zip(matrices, linears, strict=True):
+            if matrix.sparsity >= LEAST_SPARSITY or name in vectors:
+                weight = _pack_weight(linear.weight.detach(), values, name)
+                bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+                replace_module(model, name, _projection(weight, bias, vectors.get(name), choice))
+                packed.append(matrix)
+            else:
+                dense.append(matrix)
+            advance(1)
+    _convert_rest(model, dtype)
+    record = PackedRecord(values, tuple(packed), tuple(dense), tuple(given), default)
+    return _finish(model, record)
+
+
+def _pack_weight(weight: Tensor, values: str, name: str) -> PackedWeight:
+    if values == "int8":
+        return _pack(weight, values="int8")
+    narrow = weight.to(DTYPES[values])
+    lost = int(torch.isfinite(weight).sum()) - int(torch.isfinite(narrow).sum())
+    if lost:
+        raise ValueError(
+            f"{name} has {lost} weights that {values} cannot hold (the largest is "
+            f"{float(weight[torch.isfinite(weight)].abs().max()):.3g}); pack with values of a wider range"
+        )
+    return _pack(narrow)
+
+
+def _site_vectors(model: Any, compensations: Mapping[str, Compensation]) -> dict[str, Tensor]:
+    """Output projection -> c [G, K] of the given compensations, checked against the model; empty without any."""
+    if not compensations:
+        return {}
+    sites = attention_sites(model)
+    names, width = [site.name for site in sites], sites[0].inputs
+    for name, compensation in compensations.items():
+        shape = list(compensation.vectors.shape)
+        if compensation.sites != names or shape != [len(names), width]:
+            raise ValueError(
+                f"the compensation {name} has vectors {shape} for {len(compensation.sites)} projections, the model "
+                f"has {len(names)} of {width} inputs; use the pruned model it was made from"
+            )
+        if not bool(torch.isfinite(compensation.vectors).all()):
+            raise ValueError(f"the compensation {name} has NaN or infinite entries; make it again")
+    stacked = torch.stack([compensation.vectors.float() for compensation in compensations.values()], dim=1)
+    return dict(zip(names, stacked, strict=True))
+
+
+def _projection(
+    packed: PackedWeight, bias: Tensor | None, vectors: Tensor | None, choice: CompensationChoice
+) -> SparseLinear:
+    made = SparseLinear(packed, bias) if vectors is None else CompensatedLinear(packed, bias, vectors, choice)
+    return made.requires_grad_(False)
+
+
+def _convert_rest(model: nn.Module, dtype: torch.dtype) -> None:
+    """Every parameter outside of the packed projections in dtype; buffers stay what the stock class made them."""
+    converted: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        if isinstance(module, SparseLinear):
+            continue
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_floating_point() and parameter.dtype != dtype:
+                if id(parameter) not in converted:  # tied ones stay tied
+                    converted[id(parameter)] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+                module._parameters[leaf] = converted[id(parameter)]
+
+
+def _finish(model: Any, record: PackedRecord) -> Any:
+    model.config.dtype = record.dtype
+    model.packed_record = record
+    # The stock method would write a checkpoint that stock loaders take, with the projections made up at random.
+    model.save_pretrained = partial(_save_pretrained, model)
+    return model.eval().requires_grad_(False)
+
+
+def _save_pretrained(model: Any, save_directory: str | Path) -> None:
+    save_packed(model, None, Path(save_directory))
+
+
+def save_packed(model: Any, tokenizer: Any, out: Path, *, overwrite: bool = False) -> None:
+    """Writes a model that `pack_model` or `load_packed` made; whole or not at all. tokenizer: may be None.
+
+    Raises:
+        ValueError: a model that is not packed, or `out` is there already (see `atomic_directory`).
+        OSError: no space left; nothing is left behind.
+    """
+    record = getattr(model, "packed_record", None)
+    if not isinstance(record, PackedRecord):
+        raise ValueError(f"this {type(model).__name__} is not packed; call pack_model first")
+    tensors = _tensors(model, record)
+    needed = sum(tensor.nbytes for tensor in tensors.values())
+    with atomic_directory(out, overwrite=overwrite, needed=needed) as partial_directory, quiet_transformers():
+        record.write(partial_directory)
+        write_aligned(partial_directory / PACKED_FILE, tensors, {"format": "restorelcc-packed", "version": "0"})
+        model.config.save_pretrained(partial_directory)
+        if getattr(model, "generation_config", None) is not None:
+            make_generation_config_valid(model)
+            model.generation_config.save_pretrained(partial_directory)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial_directory)
+
+
+def _tensors(model: Any, record: PackedRecord) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    own: set[str] = set()  # of the packed projections, under names that are not stock
+    compensated: list[Tensor] = []
+    for matrix in record.packed:
+        module = get_module(model, matrix.name)
+        if not isinstance(module, SparseLinear):
+            raise ValueError(f"{matrix.name} is no longer packed; call pack_model on the stock model again")
+        tensors |= {f"{matrix.name}.{key}": tensor for key, tensor in module.packed.to_tensors().items()}
+        own |= {f"{matrix.name}.{key}" for key in module.state_dict() if key != "bias"}
+        if isinstance(module, CompensatedLinear) and module.comp is not None:
+            compensated.append(module.comp.detach()[1:])
+    for place, name in enumerate(record.compensations):
+        tensors[f"compensation.{name}"] = torch.stack([comp[place] for comp in compensated])
+    stock = {name: tensor for name, tensor in _stock_tensors(model).items() if name not in own}
+    found = {tensors[f"{matrix.name}.values"].dtype for matrix in record.packed}
+    wanted = {record.value_dtype, record.dtype}
+    if not found | {stock[name].dtype for name, _ in model.named_parameters() if name in stock} <= wanted:
+        raise ValueError(
+            f"the model was converted since it was packed as {record.values}; pack the checkpoint again with the "
+            "--values that are wanted"
+        )
+    return tensors | stock
+
+
+def _stock_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, a tied one under its first name only, and persistent buffers."""
+    every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    found: dict[str, Tensor] = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return found | {name: buffer for name, buffer in model.state_dict().items() if name not in every}
+
+
+def load_packed(path: str | Path) -> Any:
+    """The packed model in the directory `path`: a stock class in evaluation mode whose projections are SparseLinear.
+
+    The stock class is built without storage; weights are used where the file is mapped, so only what a forward pass
+    touches becomes resident. The file must not be changed in place while the model is used.
+
+    Raises:
+        ValueError: a file is missing, truncated, of another version or of another model; the sentence says which.
+    """
+    path = Path(path).expanduser()
+    record = PackedRecord.read(path)
+    model = _skeleton(path, record)
+    with PackedFile(path / PACKED_FILE) as file:
+        _place_packed(model, record, file)
+        _place_stock(model, record, file)
+        file.finish()
+    return _finish(model, record)
+
+
+def _skeleton(path: Path, record: PackedRecord) -> Any:
+    """The stock class with its buffers computed and its parameters without storage."""
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    with plain_errors(path):
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        layers, matrices = config.get_text_config(decoder=True).num_hidden_layers, len(record.packed + record.dense)
+        if layers > matrices:  # before so many are built
+            raise ValueError(f"config.json has {layers} layers, the record {matrices} matrices; pack the model again")
+        with init_empty_weights(include_buffers=False):
+            model: Any = AutoModelForCausalLM.from_config(config, dtype=record.dtype)  # type: ignore[no-untyped-call]
+        if (path / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+    return model
+
+
+def _place_packed(model: Any, record: PackedRecord, file: PackedFile) -> None:
+    linears = dict(prunable_linears(model))
+    vectors, choice = _stored_vectors(model, record, file), CompensationChoice(record.compensations, record.default)
+    for matrix in record.packed:
+        linear = linears.get(matrix.name)
+        if linear is None or (linear.out_features, linear.in_features) != (matrix.rows, matrix.columns):
+            has = "no such matrix" if linear is None else f"{linear.out_features} x {linear.in_features}"
+            raise ValueError(
+                f"{file.path.parent} packs {matrix.name} as {matrix.rows} x {matrix.columns}, its config.json has "
+                f"{has}; its files are not of one model, pack it again"
+            )
+        bias = None
+        if linear.bias is not None:
+            bias = file.take_as(f"{matrix.name}.bias", linear.bias.shape, record.dtype)
+        weight = _stored_weight(matrix, record, file)
+        replace_module(model, matrix.name, _projection(weight, bias, vectors.pop(matrix.name, None), choice))
+    if vectors:
+        raise ValueError(
+            f"{file.path.parent} has compensations, but {min(vectors)} is not packed; pack the model again"
+        )
+
+
+def _stored_weight(matrix: Matrix, record: PackedRecord, file: PackedFile) -> PackedWeight:
+    keys = [*_REQUIRED, "scales"] if record.values == "int8" else list(_REQUIRED)
+    tensors = {key: file.take(f"{matrix.name}.{key}") for key in keys}
+    if tensors["shape"].dtype != torch.int64 or tensors["shape"].tolist() != [matrix.rows, matrix.columns]:
+        raise ValueError(
+            f"{file.path} holds {matrix.name} as {tensors['shape'].tolist()}, the record says "
+            f"[{matrix.rows}, {matrix.columns}]; its files are not of one model, pack it again"
+        )
+    if tensors["values"].dtype != record.value_dtype:
+        raise ValueError(
+            f"{file.path} holds the values of {matrix.name} as {tensors['values'].dtype}, the record says "
+            f"{record.value_dtype}; its files are not of one model, pack it again"
+        )
+    if tensors["values"].data_ptr() % 16:  # a file of another writer
+        tensors["values"] = tensors["values"].clone()
+    try:
+        return PackedWeight.from_tensors(tensors)
+    except (ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise ValueError(f"{file.path}: {matrix.name} is damaged: {error}; copy or pack the model again") from error
+
+
+def _stored_vectors(model: Any, record: PackedRecord, file: PackedFile) -> dict[str, Tensor]:
+    if not record.compensations:
+        return {}
+    sites = attention_sites(model)
+    stored = {}
+    for name in record.compensations:
+        vectors = file.take_as(f"compensation.{name}", (len(sites), sites[0].inputs), torch.float32)
+        stored[name] = Compensation(vectors, torch.empty(0), [site.name for site in sites])
+    return _site_vectors(model, stored)
+
+
+def _place_stock(model: Any, record: PackedRecord, file: PackedFile) -> None:
+    """Gives every parameter and persistent buffer outside of the packed projections what the file holds."""
+    own = {id(module) for module in model.modules() if isinstance(module, SparseLinear)}
+    for prefix, module in list(model.named_modules()):
+        if id(module) in own:
+            continue
+        dot = f"{prefix}." if prefix else ""
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None and f"{dot}{leaf}" in file:
+                dtype = record.dtype if parameter.is_floating_point() else parameter.dtype
+                value = file.take_as(f"{dot}{leaf}", parameter.shape, dtype)
+                module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+        for leaf, buffer in module._buffers.items():
+            if buffer is not None and leaf not in module._non_persistent_buffers_set:
+                module._buffers[leaf] = file.take_as(f"{dot}{leaf}", buffer.shape, buffer.dtype)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        model.tie_weights()
+    empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if empty:
+        raise ValueError(f"{file.path} lacks {len(empty)} tensors, such as {empty[0]}; copy or pack the model again")
