@@ -21,6 +21,7 @@ TRAINERS = ("lm", "none")
 FOLDS = ("o_proj", "none")
 POSITIONS = ("all", "last", "response")
 VALUES = ("bf16", "fp32", "fp16", "int8")
+LM_HEADS = ("dense", "int8")
 
 Verb = Callable[..., Any]
 

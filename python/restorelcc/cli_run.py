@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from restorelcc.cli_options import (
+    LM_HEADS,
     VALUES,
     choice_option,
     emit,
@@ -23,17 +24,18 @@ from restorelcc.cli_options import (
 @click.argument("model")
 @path_option("--out", "Directory of the packed model.")
 @choice_option("--values", VALUES, "Type of the surviving weights; the rest of the model has it too (int8: bf16).")
+@choice_option("--lm-head", LM_HEADS, "As the rest of the model, or rounded to int8.")
 @click.option(
     "--compensation", "compensations", multiple=True, metavar="[NAME=]DIR",
     help="Adapter directory, restored checkpoint or compensation file; repeat it to serve several side by side.",
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
 @reporting_options
-def pack(model: str, out: Path, values: str, compensations: tuple[str, ...], overwrite: bool, as_json: bool,
-         quiet: bool) -> None:  # fmt: skip
+def pack(model: str, out: Path, values: str, lm_head: str, compensations: tuple[str, ...], overwrite: bool,
+         as_json: bool, quiet: bool) -> None:  # fmt: skip
     """Write the pruned or restored MODEL with its zeros packed away, ready to run.
 
-    The one compensation without a NAME applies by default. LM head and embeddings stay dense.
+    The one compensation without a NAME applies by default. Embeddings stay dense.
     """
     from dataclasses import asdict
 
@@ -41,8 +43,8 @@ def pack(model: str, out: Path, values: str, compensations: tuple[str, ...], ove
 
     refuse_existing(out, overwrite)
     report = pack_checkpoint(
-        model, out, values=values, compensations=parse_compensations(compensations), overwrite=overwrite,
-        progress=make_progress(quiet),
+        model, out, values=values, lm_head=lm_head, compensations=parse_compensations(compensations),
+        overwrite=overwrite, progress=make_progress(quiet),
     )  # fmt: skip
     emit(as_json, {**asdict(report), "sparsity": report.sparsity, "model": model}, report.lines())
 

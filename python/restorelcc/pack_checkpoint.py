@@ -16,7 +16,7 @@ from .adapter import adapter_base, adapter_compensation, is_adapter
 from .artifacts import Progress
 from .compensation import Compensation
 from .models import load_model
-from .packed_model import LEAST_SPARSITY, pack_model, save_packed
+from .packed_model import pack_model, save_packed
 from .packed_record import DTYPES, PACKED_FILE, Matrix, check_name
 
 __all__ = ["DEFAULT_NAME", "PackReport", "pack_checkpoint", "parse_compensations"]
@@ -29,7 +29,7 @@ _FILES = ("adapter_model.safetensors", "compensation.safetensors")
 class PackReport:
     """What was written. Bytes: of packed.safetensors, and of all parameters in the model's type, dense.
 
-    dense: matrices that stayed dense, for having fewer than 10 % zeros.
+    dense: matrices that stayed dense, for having too few zeros.
     """
 
     out: Path
@@ -57,8 +57,8 @@ class PackReport:
         if self.dense:
             first = self.dense[0]
             lines.append(
-                f"{len(self.dense)} matrices stay dense, with fewer than {LEAST_SPARSITY:.0%} zeros, such as "
-                f"{first.name} ({first.sparsity:.1%})"
+                f"{len(self.dense)} matrices stay dense, having too few zeros, such as {first.name} "
+                f"({first.sparsity:.1%})"
             )
         if self.compensations:
             lines.append(f"compensations: {', '.join(self.compensations)}; by default {self.default or 'none'}")
@@ -103,6 +103,7 @@ def pack_checkpoint(
     out: Path,
     *,
     values: str = "bf16",
+    lm_head: str = "dense",
     compensations: Mapping[str, Path] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -136,7 +137,9 @@ def pack_checkpoint(
     loaded = load_model(source if base is None else base)
     default = DEFAULT_NAME if DEFAULT_NAME in vectors else None
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
-    model = pack_model(loaded.model, values=values, compensations=vectors, default=default, progress=progress)
+    model = pack_model(
+        loaded.model, values=values, lm_head=lm_head, compensations=vectors, default=default, progress=progress
+    )
     save_packed(model, loaded.tokenizer, out, overwrite=overwrite)
     record = model.packed_record
     return PackReport(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from restorelcc import _native
+from restorelcc.layout import choose_layout
 
 WORD_BITS = 64
 VALUE_ALIGNMENT_BYTES = 16
@@ -136,9 +137,11 @@ class PackedWeight:
         """One line for people."""
         rows, columns = self.shape
         weights = max(rows * columns, 1)
+        better = choose_layout(rows, columns, self.nnz, self.dtype).kind
         return (
             f"{rows} x {columns} {str(self.dtype).removeprefix('torch.')}, {100 * self.sparsity:.1f} % zeros: "
-            f"{self.nbytes:,} bytes, {self.nbytes / weights:.3f} a weight (dense: {self.values.element_size()})"
+            f"{self.nbytes:,} bytes, {self.nbytes / weights:.3f} a weight (dense: {max(self.dtype.itemsize, 2)}); "
+            + ("faster than dense for few rows" if better == "bitmask" else "too few zeros: dense is faster")
         )
 
     def __repr__(self) -> str:

@@ -3,7 +3,8 @@
     y = W_o z + P[g] + b, every other projection y = W x + b        W [N, K] stored as a bit a weight and its survivors
 
 `pack_model` puts SparseLinear modules into a loaded stock model, `save_packed` writes it, `load_packed` builds it again
-from the mapped file without ever holding a dense projection. Embeddings, norms and the LM head stay dense.
+from the mapped file without ever holding a dense projection. Embeddings and norms stay dense, and so does the LM head
+unless it is asked for as int8: then it is packed with all its weights, which costs a bit a weight more than dense int8.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from .architectures import attention_sites, get_module, prunable_linears, replac
 from .artifacts import Progress, SilentProgress, atomic_directory
 from .compensated import CompensatedLinear, CompensationChoice
 from .compensation import Compensation
+from .layout import choose_layout
 from .models import make_generation_config_valid, plain_errors, quiet_transformers
 from .packed import PackedWeight, pack
 from .packed_file import PackedFile, write_aligned
 from .packed_record import DTYPES, PACKED_FILE, Matrix, PackedRecord, check_name
 from .sparse_linear import SparseLinear
 
-__all__ = ["LEAST_SPARSITY", "load_packed", "pack_model", "save_packed"]
+__all__ = ["LM_HEADS", "load_packed", "pack_model", "save_packed"]
 
-LEAST_SPARSITY = 0.10  # with fewer zeros the mask (1/8 byte a weight) costs about what it saves
+LM_HEADS = ("dense", "int8")
 
 _REQUIRED = ("mask", "values", "row_offsets", "shape")
 _pack: Callable[..., PackedWeight] = pack
@@ -38,6 +40,7 @@ def pack_model(
     model: Any,
     *,
     values: str = "bf16",
+    lm_head: str = "dense",
     compensations: Mapping[str, Compensation] | None = None,
     default: str | None = None,
     progress: Progress | None = None,
@@ -47,10 +50,12 @@ def pack_model(
     Args:
         values: bf16, fp32, fp16: the survivors' type and that of the whole model; int8: survivors in int8 with scales,
             the rest of the model in bf16.
+        lm_head: dense, or int8: rounded like int8 values (an embedding tied to it stays as it is).
         compensations: name -> c of the same pruned model. Their output projections are packed whatever their zeros.
         default: the name that applies when `compensations(...)` chooses none.
 
-    A projection with fewer than 10 % zeros stays dense (`model.packed_record.dense` lists them).
+    A projection with so few zeros that it is faster dense stays dense (`model.packed_record.dense` lists them; see
+    `layout.choose_layout`).
 
     Raises:
         ValueError: a model that is not pruned, a compensation of another model, weights that the values cannot hold.
@@ -58,24 +63,25 @@ def pack_model(
     given = {check_name(name): compensation for name, compensation in (compensations or {}).items()}
     if values not in DTYPES:
         raise ValueError(f"values is {values!r}; it must be one of {', '.join(DTYPES)}")
+    if lm_head not in LM_HEADS:
+        raise ValueError(f"lm_head is {lm_head!r}; it must be one of {', '.join(LM_HEADS)}")
     linears = prunable_linears(model)
     vectors = _site_vectors(model, given)
     choice = CompensationChoice(list(given), default)
-    matrices = [
-        Matrix(name, linear.out_features, linear.in_features, int((linear.weight != 0).sum()))
-        for name, linear in linears
-    ]
-    if not any(matrix.sparsity >= LEAST_SPARSITY for matrix in matrices):
+    matrices = [_matrix(name, linear) for name, linear in linears]
+    dtype = DTYPES[values]
+    stored = torch.int8 if values == "int8" else dtype
+    pays = {m.name for m in matrices if choose_layout(m.rows, m.columns, m.nonzero, stored).kind == "bitmask"}
+    if not any(matrix.sparsity > 0 for matrix in matrices if matrix.name in pays):
         most = max((matrix.sparsity for matrix in matrices), default=0.0)
         raise ValueError(
-            f"none of the {len(matrices)} matrices has {LEAST_SPARSITY:.0%} zeros (the most is {most:.1%}); "
+            f"none of the {len(matrices)} matrices has zeros enough to be faster packed (the most is {most:.1%}); "
             "packing pays for a pruned model, prune it first"
         )
-    dtype = DTYPES[values]
     packed, dense = [], []
     with (progress or SilentProgress()).task("pack", len(matrices)) as advance:
         for matrix, (name, linear) in zip(matrices, linears, strict=True):
-            if matrix.sparsity >= LEAST_SPARSITY or name in vectors:
+            if name in pays or name in vectors:
                 weight = _pack_weight(linear.weight.detach(), values, name)
                 bias = None if linear.bias is None else linear.bias.detach().to(dtype)
                 replace_module(model, name, _projection(weight, bias, vectors.get(name), choice))
@@ -83,9 +89,32 @@ def pack_model(
             else:
                 dense.append(matrix)
             advance(1)
+    head = None if lm_head == "dense" else _pack_head(model, dtype)
     _convert_rest(model, dtype)
-    record = PackedRecord(values, tuple(packed), tuple(dense), tuple(given), default)
+    record = PackedRecord(values, tuple(packed), tuple(dense), tuple(given), default, head)
     return _finish(model, record)
+
+
+def _matrix(name: str, linear: nn.Linear) -> Matrix:
+    return Matrix(name, linear.out_features, linear.in_features, int((linear.weight != 0).sum()))
+
+
+def _head_of(model: Any) -> tuple[str, nn.Linear]:
+    """(name, module) of the stock LM head. ValueError where it is no nn.Linear."""
+    head = model.get_output_embeddings()
+    name = next((name for name, module in model.named_modules() if module is head), "")
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"the LM head of {type(model).__name__} is no nn.Linear; leave it dense")
+    return name, head
+
+
+def _pack_head(model: Any, dtype: torch.dtype) -> Matrix:
+    name, linear = _head_of(model)
+    matrix = _matrix(name, linear)
+    bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+    weight = _pack(linear.weight.detach(), values="int8")
+    replace_module(model, name, SparseLinear(weight, bias).requires_grad_(False))
+    return matrix
 
 
 def _pack_weight(weight: Tensor, values: str, name: str) -> PackedWeight:
@@ -179,7 +208,7 @@ def _tensors(model: Any, record: PackedRecord) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     own: set[str] = set()  # of the packed projections, under names that are not stock
     compensated: list[Tensor] = []
-    for matrix in record.packed:
+    for matrix in (*record.packed, *([] if record.head is None else [record.head])):
         module = get_module(model, matrix.name)
         if not isinstance(module, SparseLinear):
             raise ValueError(f"{matrix.name} is no longer packed; call pack_model on the stock model again")
@@ -221,6 +250,8 @@ def load_packed(path: str | Path) -> Any:
     model = _skeleton(path, record)
     with PackedFile(path / PACKED_FILE) as file:
         _place_packed(model, record, file)
+        if record.head is not None:
+            _place_head(model, record.head, record, file)
         _place_stock(model, record, file)
         file.finish()
     return _finish(model, record)
@@ -247,17 +278,8 @@ def _place_packed(model: Any, record: PackedRecord, file: PackedFile) -> None:
     linears = dict(prunable_linears(model))
     vectors, choice = _stored_vectors(model, record, file), CompensationChoice(record.compensations, record.default)
     for matrix in record.packed:
-        linear = linears.get(matrix.name)
-        if linear is None or (linear.out_features, linear.in_features) != (matrix.rows, matrix.columns):
-            has = "no such matrix" if linear is None else f"{linear.out_features} x {linear.in_features}"
-            raise ValueError(
-                f"{file.path.parent} packs {matrix.name} as {matrix.rows} x {matrix.columns}, its config.json has "
-                f"{has}; its files are not of one model, pack it again"
-            )
-        bias = None
-        if linear.bias is not None:
-            bias = file.take_as(f"{matrix.name}.bias", linear.bias.shape, record.dtype)
-        weight = _stored_weight(matrix, record, file)
+        bias = _stored_bias(matrix, linears.get(matrix.name), record, file)
+        weight = _stored_weight(matrix, record.value_dtype, file)
         replace_module(model, matrix.name, _projection(weight, bias, vectors.pop(matrix.name, None), choice))
     if vectors:
         raise ValueError(
@@ -265,18 +287,38 @@ def _place_packed(model: Any, record: PackedRecord, file: PackedFile) -> None:
         )
 
 
-def _stored_weight(matrix: Matrix, record: PackedRecord, file: PackedFile) -> PackedWeight:
-    keys = [*_REQUIRED, "scales"] if record.values == "int8" else list(_REQUIRED)
+def _place_head(model: Any, matrix: Matrix, record: PackedRecord, file: PackedFile) -> None:
+    name, linear = _head_of(model)
+    bias = _stored_bias(matrix, linear if name == matrix.name else None, record, file)
+    weight = _stored_weight(matrix, torch.int8, file)
+    replace_module(model, name, SparseLinear(weight, bias).requires_grad_(False))
+
+
+def _stored_bias(
+    matrix: Matrix, linear: nn.Linear | None, record: PackedRecord, file: PackedFile
+) -> Tensor | None:
+    """The bias of the stock projection that `matrix` replaces, after a look at whether it can."""
+    if linear is None or (linear.out_features, linear.in_features) != (matrix.rows, matrix.columns):
+        has = "no such matrix" if linear is None else f"{linear.out_features} x {linear.in_features}"
+        raise ValueError(
+            f"{file.path.parent} packs {matrix.name} as {matrix.rows} x {matrix.columns}, its config.json has "
+            f"{has}; its files are not of one model, pack it again"
+        )
+    return None if linear.bias is None else file.take_as(f"{matrix.name}.bias", linear.bias.shape, record.dtype)
+
+
+def _stored_weight(matrix: Matrix, value_dtype: torch.dtype, file: PackedFile) -> PackedWeight:
+    keys = [*_REQUIRED, "scales"] if value_dtype == torch.int8 else list(_REQUIRED)
     tensors = {key: file.take(f"{matrix.name}.{key}") for key in keys}
     if tensors["shape"].dtype != torch.int64 or tensors["shape"].tolist() != [matrix.rows, matrix.columns]:
         raise ValueError(
             f"{file.path} holds {matrix.name} as {tensors['shape'].tolist()}, the record says "
             f"[{matrix.rows}, {matrix.columns}]; its files are not of one model, pack it again"
         )
-    if tensors["values"].dtype != record.value_dtype:
+    if tensors["values"].dtype != value_dtype:
         raise ValueError(
             f"{file.path} holds the values of {matrix.name} as {tensors['values'].dtype}, the record says "
-            f"{record.value_dtype}; its files are not of one model, pack it again"
+            f"{value_dtype}; its files are not of one model, pack it again"
         )
     if tensors["values"].data_ptr() % 16:  # a file of another writer
         tensors["values"] = tensors["values"].clone()

@@ -62,6 +62,7 @@ class PackedRecord:
     """values: key of DTYPES; packed and dense: the prunable matrices that are and are not stored as bitmask.
 
     default: the compensation that a sequence takes when none is chosen; None: none.
+    head: the LM head, where it is packed as int8 too (with all its weights); None: it is dense.
     """
 
     values: str
@@ -69,6 +70,7 @@ class PackedRecord:
     dense: tuple[Matrix, ...] = ()
     compensations: tuple[str, ...] = ()
     default: str | None = None
+    head: Matrix | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -118,10 +120,11 @@ class PackedRecord:
         if len(set(names)) < len(names) or (default is not None and default not in names):
             raise ValueError(f"compensations are {names} with the default {default!r}")
         packed, dense = (tuple(map(_matrix, _list(entries, key))) for key in ("packed", "dense"))
-        modules = [matrix.name for matrix in (*packed, *dense)]
+        head = None if entries.get("head") is None else _matrix(entries["head"])
+        modules = [matrix.name for matrix in (*packed, *dense, *([] if head is None else [head]))]
         if len(set(modules)) < len(modules):
             raise ValueError("a matrix is listed twice")
-        return cls(values, packed, dense, tuple(names), default)
+        return cls(values, packed, dense, tuple(names), default, head)
 
 
 def _list(entries: dict[str, Any], key: str) -> list[Any]:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from runtime_cases import some_compensation
 
-from restorelcc import cli_options, packed_record
+from restorelcc import cli_options, packed_model, packed_record
 from restorelcc.adapter import save_adapter
 from restorelcc.cli import cli
 from restorelcc.models import load_model, save_checkpoint
@@ -60,6 +60,7 @@ def packed(pruned: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
 
 def test_the_offered_values_are_those_of_the_library() -> None:
     assert list(cli_options.VALUES) == list(packed_record.DTYPES)
+    assert cli_options.LM_HEADS == packed_model.LM_HEADS
 
 
 def test_pack_says_what_it_did(pruned: Callable[[str], Path], tmp_path: Path) -> None:

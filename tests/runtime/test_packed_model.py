@@ -68,6 +68,27 @@ def test_int8_values_are_close_and_the_rest_is_bf16(pruned: Callable[[str], Path
     assert torch.equal(logits(restorelcc.load(again)), logits(model))
 
 
+@pytest.mark.parametrize("kind", ["llama-gqa", "llama-mha-untied", "opt"])
+@pytest.mark.parametrize("values", ["fp32", "int8"])
+def test_an_int8_head(kind: str, values: str, pruned: Callable[[str], Path], tmp_path: Path) -> None:
+    """The head alone is rounded; an embedding tied to it is not. It comes back from the file as it was."""
+    source = load_model(pruned(kind)).model
+    weight = source.get_output_embeddings().weight.detach().clone()
+    embedding = source.get_input_embeddings().weight.detach().to(DTYPES[values])
+    pack_checkpoint(str(pruned(kind)), tmp_path / "packed", values=values, lm_head="int8")
+    model, plain = restorelcc.load(tmp_path / "packed"), stock(pruned(kind), torch.float32)
+    head = model.get_output_embeddings()
+    assert head.values.dtype == torch.int8
+    assert torch.equal(head.packed.unpack(), restorelcc.pack(weight, values="int8").unpack())
+    assert torch.equal(model.get_input_embeddings().weight, embedding)
+    expected = logits(plain)
+    assert float((logits(model).float() - expected).norm() / expected.norm()) < 0.05
+    again = tmp_path / "again"
+    model.save_pretrained(again)
+    assert torch.equal(logits(restorelcc.load(again)), logits(model))
+    assert greedy(model).shape == greedy(plain).shape
+
+
 def test_the_real_model_speaks_as_the_stock_one(stories_pruned: Path, tmp_path: Path) -> None:
     pack_checkpoint(str(stories_pruned), tmp_path / "packed", values="fp32")
     model, reference = restorelcc.load(tmp_path / "packed"), stock(stories_pruned, torch.float32)
