@@ -103,18 +103,24 @@ struct Int8Decode {
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) sum[r] = Int8::zero();
         Int8::Sum offset = Int8::zero();
-        prefetch_bytes(values + cursor[o], kPrefetchBytes);
-        for (int w = 0; w < group_words; ++w) {
+        int64_t at = cursor[o];
+        prefetch_bytes(values + at, kPrefetchBytes);
+        // A constant bound and a break, not group_words as the bound: measured, half the time of the other way.
+#pragma GCC unroll 2
+        for (int w = 0; w < kGroupWords; ++w) {
+          if (w == group_words) break;  // the last group may be half a group
           const uint64_t word = mask_rows[o * words + g * kGroupWords + w];
           const X* x_word = x + w * (Rows * 64);
 #pragma GCC unroll 16
           for (int s = 0; s < 64 / kColumns; ++s) {
-            const Int8::W wide = Int8::expand(word, s, values, &cursor[o]);
+            const Int8::W wide = Int8::expand(word, s, values + at);
+            at += Int8::taken(word, s);
             offset = Int8::add_offset(offset, wide);
 #pragma GCC unroll 8
             for (int r = 0; r < Rows; ++r) sum[r] = Int8::dot(sum[r], wide, x_word + (s * Rows + r) * kColumns);
           }
         }
+        cursor[o] = at;
         const float w_scale = float_from_bits(static_cast<uint32_t>(scales[o * groups + g]) << 16);
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) {

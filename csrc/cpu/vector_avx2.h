@@ -170,16 +170,17 @@ struct Vector {
 
     static Sum zero() { return _mm256_setzero_si256(); }
     static X encode(int32_t quantised) { return static_cast<X>(quantised); }
-    static W expand(uint64_t word, int step, const int8_t* values, int64_t* cursor) {
+    static W expand(uint64_t word, int step, const int8_t* values) {
       const Pattern low = half_pattern(word, 2 * step), high = half_pattern(word, 2 * step + 1);
-      const __m128i first = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + *cursor));
-      *cursor += popcount(low);
-      const __m128i second = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + *cursor));
-      *cursor += popcount(high);
+      const __m128i first = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+      const __m128i second = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + popcount(low)));
       return _mm256_shuffle_epi8(_mm256_inserti128_si256(_mm256_castsi128_si256(first), second, 1),
                                  _mm256_inserti128_si256(_mm256_castsi128_si256(half_row(kI8Table, low)),
                                                          half_row(kI8Table, high), 1));
     }
+    // Survivors among the step's columns. Of all sixteen at once: the cursor then waits for one count, not for
+    // two.
+    static int64_t taken(uint64_t word, int step) { return popcount(word & (uint64_t{0xffff} << (16 * step))); }
     static Sum add_offset(Sum offset, W) { return offset; }
     static Sum dot(Sum sum, W w, const X* x) {
       const __m256i sixteen = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));

@@ -132,9 +132,8 @@ struct Vector {
 
     static Sum zero() { return _mm512_setzero_si512(); }
     static X encode(int32_t quantised) { return static_cast<X>(quantised + 128); }
-    static W expand(uint64_t word, int, const int8_t* values, int64_t* cursor) {
-      return expand_bytes(word, values, cursor);
-    }
+    static W expand(uint64_t word, int, const int8_t* values) { return expand_bytes(word, values); }
+    static int64_t taken(uint64_t word, int) { return popcount(word); }
     static Sum add_offset(Sum offset, W w) {
       return _mm512_dpbusd_epi32(offset, _mm512_set1_epi8(static_cast<char>(0x80)), w);
     }
@@ -152,9 +151,8 @@ struct Vector {
 
     static Sum zero() { return _mm512_setzero_si512(); }
     static X encode(int32_t quantised) { return static_cast<X>(quantised); }
-    static W expand(uint64_t word, int, const int8_t* values, int64_t* cursor) {
-      return expand_bytes(word, values, cursor);
-    }
+    static W expand(uint64_t word, int, const int8_t* values) { return expand_bytes(word, values); }
+    static int64_t taken(uint64_t word, int) { return popcount(word); }
     static Sum add_offset(Sum offset, W) { return offset; }
     static Sum dot(Sum sum, W w, const X* x) {
       const __m512i low = _mm512_cvtepi8_epi16(_mm512_castsi512_si256(w));
@@ -175,12 +173,12 @@ struct Vector {
 
     static Sum zero() { return _mm512_setzero_si512(); }
     static X encode(int32_t quantised) { return quantised & 0xffff; }
-    static W expand(uint64_t word, int step, const int8_t* values, int64_t* cursor) {
-      const Pattern bits = pattern(word, step);
-      const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + *cursor));
-      *cursor += popcount(bits);
-      return _mm512_maskz_expand_epi32(static_cast<__mmask16>(bits), _mm512_cvtepi8_epi32(packed));
+    static W expand(uint64_t word, int step, const int8_t* values) {
+      const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+      return _mm512_maskz_expand_epi32(static_cast<__mmask16>(pattern(word, step)),
+                                       _mm512_cvtepi8_epi32(packed));
     }
+    static int64_t taken(uint64_t word, int step) { return popcount(pattern(word, step)); }
     static Sum add_offset(Sum offset, W) { return offset; }
     static Sum dot(Sum sum, W w, const X* x) {
       return _mm512_add_epi32(sum, _mm512_madd_epi16(w, _mm512_loadu_si512(x)));
@@ -233,10 +231,9 @@ struct Vector {
     return _mm256_loadu_si256(static_cast<const __m256i*>(values));
   }
 #if defined(RLCC_EXPAND_NARROW)
-  static __m512i expand_bytes(uint64_t word, const int8_t* values, int64_t* cursor) {
-    __m512i packed = _mm512_loadu_si512(values + *cursor);
+  static __m512i expand_bytes(uint64_t word, const int8_t* values) {
+    __m512i packed = _mm512_loadu_si512(values);
     RLCC_LOADED(packed);
-    *cursor += popcount(word);
     return _mm512_maskz_expand_epi8(static_cast<__mmask64>(word), packed);
   }
 #endif

@@ -100,13 +100,14 @@ struct Vector {
 
     static Sum zero() { return Sum{0, 0, 0, 0}; }
     static X encode(int32_t quantised) { return quantised; }
-    static W expand(uint64_t word, int step, const int8_t* values, int64_t* cursor) {
+    static W expand(uint64_t word, int step, const int8_t* values) {
       W w = zero();
       for (int i = 0; i < kColumns; ++i) {
-        if (((word >> (4 * step + i)) & 1u) != 0) w[i] = values[(*cursor)++];
+        if (((word >> (4 * step + i)) & 1u) != 0) w[i] = *values++;
       }
       return w;
     }
+    static int64_t taken(uint64_t word, int step) { return popcount(pattern(word, step)); }
     static Sum add_offset(Sum offset, W) { return offset; }
     static Sum dot(Sum sum, W w, const X* x) {
       Int4 x_four;
