@@ -111,7 +111,7 @@ void run_group(const Group& group, const Shape& shape, const std::string& patter
     contenders.push_back(dense_contender(weights.dense(c.values), weights.packed(c.values), pool));
   }
   if (options.refcheck) check_all(contenders, group.prefix);
-  const std::vector<Times> times = time_interleaved(contenders, {options.seconds, options.repeats});
+  const std::vector<Times> times = time_interleaved(contenders, pool, {options.seconds, options.repeats});
 
   const double bandwidth = static_cast<double>(contenders[0].bytes) / times[0].median;
   std::vector<Result> found;

@@ -40,10 +40,12 @@ void Pool::run(int64_t count, int64_t grain, rlcc_task task, void* context) {
   count_ = count;
   chunk_ = chunk;
   next_.store(0, std::memory_order_relaxed);
+  entered_.store(0, std::memory_order_relaxed);
   gate_.store((((gate_.load() >> kJobShift) + 1) << kJobShift) | kOpen);
   work();
   gate_.fetch_and(~kOpen);
   while ((gate_.load() & kInside) != 0) pause();
+  if (entered_.load(std::memory_order_relaxed) != workers_.size()) ++jobs_without_all_;
 }
 
 void Pool::work() {
@@ -62,6 +64,7 @@ void Pool::serve() {
       pause();
     } else if (gate_.compare_exchange_weak(gate, gate + 1)) {
       served = gate >> kJobShift;
+      entered_.fetch_add(1, std::memory_order_relaxed);
       work();
       gate_.fetch_sub(1);
     }

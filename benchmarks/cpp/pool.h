@@ -21,6 +21,7 @@ class Pool {
 
   const rlcc_parallel* parallel() const { return &parallel_; }
   int32_t threads() const { return parallel_.threads; }
+  int64_t jobs_without_all() const { return jobs_without_all_; }  // that some worker missed
   void run(int64_t count, int64_t grain, rlcc_task task, void* context);
 
  private:
@@ -31,8 +32,10 @@ class Pool {
   rlcc_task task_ = nullptr;
   void* context_ = nullptr;
   int64_t count_ = 0, chunk_ = 1;
+  int64_t jobs_without_all_ = 0;
   std::atomic<int64_t> next_{0};
-  std::atomic<uint64_t> gate_{0};  // number of the job << 16 | open << 15 | workers inside
+  std::atomic<size_t> entered_{0};  // workers that took part in the job
+  std::atomic<uint64_t> gate_{0};   // number of the job << 16 | open << 15 | workers inside
   std::atomic<bool> stopping_{false};
   std::vector<std::thread> workers_;
 };

@@ -33,13 +33,15 @@ struct Runner {
   const Contender* contender;
   int64_t copy = 0;
   int32_t calls = 1, samples = kFewestSamples;
+  const Pool* pool = nullptr;
   std::vector<double> times{}, interrupted{};
 
   bool done() const { return static_cast<int32_t>(times.size()) >= samples; }
   void sample() {
-    const int64_t before = interruptions();
+    const int64_t taken = interruptions(), missed = pool->jobs_without_all();
     const double time = burst(calls);
-    (interruptions() == before ? times : interrupted).push_back(time);
+    const bool calm = interruptions() == taken && pool->jobs_without_all() == missed;
+    (calm ? times : interrupted).push_back(time);
   }
   // What is missing comes from the interrupted ones, the first first: to take the fastest would be a choice.
   int32_t fill_up() {
@@ -60,10 +62,12 @@ struct Runner {
 
 }  // namespace
 
-std::vector<Times> time_interleaved(const std::vector<Contender>& contenders, const TimingPlan& plan) {
+std::vector<Times> time_interleaved(const std::vector<Contender>& contenders, const Pool& pool,
+                                    const TimingPlan& plan) {
   std::vector<Runner> runners;
   for (const Contender& contender : contenders) {
     Runner runner{&contender};
+    runner.pool = &pool;
     runner.burst(1);  // page faults, scratch
     const double once = runner.burst(1);
     runner.calls = static_cast<int32_t>(std::clamp(kShortestBurst / once, 1.0, 1000.0));

@@ -23,11 +23,12 @@ struct TimingPlan {
 
 constexpr int32_t kFewestSamples = 5;
 
-// A burst in which another program took the processor from one of our threads is thrown away and taken again,
-// as long as the whole takes at most kMostTurns times the samples; after that it counts.
-constexpr int32_t kMostTurns = 4;
+// A burst in which another program had a processor that our threads wanted is thrown away and taken again, as
+// long as the whole takes at most kMostTurns times the samples; after that it counts, and is counted.
+constexpr int32_t kMostTurns = 8;
 
 // Each sample is a burst of calls, each on the next copy of the weight, never on the one before.
-std::vector<Times> time_interleaved(const std::vector<Contender>& contenders, const TimingPlan& plan);
+std::vector<Times> time_interleaved(const std::vector<Contender>& contenders, const Pool& pool,
+                                    const TimingPlan& plan);
 
 }  // namespace restorelcc::bench
