@@ -67,7 +67,8 @@ Sizes sizes_of(const Header& h) {
 
 // The format as docs/format.md says it, read once more: what the library's verdict is held against.
 bool is_good(const rlcc_packed_weight& w) {
-  const int64_t words = (w.columns + 63) / 64, unit = element_bytes(w.dtype), aligned = 16 / unit;
+  const int64_t words = w.columns / 64 + (w.columns % 64 != 0), unit = element_bytes(w.dtype),
+                aligned = 16 / unit;
   const int64_t capacity = w.value_count - 64 / unit;
   if (capacity < 0 || w.row_offsets == nullptr || w.values == nullptr) return false;
   if (w.mask == nullptr && w.rows * words > 0) return false;
