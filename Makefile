@@ -46,7 +46,7 @@ test-python: $(VENV)/.test $(VENV)/.model
 
 bench: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks -q -o python_files='bench_*.py' -o python_functions='bench_*' \
-	  --benchmark-columns=median,iqr,rounds --benchmark-sort=name $(ARGS)
+	  --benchmark-columns=median,iqr,min,max,rounds --benchmark-sort=name --benchmark-max-time=0.3 $(ARGS)
 
 bench-cpp: $(VENV)/.base
 	cmake -S . -B build/bench -G Ninja -DCMAKE_BUILD_TYPE=Release -DRLCC_BUILD_TESTS=OFF -DRLCC_BUILD_FUZZ=OFF \

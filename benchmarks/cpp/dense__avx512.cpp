@@ -12,6 +12,10 @@
 namespace restorelcc::bench {
 namespace {
 
+#if defined(RLCC_EMULATE_AVX512)
+using namespace restorelcc::cpu;  // the emulated instructions
+#endif
+
 constexpr int64_t kAheadBytes = 512;
 
 inline void ahead(const void* from) { __builtin_prefetch(static_cast<const char*>(from) + kAheadBytes); }

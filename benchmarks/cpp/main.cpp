@@ -120,7 +120,8 @@ void run_group(const Group& group, const Shape& shape, const std::string& patter
     const std::string suffix = c.dtype.empty() ? "" : "/" + c.dtype;
     found.push_back({group.prefix + name_of(c.op) + suffix, pattern, name_of(c.op), c.dtype, shape, group.rows,
                      group.threads, c.bytes, c.flops, c.copies, times[i],
-                     options.refcheck && c.check != nullptr, bandwidth, 0, 0});
+                     options.refcheck && c.check != nullptr, bandwidth, 0, 0,
+                     times[i].interrupted + times[0].interrupted});
   }
   for (Result& ours : found) {
     if (ours.op != "forward") continue;
@@ -128,6 +129,7 @@ void run_group(const Group& group, const Shape& shape, const std::string& patter
       if (rival.op != "dense" || rival.dtype != ours.dtype) continue;
       ours.dense_ratio = rival.seconds.median / ours.seconds.median;
       ours.dense_share = rival.share();
+      ours.interrupted += rival.seconds.interrupted;
     }
   }
   for (const Result& result : found) print(result);
@@ -159,17 +161,20 @@ int run(const Options& options) {
           print_header();
         }
         Weights weights(shape, pattern, options);
-        for (const Group& group : groups) run_group(group, shape, pattern, weights, options, &results);
+        for (const Group& group : groups) {
+          run_group(group, shape, pattern, weights, options, &results);
+          // After each group: a run that is stopped leaves what it measured.
+          if (!options.json.empty() && !write_json(options.json, options, results)) {
+            std::fprintf(stderr, "rlcc_bench: cannot write '%s'\n", options.json.c_str());
+            return 2;
+          }
+        }
       }
       any = true;
     }
   }
   if (!any) {
     std::fprintf(stderr, "rlcc_bench: no case matches; --list --all shows their names\n");
-    return 2;
-  }
-  if (!options.json.empty() && !options.list && !write_json(options.json, options, results)) {
-    std::fprintf(stderr, "rlcc_bench: cannot write '%s'\n", options.json.c_str());
     return 2;
   }
   return 0;

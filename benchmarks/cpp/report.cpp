@@ -58,8 +58,8 @@ void print(const Result& r) {
   if (r.quotable()) {
     std::printf("  %.2f", r.dense_ratio);
   } else if (r.dense_ratio > 0) {
-    std::printf("  (%.2f: not quotable, dense reaches %.0f%% of the bandwidth)", r.dense_ratio,
-                100 * r.dense_share);
+    std::printf("  (%.2f: not quotable, dense reaches %.0f%% of the bandwidth, %d disturbed samples)",
+                r.dense_ratio, 100 * r.dense_share, r.interrupted);
   }
   if (r.seconds.interrupted > 0) {
     std::printf("  [%d of %d samples interrupted]", r.seconds.interrupted, r.seconds.samples);

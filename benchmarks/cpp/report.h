@@ -20,13 +20,15 @@ struct Result {
   int64_t bytes, flops, copies;
   Times seconds;
   bool checked;
-  double bandwidth;    // bytes a second of the streaming sum in the same turns
-  double dense_ratio;  // seconds of our dense product / seconds of this; 0: there is none
-  double dense_share;  // of the bandwidth, of that dense product
+  double bandwidth;     // bytes a second of the streaming sum in the same turns
+  double dense_ratio;   // seconds of our dense product / seconds of this; 0: there is none
+  double dense_share;   // of the bandwidth, of that dense product
+  int32_t interrupted;  // disturbed samples, of this, of the dense product and of the streaming sum
 
   double rate() const { return static_cast<double>(bytes) / seconds.median; }
   double share() const { return rate() / bandwidth; }
-  bool quotable() const { return dense_ratio > 0 && dense_share >= kFairShare; }
+  // Of a ratio: the rival is fair, and nothing was disturbed.
+  bool quotable() const { return dense_ratio > 0 && dense_share >= kFairShare && interrupted == 0; }
 };
 
 void print_header();

@@ -34,12 +34,14 @@ struct Runner {
   int64_t copy = 0;
   int32_t calls = 1, samples = kFewestSamples;
   const Pool* pool = nullptr;
+  double spent = 0;  // seconds
   std::vector<double> times{}, interrupted{};
 
   bool done() const { return static_cast<int32_t>(times.size()) >= samples; }
   void sample() {
     const int64_t taken = interruptions(), missed = pool->jobs_without_all();
     const double time = burst(calls);
+    spent += time * calls;
     const bool calm = interruptions() == taken && pool->jobs_without_all() == missed;
     (calm ? times : interrupted).push_back(time);
   }
@@ -80,7 +82,7 @@ std::vector<Times> time_interleaved(const std::vector<Contender>& contenders, co
   for (int32_t turn = 0; going; ++turn) {
     going = false;
     for (Runner& runner : runners) {
-      if (runner.done() || turn >= kMostTurns * runner.samples) continue;
+      if (runner.done() || (turn >= runner.samples && runner.spent > kMostTime * plan.seconds)) continue;
       runner.sample();
       going = true;
     }

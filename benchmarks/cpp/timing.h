@@ -23,9 +23,10 @@ struct TimingPlan {
 
 constexpr int32_t kFewestSamples = 5;
 
-// A burst in which another program had a processor that our threads wanted is thrown away and taken again, as
-// long as the whole takes at most kMostTurns times the samples; after that it counts, and is counted.
-constexpr int32_t kMostTurns = 8;
+// A burst in which another program had a processor that our threads wanted (one was interrupted, or came too
+// late to take part) is thrown away and taken again, until the contender has had kMostTime times its time; what
+// is missing then is filled with such bursts, and counted.
+constexpr double kMostTime = 5;
 
 // Each sample is a burst of calls, each on the next copy of the weight, never on the one before.
 std::vector<Times> time_interleaved(const std::vector<Contender>& contenders, const Pool& pool,
