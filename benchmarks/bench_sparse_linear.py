@@ -10,7 +10,7 @@ RLCC_BENCH_ALL=1, with -k to choose.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -117,17 +117,14 @@ def _check(contender: Contender, y: Tensor, x: Tensor, weight: Tensor, bias: Ten
     exact = x.double() @ kept.double().T + bias.double()
     plain = functional.linear(x, kept, bias.to(x.dtype)).double()
     allowed = 2 * float((plain - exact).abs().max()) + torch.finfo(x.dtype).eps * float(exact.abs().max())
+    if contender.who == "torch_csr":
+        allowed *= 32  # it adds along K in one chain
     if contender.values == "int8":  # |W| |x| (1/254 + 1/254), summed as independent errors, ten of them
         allowed += 10 * float(weight.abs().max() * x.abs().max()) / 127 * weight.shape[1] ** 0.5
     assert float((y.double() - exact).abs().max()) <= allowed
 
 
-@pytest.fixture(autouse=True)
-def _inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
-
-
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 @pytest.mark.parametrize("pattern", CHOSEN_PATTERNS)
 @pytest.mark.parametrize("shape", CHOSEN_SHAPES, ids=str)
 @pytest.mark.parametrize("rows", ROWS, ids=lambda rows: f"M{rows}")
@@ -143,5 +140,8 @@ def bench_projection(benchmark: Any, contender: Contender, rows: int, shape: Sha
     x = torch.randn(rows, shape.inputs, generator=generator).to(contender.x)
     folded = weight @ (0.1 * torch.randn(shape.inputs, generator=generator))
     run = _run(contender, weight, rows, x, folded)
-    _check(contender, run(), x, weight, folded)
-    benchmark(run)
+    # Not inference_mode: tensors made in it have no version, so our weights would be validated in each call, and torch
+    # 2.13 cannot multiply by a CSR matrix in it.
+    with torch.no_grad():
+        _check(contender, run(), x, weight, folded)
+        benchmark(run)

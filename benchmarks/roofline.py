@@ -29,6 +29,8 @@ def series(results: list[dict[str, Any]], threads: int) -> tuple[list[str], dict
     for result in results:
         if result["rows"] != 1 or result["threads"] != threads or result["op"] not in ("forward", "dense", "read"):
             continue
+        if result["seconds"]["interrupted"]:  # of another program as much as of ours
+            continue
         shape = f"{result['model']} {result['layer']}\n{result['outputs']} × {result['inputs']}, {result['pattern']}"
         if shape not in shapes:
             shapes.append(shape)
@@ -51,10 +53,11 @@ def draw(axes: Axes, results: list[dict[str, Any]], threads: int) -> None:
         axes.bar(places, rates, width * 0.92, label=label, color=colour)
         axes.errorbar(places, rates, yerr=[low, high], fmt="none", ecolor="#222222", elinewidth=0.8, capsize=2)
     for s, shape in enumerate(shapes):
+        if (shape, "read/") not in chosen:
+            continue
         bandwidth = chosen[shape, "read/"]["read_bytes_per_second"] * GB
         axes.plot([s - 0.45, s + 0.45], [bandwidth] * 2, color="#cb181d", linewidth=1.8,
                   label="read bandwidth, same run" if s == 0 else None)  # fmt: skip
-    axes.set_ylim(bottom=0)
     axes.set_xticks(range(len(shapes)), shapes, fontsize=8)
     axes.set_title(f"{threads} thread{'s' if threads > 1 else ''}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
@@ -74,6 +77,8 @@ def main() -> None:
     figure, axes = plt.subplots(1, len(all_threads), figsize=(5.4 * len(all_threads), 4.2), sharey=True, squeeze=False)
     for place, threads in zip(axes[0], all_threads, strict=True):
         draw(place, run["results"], threads)
+    best = max(r["bytes"] / r["seconds"]["q1"] for r in run["results"] if r["rows"] == 1)
+    axes[0][0].set_ylim(0, best * GB * 1.05)
     axes[0][0].set_ylabel("bytes moved at least / median time, GB/s")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=min(len(labels), 4), fontsize=8, frameon=False)
