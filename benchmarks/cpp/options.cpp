@@ -12,7 +12,7 @@ const char kUsage[] =
                    forward, forward_comp64, grad_x, grad_values; DTYPE one of fp32, bf16, fp16, int8
                    without any: Llama-2-7B q_proj and gate_up_proj at half the weights, forward, M 1, 16, 256
   --all            every case of the shapes file (many hours)
-  --quick          smaller rotation and fewer samples; numbers are for looking, not for quoting
+  --quick          smaller rotation and fewer samples; for looking, not for quoting; what follows it overrides
   --list           print the selected names and exit
   --refcheck       compare each result with rlcc_*_reference before timing it; a difference ends the run
   --no-dense       leave our dense GEMV out
@@ -44,7 +44,6 @@ bool Options::selects(const std::string& case_name) const {
 bool parse_options(int argc, char** argv, Options* options, std::string* error) {
   Options& o = *options;
   o.shapes = RLCC_BENCH_SHAPES;
-  bool rotation_given = false;
   for (int i = 1; i < argc; ++i) {
     const std::string name = argv[i];
     if (name == "--help" || name == "-h") {
@@ -53,6 +52,9 @@ bool parse_options(int argc, char** argv, Options* options, std::string* error) 
       o.all = true;
     } else if (name == "--quick") {
       o.quick = true;
+      o.seconds = 0.05;
+      o.repeats = 7;
+      o.rotate_mb = 64;
     } else if (name == "--list") {
       o.list = true;
     } else if (name == "--refcheck") {
@@ -80,7 +82,6 @@ bool parse_options(int argc, char** argv, Options* options, std::string* error) 
         return false;
       } else if (name == "--rotate-mb") {
         o.rotate_mb = static_cast<int64_t>(parsed);
-        rotation_given = true;
       } else if (name == "--seconds") {
         o.seconds = parsed;
       } else {
@@ -90,11 +91,6 @@ bool parse_options(int argc, char** argv, Options* options, std::string* error) 
       *error = "unknown argument '" + name + "'";
       return false;
     }
-  }
-  if (o.quick) {
-    o.seconds = 0.05;
-    o.repeats = 7;
-    if (!rotation_given) o.rotate_mb = 64;
   }
   if (o.filters.empty() && !o.all) {
     o.filters = {"^Llama-2-7B/(q|gate_up)_proj/", "/0\\.5/M(1|16|256)/", "/forward/"};
