@@ -1,6 +1,9 @@
 # make demo [QUICK=1]   prune and restore a real model, write runs/demo/report.html
 # make test             C++ tests (ctest), then Python tests (pytest)
-# make bench            benchmarks of the kernels
+# make bench            the Python op against torch
+# make bench-cpp        the kernels alone, against the read bandwidth (ARGS="--help")
+# make roofline         draws what bench-cpp wrote: JSON=... PNG=...
+# make fuzz             garbled packed weights under sanitizers, the long run
 # make lint             ruff and mypy
 # make clean            build/, runs/ and caches go; .venv stays
 #
@@ -25,7 +28,7 @@ export PATH := $(BIN):$(PATH)
 
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc restorelcc_ext cmake -type f 2>/dev/null)
 
-.PHONY: demo test test-cpp test-python bench lint clean
+.PHONY: demo test test-cpp test-python bench bench-cpp roofline fuzz lint clean
 
 demo: $(VENV)/.package $(VENV)/.model
 	$(BIN)/restorelcc demo $(if $(QUICK),--quick) $(ARGS)
@@ -43,7 +46,24 @@ test-python: $(VENV)/.test $(VENV)/.model
 
 bench: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks -q -o python_files='bench_*.py' -o python_functions='bench_*' \
-	  --benchmark-columns=median,iqr,rounds --benchmark-sort=name $(ARGS)
+	  --benchmark-columns=median,iqr,min,max,rounds --benchmark-sort=name --benchmark-max-time=0.3 $(ARGS)
+
+bench-cpp: $(VENV)/.base
+	cmake -S . -B build/bench -G Ninja -DCMAKE_BUILD_TYPE=Release -DRLCC_BUILD_TESTS=OFF -DRLCC_BUILD_FUZZ=OFF \
+	  -DRLCC_BUILD_BENCHMARKS=ON $(CMAKE_ARGS)
+	cmake --build build/bench --target rlcc_bench
+	build/bench/benchmarks/cpp/rlcc_bench $(ARGS)
+
+JSON ?= bench.json
+PNG  ?= roofline.png
+roofline: $(VENV)/.package
+	$(BIN)/python benchmarks/roofline.py $(JSON) --out $(PNG)
+
+fuzz: $(VENV)/.base
+	cmake -S . -B build/fuzz -G Ninja -DCMAKE_BUILD_TYPE=Release -DRLCC_BUILD_TESTS=OFF -DRLCC_BUILD_FUZZ=ON \
+	  -DRLCC_SANITIZE=address,undefined $(CMAKE_ARGS)
+	cmake --build build/fuzz --target rlcc_fuzz
+	build/fuzz/tests/fuzz/rlcc_fuzz --mutations 200000 --corpus tests/fuzz/corpus $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -1,0 +1,179 @@
+// rlcc_fuzz: garbled packed weights through the library. Each mutation has a generator of its own, seeded with
+// its number, so one can be repeated alone.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "mutate.h"
+#include "run_input.h"
+
+// Of the sanitizers' runtime, where there is one.
+extern "C" __attribute__((weak)) void __sanitizer_set_death_callback(void (*callback)());
+
+namespace restorelcc::fuzz {
+namespace {
+
+constexpr char kUsage[] =
+    R"(rlcc_fuzz: garbles packed weights and passes them to every entry point that takes one.
+
+  --mutations N       how many (default 20000)
+  --seed S            of the mutations (default 1)
+  --from I            number of the first (default 0); with --mutations 1, repeats one
+  --corpus DIR        start from these files, beside the built-in weights
+  --write-corpus DIR  write the built-in weights there and exit
+  --replay FILE       run one input and exit
+  --save FILE         where the input that fails goes (default rlcc_fuzz_failure.bin)
+  --help
+)";
+
+struct Options {
+  uint64_t mutations = 20000, seed = 1, from = 0;
+  std::string corpus, write_corpus, replay, save = "rlcc_fuzz_failure.bin";
+};
+
+// What is running, for the sanitizer's last words.
+struct Current {
+  uint64_t seed = 0, number = 0;
+  const Bytes* bytes = nullptr;
+  std::string save;
+} current;
+
+void write_file(const std::string& path, const Bytes& bytes) {
+  std::ofstream stream(path, std::ios::binary);
+  stream.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  if (!stream) std::fprintf(stderr, "rlcc_fuzz: cannot write '%s'\n", path.c_str());
+}
+
+Bytes read_file(const std::filesystem::path& path) {
+  std::ifstream stream(path, std::ios::binary);
+  return Bytes(std::istreambuf_iterator<char>(stream), {});
+}
+
+void say_where() {
+  if (current.bytes == nullptr) return;
+  write_file(current.save, *current.bytes);
+  std::fprintf(stderr,
+               "rlcc_fuzz: the input is in %s; again: --replay %s, or --seed %llu --from %llu --mutations 1\n",
+               current.save.c_str(), current.save.c_str(), static_cast<unsigned long long>(current.seed),
+               static_cast<unsigned long long>(current.number));
+}
+
+bool parse_options(int argc, char** argv, Options* options) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string name = argv[i];
+    if (i + 1 == argc) {
+      std::fprintf(stderr, "rlcc_fuzz: '%s' is unknown, or lacks its value\n\n%s", argv[i], kUsage);
+      return false;
+    }
+    const char* value = argv[++i];
+    char* end = nullptr;
+    const uint64_t number = std::strtoull(value, &end, 10);
+    const bool is_number = *value != '\0' && *end == '\0';
+    if (name == "--mutations" && is_number) {
+      options->mutations = number;
+    } else if (name == "--seed" && is_number) {
+      options->seed = number;
+    } else if (name == "--from" && is_number) {
+      options->from = number;
+    } else if (name == "--corpus") {
+      options->corpus = value;
+    } else if (name == "--write-corpus") {
+      options->write_corpus = value;
+    } else if (name == "--replay") {
+      options->replay = value;
+    } else if (name == "--save") {
+      options->save = value;
+    } else {
+      std::fprintf(stderr, "rlcc_fuzz: '%s %s' is not understood\n\n%s", name.c_str(), value, kUsage);
+      return false;
+    }
+  }
+  return true;
+}
+
+// False where the input failed; says so.
+bool run(const Bytes& bytes, uint64_t seed, uint64_t number, Outcome* outcome) {
+  current.seed = seed;
+  current.number = number;
+  current.bytes = &bytes;
+  std::string failure;
+  *outcome = run_input(bytes, &failure);
+  if (!failure.empty()) {
+    std::fprintf(stderr, "rlcc_fuzz: FAILED: %s\n", failure.c_str());
+    say_where();
+  }
+  current.bytes = nullptr;
+  return failure.empty();
+}
+
+int fuzz(const Options& options) {
+  std::vector<Seed> all = seeds();
+  if (!options.corpus.empty()) {
+    for (const auto& entry : std::filesystem::directory_iterator(options.corpus)) {
+      all.push_back({entry.path().filename().string(), read_file(entry.path())});
+    }
+  }
+  Outcome outcome{};
+  for (const Seed& seed : all) {
+    if (!run(seed.bytes, options.seed, 0, &outcome)) return 1;
+    if (outcome != Outcome::kAccepted) {
+      std::fprintf(stderr, "rlcc_fuzz: FAILED: %s is not accepted as it is\n", seed.name.c_str());
+      return 1;
+    }
+  }
+  unsigned long long counts[4] = {};
+  for (uint64_t i = options.from; i < options.from + options.mutations; ++i) {
+    std::mt19937_64 random(options.seed * 0x9e3779b97f4a7c15u + i);
+    const Bytes bytes = mutate(all[random() % all.size()].bytes, random);
+    if (!run(bytes, options.seed, i, &outcome)) return 1;
+    ++counts[static_cast<int>(outcome)];
+  }
+  std::printf(
+      "rlcc_fuzz: %zu seeds, %llu mutations: %llu accepted, %llu refused, %llu no input, %llu too large\n",
+      all.size(), static_cast<unsigned long long>(options.mutations), counts[3], counts[2], counts[0],
+      counts[1]);
+  // A mutator that breaks everything would test the refusals alone.
+  const bool both = counts[3] * 20 >= options.mutations && counts[2] * 20 >= options.mutations;
+  if (options.mutations >= 1000 && !both) {
+    std::fprintf(stderr, "rlcc_fuzz: FAILED: less than a twentieth accepted, or refused\n");
+    return 1;
+  }
+  return 0;
+}
+
+int run_program(const Options& options) {
+  current.save = options.save;
+  if (__sanitizer_set_death_callback != nullptr) __sanitizer_set_death_callback(say_where);
+  if (!options.write_corpus.empty()) {
+    std::filesystem::create_directories(options.write_corpus);
+    for (const Seed& seed : seeds()) write_file(options.write_corpus + "/" + seed.name + ".bin", seed.bytes);
+    return 0;
+  }
+  if (options.replay.empty()) return fuzz(options);
+  constexpr const char* kOutcomes[] = {"no input", "too large", "refused", "accepted"};
+  Outcome outcome{};
+  const bool passed = run(read_file(options.replay), 0, 0, &outcome);
+  std::printf("rlcc_fuzz: %s\n", kOutcomes[static_cast<int>(outcome)]);
+  return passed ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace restorelcc::fuzz
+
+int main(int argc, char** argv) {
+  if (argc == 2 && std::strcmp(argv[1], "--help") == 0) {
+    std::fputs(restorelcc::fuzz::kUsage, stdout);
+    return 0;
+  }
+  restorelcc::fuzz::Options options;
+  if (!restorelcc::fuzz::parse_options(argc, argv, &options)) return 2;
+  try {
+    return restorelcc::fuzz::run_program(options);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "rlcc_fuzz: %s\n", error.what());
+    return 2;
+  }
+}
