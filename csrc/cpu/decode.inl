@@ -16,7 +16,7 @@ namespace {
 
 // One line of survivors a word, about. Far enough for memory, near enough not to be evicted again; at
 // the end of the values it runs past them, which a prefetch may.
-constexpr int kPrefetchBytes = 1024;
+constexpr int kPrefetchBytes = 2048;
 
 template <class Value>
 inline void prefetch_bytes(const Value* from, int bytes) {
@@ -91,8 +91,8 @@ struct FloatDecode {
 
   // sums[r, o] = sum_k x[r, k] W[n + o, k] for o < Outputs
   template <int Rows, int Outputs>
-  static inline void outputs(const DecodeJob& job, int64_t n, const char* x_tile, float* sums,
-                             int64_t sums_stride) {
+  RLCC_FLAT static void outputs(const DecodeJob& job, int64_t n, const char* x_tile, float* sums,
+                                int64_t sums_stride) {
     constexpr int kChains = kChainsOf<Rows * Outputs>;
     const float* x = reinterpret_cast<const float*>(x_tile);
     const int64_t words = mask_words(job.weight.columns);
@@ -156,8 +156,8 @@ struct DotDecode {
 
   // sums[r, o] = sum_k x[r, k] W[n + o, k] for o < Outputs
   template <int Rows, int Outputs>
-  static inline void outputs(const DecodeJob& job, int64_t n, const char* x_tile, float* sums,
-                             int64_t sums_stride) {
+  RLCC_FLAT static void outputs(const DecodeJob& job, int64_t n, const char* x_tile, float* sums,
+                                int64_t sums_stride) {
     constexpr int kChains = kChainsOf<Rows * Outputs> < 4 ? kChainsOf<Rows * Outputs> : 4;
     const Bf16* x = reinterpret_cast<const Bf16*>(x_tile);
     const int64_t words = mask_words(job.weight.columns);

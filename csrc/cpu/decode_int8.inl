@@ -79,8 +79,8 @@ struct Int8Decode {
 
   // sums[r, o] = sum_k x[r, k] W[n + o, k] for o < Outputs
   template <int Rows, int Outputs>
-  static inline void outputs(const DecodeJob& job, int64_t n, const char* x_tile, float* sums,
-                             int64_t sums_stride) {
+  RLCC_FLAT static void outputs(const DecodeJob& job, int64_t n, const char* x_tile, float* sums,
+                                int64_t sums_stride) {
     const int64_t words = mask_words(job.weight.columns), groups = groups_of(job.weight.columns);
     const float* x_scales = reinterpret_cast<const float*>(x_tile);
     const X* x = reinterpret_cast<const X*>(x_tile + scale_bytes(job.weight.columns, Rows));

@@ -148,22 +148,34 @@ void panel_run(const PanelJob& job, int64_t panel_begin, int64_t panel_end, int6
       [&](int64_t m, int64_t first, int64_t count, float* c) { finish_row(job.output, m, first, count, c); });
 }
 
-// Of C [N, K] only what the mask keeps, at the survivors' places.
+int64_t grad_values_scratch_bytes(const PanelJob& job, int64_t tiles) {
+  return panel_scratch_bytes<DenseRows<float>>(job, tiles) +
+         tiles * kTileRows * static_cast<int64_t>(sizeof(int64_t));
+}
+
+// Of C [N, K] only what the mask keeps, at the survivors' places. Panels are visited left to right, and each
+// row of W keeps a cursor into its values.
 template <class Element, class Value>
 void grad_values_run_of(const PanelJob& job, int64_t panel_begin, int64_t panel_end, int64_t tile_begin,
                         int64_t tile_end, char* scratch) {
   Value* values = static_cast<Value*>(job.output.y);
-  const int64_t words = (job.weight.columns + 63) / 64;
-  panel_products<DenseRows<Element>>(job, panel_begin, panel_end, tile_begin, tile_end, scratch,
-                                     [&](int64_t row, int64_t first, int64_t count, float* c) {
-                                       const int64_t n = job.first_row + row;
-                                       const uint64_t word =
-                                           job.weight.mask[n * words + first / 64] >> (first % 64);
-                                       Value* value = values + cursor_at(job.weight, n, first);
-                                       for (int64_t i = 0; i < count; ++i) {
-                                         if (((word >> i) & 1u) != 0) narrow(c[i], value++);
-                                       }
-                                     });
+  const int64_t words = (job.weight.columns + 63) / 64, row_begin = tile_begin * kTileRows;
+  const int64_t tiles = tile_end - tile_begin;
+  int64_t* cursors = reinterpret_cast<int64_t*>(scratch + panel_scratch_bytes<DenseRows<Element>>(job, tiles));
+  for (int64_t row = row_begin; row < smaller(tile_end * kTileRows, job.rows); ++row) {
+    cursors[row - row_begin] = cursor_at(job.weight, job.first_row + row, panel_begin * kPanelColumns);
+  }
+  panel_products<DenseRows<Element>>(
+      job, panel_begin, panel_end, tile_begin, tile_end, scratch,
+      [&](int64_t row, int64_t first, int64_t count, float* c) {
+        const uint64_t in_panel = count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
+        uint64_t word =
+            (job.weight.mask[(job.first_row + row) * words + first / 64] >> (first % 64)) & in_panel;
+        Value* value = values + cursors[row - row_begin];
+        cursors[row - row_begin] += Vector::popcount(word);
+        // By set bits: asking each place whether it survived is a branch that nobody can predict.
+        for (; word != 0; word &= word - 1) narrow(c[__builtin_ctzll(word)], value++);
+      });
 }
 
 template <class Value>
@@ -210,10 +222,9 @@ constexpr panel_kernel paired_panel_kernel_of = {kTileRows,
 template <class Source>
 constexpr panel_kernel panel_kernel_of = {
     kTileRows, kPanelColumns, panel_tile_bytes, panel_scratch_bytes<Source>, panel_pack, panel_run<Source>};
-template <class Value>  // the scratch is the same for every element type of x
+template <class Value>
 constexpr panel_kernel sparse_linear_grad_values_panel_of = {
-    kTileRows,  kPanelColumns,         panel_tile_bytes, panel_scratch_bytes<DenseRows<float>>,
-    panel_pack, grad_values_run<Value>};
+    kTileRows, kPanelColumns, panel_tile_bytes, grad_values_scratch_bytes, panel_pack, grad_values_run<Value>};
 
 #if defined(RLCC_DOT_BF16)
 template <class Value>
