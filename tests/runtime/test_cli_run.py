@@ -83,7 +83,8 @@ def test_mistakes_of_pack_are_one_line(pruned: Callable[[str], Path], packed: Pa
     save_adapter(pruned("opt"), some_compensation(pruned("opt"), 1), tmp_path / "other")
     refuse("pack", source, "--out", out, "--compensation", tmp_path / "other", words="use the pruned model it was made")
     (tmp_path / "broken.safetensors").write_bytes(b"no")
-    refuse("pack", source, "--out", out, "--compensation", tmp_path / "broken.safetensors", words="truncated or not a safetensors file")
+    broken = tmp_path / "broken.safetensors"
+    refuse("pack", source, "--out", out, "--compensation", broken, words="truncated or not a safetensors file")
     loaded = load_model(source)
     save_checkpoint(loaded.model, loaded.tokenizer, tmp_path / "folded", extra_files={"compensation.safetensors": b""})
     refuse("pack", tmp_path / "folded", "--out", out, "--compensation", packed, words="would be added on top")
