@@ -77,7 +77,7 @@ void run_panels(const panel_kernel& kernel, const PanelJob& whole, const rlcc_pa
   const int64_t a_row_bytes = whole.a_stride * bytes_of(whole.a_dtype);
   for (int64_t m = 0; m < whole.rows; m += tiles * kernel.tile_rows) {
     PanelJob job = whole;
-    job.a = static_cast<const char*>(whole.a) + m * a_row_bytes;
+    if (whole.depth > 0) job.a = static_cast<const char*>(whole.a) + m * a_row_bytes;  // else A may be null
     job.rows = std::min(tiles * kernel.tile_rows, whole.rows - m);
     job.a_tiles = a_tiles.get();
     job.first_row = m;
@@ -102,6 +102,21 @@ void run_panels(const panel_kernel& kernel, const PanelJob& whole, const rlcc_pa
   }
 }
 
+// C[rows, columns] = A[rows, depth] B, element (m, k) of A at a[m a_stride + k a_depth_stride].
+PanelJob panel_job(const rlcc_packed_weight& weight, const void* a, int64_t a_stride, int64_t a_depth_stride,
+                   rlcc_dtype a_dtype, int64_t rows, int64_t depth, int64_t columns) {
+  PanelJob job{};
+  job.weight = weight;
+  job.a = a;
+  job.a_stride = a_stride;
+  job.a_depth_stride = a_depth_stride;
+  job.a_dtype = a_dtype;
+  job.rows = rows;
+  job.depth = depth;
+  job.columns = columns;
+  return job;
+}
+
 }  // namespace
 
 void sparse_linear(const rlcc_sparse_linear_params& p, Isa isa) {
@@ -111,30 +126,15 @@ void sparse_linear(const rlcc_sparse_linear_params& p, Isa isa) {
   const sparse_linear_decode_kernel& decode = sparse_linear_decode(p.weight.dtype, isa);
   const bool rounds_x = p.weight.dtype == RLCC_I8;  // the decode kernels of int8 values do
   if (p.x_rows <= decode.max_rows && !(rounds_x && p.exact_x != 0)) return run_decode(decode, p, output);
-  PanelJob job{};
-  job.weight = p.weight;
-  job.a = p.x;
-  job.a_stride = p.x_stride;
-  job.a_depth_stride = 1;
-  job.a_dtype = p.x_dtype;
-  job.rows = p.x_rows;
-  job.depth = p.weight.columns;
-  job.columns = p.weight.rows;
+  PanelJob job = panel_job(p.weight, p.x, p.x_stride, 1, p.x_dtype, p.x_rows, p.weight.columns, p.weight.rows);
   job.output = output;
   run_panels(sparse_linear_panel(p.weight.dtype, isa), job, p.parallel);
 }
 
 void sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params& p, Isa isa) {
   if (p.y_rows == 0 || p.weight.columns == 0) return;
-  PanelJob job{};
-  job.weight = p.weight;
-  job.a = p.grad_y;
-  job.a_stride = p.grad_y_stride;
-  job.a_depth_stride = 1;
-  job.a_dtype = p.dtype;
-  job.rows = p.y_rows;
-  job.depth = p.weight.rows;
-  job.columns = p.weight.columns;
+  PanelJob job =
+      panel_job(p.weight, p.grad_y, p.grad_y_stride, 1, p.dtype, p.y_rows, p.weight.rows, p.weight.columns);
   job.output.columns = p.weight.columns;
   job.output.y = p.grad_x;
   job.output.y_stride = p.grad_x_stride;
@@ -145,15 +145,8 @@ void sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params& p, Isa isa) {
 void sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params& p, Isa isa) {
   if (p.weight.rows == 0 || p.weight.columns == 0) return;
   static const char kNothing = 0;  // marks the job where x is null because it has no rows
-  PanelJob job{};
-  job.weight = p.weight;
-  job.a = p.grad_y;
-  job.a_stride = 1;
-  job.a_depth_stride = p.grad_y_stride;
-  job.a_dtype = p.dtype;
-  job.rows = p.weight.rows;
-  job.depth = p.rows;
-  job.columns = p.weight.columns;
+  PanelJob job =
+      panel_job(p.weight, p.grad_y, 1, p.grad_y_stride, p.dtype, p.weight.rows, p.rows, p.weight.columns);
   job.output.y = p.grad_values;
   job.b = p.x != nullptr ? p.x : &kNothing;
   job.b_stride = p.x_stride;

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .architectures import attention_sites, get_module, prunable_linears, replace_module
+from .architectures import LEAST_SPARSITY, attention_sites, get_module, prunable_linears, replace_module
 from .artifacts import Progress, SilentProgress, atomic_directory
 from .compensated import CompensatedLinear, CompensationChoice
 from .compensation import Compensation
@@ -72,7 +72,7 @@ def pack_model(
     dtype = DTYPES[values]
     stored = torch.int8 if values == "int8" else dtype
     pays = {m.name for m in matrices if choose_layout(m.rows, m.columns, m.nonzero, stored).kind == "bitmask"}
-    if not any(matrix.sparsity > 0 for matrix in matrices if matrix.name in pays):
+    if not any(matrix.sparsity >= LEAST_SPARSITY for matrix in matrices if matrix.name in pays):
         most = max((matrix.sparsity for matrix in matrices), default=0.0)
         raise ValueError(
             f"none of the {len(matrices)} matrices has zeros enough to be faster packed (the most is {most:.1%}); "

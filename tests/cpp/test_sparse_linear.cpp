@@ -168,6 +168,18 @@ void empty_products() {
     CHECK_STATUS(rlcc_sparse_linear(&linear), RLCC_OK);
     for (size_t i = 0; i < out.size(); ++i) CHECK(out[i] == bias[i % 3]);
   }
+  // No rows of x, and more rows of W than a block holds: every gradient is 0, and null arrays are not stepped
+  // through.
+  std::mt19937 random(19);
+  const Packed tall(random_weight(1100, 3, RLCC_F32, random, half_with_full_and_empty_row(random)));
+  GradValuesCase nothing(tall, 0, RLCC_F32, random);
+  nothing.params.x = nothing.params.grad_y = nullptr;
+  nothing.run(tall, "grad_values without rows");
+  std::vector<float> all(3 * 1100, -1.0f);
+  linear.x_rows = 1100;
+  linear.y = all.data();
+  CHECK_STATUS(rlcc_sparse_linear(&linear), RLCC_OK);
+  CHECK(all[3 * 1099] == bias[0] && all[3 * 1100 - 1] == bias[2]);
   rlcc_sparse_linear_grad_x_params gradient{};
   gradient.weight = {0, 1, nullptr, padding, 16, offsets, RLCC_F32, 0, nullptr};  // N = 0: the gradient is 0
   gradient.y_rows = 2;

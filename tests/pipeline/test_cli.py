@@ -7,10 +7,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from cli_calls import invoke, refuse, succeed
 
 from restorelcc import cli_options
 from restorelcc.cli import cli
@@ -20,29 +19,6 @@ STORY = (
     "One day the dog ran away, and Lily looked for him under every tree until the sun went down. "
 )
 SMALL = ["--tokens", "512", "--window", "32", "--quiet"]
-
-
-def invoke(*arguments: Any) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
-
-
-def succeed(*arguments: Any) -> dict[str, Any]:
-    """Run a verb with --json; the whole of stdout must be one JSON object."""
-    result = invoke(*arguments, "--json")
-    assert result.exit_code == 0, result.output + repr(result.exception)
-    value = json.loads(result.stdout)
-    assert isinstance(value, dict)
-    return value
-
-
-def refuse(*arguments: Any, words: str) -> None:
-    """The run must end with exit code 2 and one line on stderr that contains `words`; stdout stays empty."""
-    result = invoke(*arguments)
-    assert result.exit_code == 2, result.output + repr(result.exception)
-    assert result.stderr.startswith("restorelcc: error: "), result.stderr
-    assert result.stderr.count("\n") == 1, result.stderr
-    assert words in result.stderr
-    assert result.stdout == ""
 
 
 @pytest.fixture(scope="module")

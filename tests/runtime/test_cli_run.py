@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from cli_calls import invoke, refuse, succeed
 from runtime_cases import some_compensation
 
 from restorelcc import cli_options, packed_model, packed_record
 from restorelcc.adapter import save_adapter
-from restorelcc.cli import cli
 from restorelcc.models import load_model, save_checkpoint
 from restorelcc.pack_checkpoint import parse_compensations
-
-
-def invoke(*arguments: Any) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
-
-
-def succeed(*arguments: Any) -> dict[str, Any]:
-    """Run a verb with --json; the whole of stdout must be one JSON object."""
-    result = invoke(*arguments, "--json", "--quiet")
-    assert result.exit_code == 0, result.output + repr(result.exception)
-    value = json.loads(result.stdout)
-    assert isinstance(value, dict)
-    return value
-
-
-def refuse(*arguments: Any, words: str) -> None:
-    """Exit code 2 and one line on stderr that contains `words`; stdout stays empty."""
-    result = invoke(*arguments)
-    assert result.exit_code == 2, result.output + repr(result.exception)
-    assert result.stderr.startswith("restorelcc: error: "), result.stderr
-    assert result.stderr.count("\n") == 1, result.stderr
-    assert words in result.stderr
-    assert result.stdout == ""
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +47,10 @@ def test_mistakes_of_pack_are_one_line(pruned: Callable[[str], Path], packed: Pa
     source, out = pruned("llama-gqa"), tmp_path / "out"
     dense = source.with_name("dense")
     refuse("pack", dense, "--out", out, words="packing pays for a pruned model, prune it first")
+    speckled = load_model(dense)  # one zero by chance is no pruning, whatever int8 alone would save
+    speckled.model.model.layers[0].mlp.up_proj.weight[0, 0] = 0
+    save_checkpoint(speckled.model, speckled.tokenizer, tmp_path / "speckled")
+    refuse("pack", tmp_path / "speckled", "--out", out, "--values", "int8", words="prune it first")
     refuse("pack", packed, "--out", out, words="is a packed model")
     refuse("pack", tmp_path / "none", "--out", out, words="does not exist")
     refuse("pack", source, "--out", packed, words="pass --overwrite")
