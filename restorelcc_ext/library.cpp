@@ -10,6 +10,11 @@ STABLE_TORCH_LIBRARY(restorelcc, library) {
       "sparse_linear(Tensor x, Tensor mask, Tensor values, Tensor row_offsets, Tensor? scales, SymInt columns, "
       "Tensor? comp_rows=None, Tensor? comp_index=None, Tensor? bias=None, Tensor? residual=None, "
       "bool trusted=False, bool exact_x=False) -> Tensor");
+  // The same without a gradient formula: torch calls Python to look whether one is wanted, 10 us a call.
+  library.def(
+      "sparse_linear_inference(Tensor x, Tensor mask, Tensor values, Tensor row_offsets, Tensor? scales, SymInt columns, "
+      "Tensor? comp_rows=None, Tensor? comp_index=None, Tensor? bias=None, Tensor? residual=None, "
+      "bool trusted=False, bool exact_x=False) -> Tensor");
   library.def(
       "sparse_linear_grad_x(Tensor grad_y, Tensor mask, Tensor values, Tensor row_offsets, Tensor? scales, "
       "SymInt columns, bool trusted=False) -> Tensor");
@@ -28,6 +33,7 @@ STABLE_TORCH_LIBRARY(restorelcc, library) {
 
 STABLE_TORCH_LIBRARY_IMPL(restorelcc, CompositeExplicitAutograd, library) {
   library.impl("sparse_linear", TORCH_BOX(&restorelcc_ext::sparse_linear));
+  library.impl("sparse_linear_inference", TORCH_BOX(&restorelcc_ext::sparse_linear));
   library.impl("sparse_linear_grad_x", TORCH_BOX(&restorelcc_ext::sparse_linear_grad_x));
   library.impl("sparse_linear_grad_values", TORCH_BOX(&restorelcc_ext::sparse_linear_grad_values));
   library.impl("head_moments_", TORCH_BOX(&restorelcc_ext::head_moments_));

@@ -21,11 +21,11 @@ Tensor index_of_rows(const Tensor& comp_index, int64_t rows) {
 
 }  // namespace
 
-Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values,
-                     const Tensor& row_offsets, const std::optional<Tensor>& scales, int64_t columns,
+Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values, const Tensor& row_offsets,
+                     const std::optional<Tensor>& scales, int64_t columns,
                      const std::optional<Tensor>& comp_rows, const std::optional<Tensor>& comp_index,
-                     const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
-                     bool trusted, bool exact_x) {
+                     const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, bool trusted,
+                     bool exact_x) {
   rlcc_sparse_linear_params params{};
   params.exact_x = exact_x ? 1 : 0;
   params.x_dtype = float_dtype(x, "x");
@@ -37,7 +37,8 @@ Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values,
   params.x_rows = x_rows.count;
   params.x_stride = x_rows.stride;
 
-  std::optional<Tensor> rows, index, bias_row;
+  std::optional<Tensor> rows, index;
+  std::optional<Float32Row> bias_row;
   if (comp_rows) {
     if (comp_rows->dim() != 2) {
       refuse("comp_rows has shape ", shape_text(sizes_of(*comp_rows)), "; it must be [G, ", outputs, "]");
@@ -52,8 +53,8 @@ Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values,
     params.comp_index = static_cast<const int64_t*>(index->data_ptr());
   }
   if (bias) {
-    bias_row = as_float32(*bias, {outputs}, "bias");
-    params.bias = static_cast<const float*>(bias_row->data_ptr());
+    bias_row.emplace(*bias, outputs, "bias");
+    params.bias = bias_row->data();
   }
 
   const std::vector<int64_t> y_shape = with_columns(sizes_of(x), outputs);

@@ -2,6 +2,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <cstring>
+
 namespace restorelcc_ext {
 
 std::vector<int64_t> sizes_of(const Tensor& tensor) {
@@ -19,22 +21,14 @@ std::string shape_text(const std::vector<int64_t>& sizes) {
 
 const char* dtype_name(ScalarType dtype) {
   switch (dtype) {
-    case ScalarType::Float:
-      return "float32";
-    case ScalarType::BFloat16:
-      return "bfloat16";
-    case ScalarType::Half:
-      return "float16";
-    case ScalarType::Double:
-      return "float64";
-    case ScalarType::Char:
-      return "int8";
-    case ScalarType::Int:
-      return "int32";
-    case ScalarType::Long:
-      return "int64";
-    default:
-      return toString(dtype);
+    case ScalarType::Float: return "float32";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Half: return "float16";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    default: return toString(dtype);
   }
 }
 
@@ -65,14 +59,12 @@ void require_contiguous(const Tensor& tensor, const char* name) {
 rlcc_dtype float_dtype(const Tensor& tensor, const char* name) {
   require_cpu(tensor, name);
   switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return RLCC_F32;
-    case ScalarType::BFloat16:
-      return RLCC_BF16;
-    case ScalarType::Half:
-      return RLCC_F16;
+    case ScalarType::Float: return RLCC_F32;
+    case ScalarType::BFloat16: return RLCC_BF16;
+    case ScalarType::Half: return RLCC_F16;
     default:
-      refuse(name, " has dtype ", dtype_name(tensor.scalar_type()), "; it must be float32, bfloat16 or float16");
+      refuse(name, " has dtype ", dtype_name(tensor.scalar_type()),
+             "; it must be float32, bfloat16 or float16");
   }
 }
 
@@ -84,8 +76,8 @@ int64_t collapsed_row_stride(const Tensor& tensor, int64_t columns) {
   const auto strides = tensor.strides();
   const int64_t last = tensor.dim() - 1;
   if (columns > 1 && strides[last] != 1) return -1;
-  int64_t row_stride = -1;   // of the innermost leading dimension that is longer than 1
-  int64_t expected = -1;     // what the next dimension outwards must have
+  int64_t row_stride = -1;  // of the innermost leading dimension that is longer than 1
+  int64_t expected = -1;    // what the next dimension outwards must have
   for (int64_t d = last - 1; d >= 0; --d) {
     if (sizes[d] == 1) continue;
     if (row_stride == -1) {
@@ -146,7 +138,8 @@ rlcc_packed_weight packed_weight(const Tensor& mask, const Tensor& values, const
   }
   if (packed.dtype == RLCC_I8 && !scales) refuse("values are int8, which need their scales");
   if (packed.dtype != RLCC_I8 && scales) {
-    refuse("scales are set, but values are ", dtype_name(values.scalar_type()), "; only int8 values have scales");
+    refuse("scales are set, but values are ", dtype_name(values.scalar_type()),
+           "; only int8 values have scales");
   }
   packed.mask = static_cast<const uint64_t*>(mask.data_ptr());
   packed.values = values.data_ptr();
@@ -159,8 +152,28 @@ rlcc_packed_weight packed_weight(const Tensor& mask, const Tensor& values, const
 Tensor as_float32(const Tensor& tensor, const std::vector<int64_t>& shape, const char* name) {
   const rlcc_dtype dtype = float_dtype(tensor, name);
   require_shape(tensor, shape, name);
-  return torch::stable::contiguous(dtype == RLCC_F32 ? tensor
-                                                     : torch::stable::to(tensor, ScalarType::Float));
+  return torch::stable::contiguous(dtype == RLCC_F32 ? tensor : torch::stable::to(tensor, ScalarType::Float));
+}
+
+namespace {
+
+Tensor contiguous_row(const Tensor& tensor, int64_t count, const char* name) {
+  const rlcc_dtype dtype = float_dtype(tensor, name);
+  require_shape(tensor, {count}, name);
+  return torch::stable::contiguous(dtype == RLCC_F16 ? torch::stable::to(tensor, ScalarType::Float) : tensor);
+}
+
+}  // namespace
+
+Float32Row::Float32Row(const Tensor& tensor, int64_t count, const char* name)
+    : owner_(contiguous_row(tensor, count, name)) {
+  if (owner_.scalar_type() != ScalarType::BFloat16) return;
+  const auto* narrow = static_cast<const uint16_t*>(owner_.data_ptr());
+  widened_.resize(count);
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = static_cast<uint32_t>(narrow[i]) << 16;
+    std::memcpy(&widened_[i], &bits, sizeof bits);
+  }
 }
 
 }  // namespace restorelcc_ext

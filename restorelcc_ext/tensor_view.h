@@ -55,6 +55,19 @@ rlcc_packed_weight packed_weight(const Tensor& mask, const Tensor& values, const
                                  const std::optional<Tensor>& scales, int64_t columns, bool trusted);
 std::vector<int64_t> scales_shape_of(int64_t rows, int64_t columns);
 
+// One row [count] as float32: the tensor's own memory, or what a narrower type was widened to.
+class Float32Row {
+ public:
+  Float32Row(const Tensor& tensor, int64_t count, const char* name);
+  const float* data() const {
+    return widened_.empty() ? static_cast<const float*>(owner_.data_ptr()) : widened_.data();
+  }
+
+ private:
+  Tensor owner_;
+  std::vector<float> widened_;  // of bfloat16: torch's own conversion takes 6 us, as long as a small product
+};
+
 // CPU, a narrower floating point type widened to float32, contiguous, of this shape.
 Tensor as_float32(const Tensor& tensor, const std::vector<int64_t>& shape, const char* name);
 

@@ -146,9 +146,7 @@ def _sparse_linear_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ..
             grad_y, mask, values, row_offsets, scales, ctx.columns, ctx.trusted
         )
     if needs[2]:
-        grad_values = torch.ops.restorelcc.sparse_linear_grad_values(
-            grad_y, x, mask, values, row_offsets, ctx.trusted
-        )
+        grad_values = torch.ops.restorelcc.sparse_linear_grad_values(grad_y, x, mask, values, row_offsets, ctx.trusted)
     if needs[6]:
         groups, dtype = ctx.comp_rows
         grad_comp_rows = segment_sum(grad_y, comp_index, groups).to(dtype)
@@ -260,6 +258,7 @@ def _fake_packed_validate(
 def _register() -> None:
     fakes: dict[str, Callable[..., Any]] = {
         "sparse_linear": _fake_sparse_linear,
+        "sparse_linear_inference": _fake_sparse_linear,
         "sparse_linear_grad_x": _fake_sparse_linear_grad_x,
         "sparse_linear_grad_values": _fake_sparse_linear_grad_values,
         "head_moments_": _fake_head_moments,

@@ -6,7 +6,7 @@ compiled ops where they are there and in plain torch where not; no product is co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TypeAlias
 
@@ -39,12 +39,19 @@ class Snapshot:
     def __init__(self, *tensors: Tensor) -> None:
         self._kept = [(t, t.detach(), None if t.is_inference() else t._version, t.data_ptr()) for t in tensors]
 
-    def unchanged(self, *tensors: Tensor) -> bool:
-        """Whether these are the tensors of the snapshot, not written to since."""
-        for tensor, (kept, _, version, pointer) in zip(tensors, self._kept, strict=True):
-            if tensor is not kept or version is None or tensor._version != version or tensor.data_ptr() != pointer:
+    def still_unchanged(self) -> bool:
+        """Whether the tensors of the snapshot were not written to since; for one who knows that they are still his."""
+        for kept, _, version, pointer in self._kept:
+            if version is None or kept._version != version or kept.data_ptr() != pointer:
                 return False
         return True
+
+    def unchanged(self, *tensors: Tensor) -> bool:
+        """Whether these are the tensors of the snapshot, not written to since."""
+        for tensor, kept in zip(tensors, self._kept, strict=True):
+            if tensor is not kept[0]:
+                return False
+        return self.still_unchanged()
 
 
 class PackedWeight:
@@ -133,6 +140,27 @@ class PackedWeight:
             return weight
         return unpack_reference(*self.tensors)
 
+    def slice_rows(self, begin: int, end: int) -> PackedWeight:
+        """W[begin:end], in the memory of this weight (row_offsets apart, which begin at 0 again).
+
+        The padding behind its values is what stands there: of stack_rows, a gap; else the next row, where there is one.
+        """
+        if not 0 <= begin <= end <= self.shape[0]:
+            raise ValueError(f"rows {begin} to {end} are not within the {self.shape[0]} rows of the weight")
+        offsets = self.row_offsets[begin : end + 1].clone()
+        if end > begin:  # a gap behind the last row is none of its own
+            aligned = VALUE_ALIGNMENT_BYTES // self.values.element_size()
+            survivors = int(_bits(self.mask[end - 1 : end], self.shape[1]).sum())
+            offsets[-1] = offsets[-2] + -(-survivors // aligned) * aligned
+        first, padding = int(offsets[0]), VALUE_PADDING_BYTES // self.values.element_size()
+        return PackedWeight(
+            self.mask[begin:end],
+            self.values[first : int(offsets[-1]) + padding],
+            offsets - first,
+            (end - begin, self.shape[1]),
+            None if self.scales is None else self.scales[begin:end],
+        )
+
     def describe(self) -> str:
         """One line for people."""
         rows, columns = self.shape
@@ -161,9 +189,7 @@ class PackedWeight:
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> PackedWeight:
         """The inverse of to_tensors; checks what it is given (KeyError names a missing tensor)."""
         rows, columns = tensors["shape"].tolist()
-        return cls(
-            tensors["mask"], tensors["values"], tensors["row_offsets"], (rows, columns), tensors.get("scales")
-        )
+        return cls(tensors["mask"], tensors["values"], tensors["row_offsets"], (rows, columns), tensors.get("scales"))
 
 
 def pack(weight: Tensor, *, values: str | None = None) -> PackedWeight:
@@ -189,6 +215,30 @@ def pack(weight: Tensor, *, values: str | None = None) -> PackedWeight:
     tensors = torch.ops.restorelcc.pack(weight, int8) if _native.available() else _pack_reference(weight, int8)
     mask, kept, row_offsets, scales = tensors
     return PackedWeight(mask, kept, row_offsets, (weight.shape[0], weight.shape[1]), scales if int8 else None)
+
+
+def stack_rows(weights: Sequence[PackedWeight]) -> PackedWeight:
+    """[W_1; W_2; ...] of weights of one K and dtype, copied: one weight with the rows of all of them.
+
+    Each keeps its padding, so that writing to the values of one (see slice_rows) does not touch another.
+    ValueError where they differ.
+    """
+    kinds = {(weight.shape[1], weight.dtype) for weight in weights}
+    if len(kinds) != 1:
+        raise ValueError(f"weights of {len(kinds)} kinds (columns, dtype) cannot be stacked; they must be of one")
+    padding = VALUE_PADDING_BYTES // weights[0].values.element_size()
+    kept, offsets, end = [], [], 0
+    for weight in weights:
+        kept.append(weight.values[: int(weight.row_offsets[-1]) + padding])
+        offsets.append(weight.row_offsets[:-1] + end)
+        end += kept[-1].numel()
+    return PackedWeight(
+        torch.cat([weight.mask for weight in weights]),
+        torch.cat(kept),
+        torch.cat([*offsets, torch.tensor([end - padding])]),
+        (sum(weight.shape[0] for weight in weights), weights[0].shape[1]),
+        None if weights[0].scales is None else torch.cat([w.scales for w in weights if w.scales is not None]),
+    )
 
 
 def _bits(mask: Tensor, columns: int) -> Tensor:
@@ -247,9 +297,7 @@ def _scale_of_columns(scales: Tensor, columns: int) -> Tensor:
     return scales.double().repeat_interleave(SCALE_COLUMNS, 1)[:, :columns]
 
 
-def unpack_reference(
-    mask: Tensor, values: Tensor, row_offsets: Tensor, scales: Tensor | None, columns: int
-) -> Tensor:
+def unpack_reference(mask: Tensor, values: Tensor, row_offsets: Tensor, scales: Tensor | None, columns: int) -> Tensor:
     """W [N, K] in plain torch, through which gradients reach the values."""
     bits = _bits(mask, columns)
     weight = values.new_zeros(bits.shape)
@@ -259,9 +307,7 @@ def unpack_reference(
     return (weight.double() * _scale_of_columns(scales, columns)).float()
 
 
-def _validate_reference(
-    mask: Tensor, values: Tensor, row_offsets: Tensor, scales: Tensor | None, columns: int
-) -> None:
+def _validate_reference(mask: Tensor, values: Tensor, row_offsets: Tensor, scales: Tensor | None, columns: int) -> None:
     rows, words = mask.shape[0], -(-columns // WORD_BITS)
     for name, tensor, shape in (("mask", mask, [rows, words]), ("row_offsets", row_offsets, [rows + 1])):
         if tensor.dtype != torch.int64 or list(tensor.shape) != shape:

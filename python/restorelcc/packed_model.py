@@ -9,7 +9,7 @@ unless it is asked for as int8: then it is packed with all its weights, which co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from .architectures import LEAST_SPARSITY, attention_sites, get_module, prunable
 from .artifacts import Progress, SilentProgress, atomic_directory
 from .compensated import CompensatedLinear, CompensationChoice
 from .compensation import Compensation
+from .joined import join, joinable, joint_name, joint_weight
 from .layout import choose_layout
 from .models import make_generation_config_valid, plain_errors, quiet_transformers
 from .packed import PackedWeight, pack
@@ -89,9 +90,10 @@ def pack_model(
             else:
                 dense.append(matrix)
             advance(1)
+    joined = _join_siblings(model, [matrix.name for matrix in packed])
     head = None if lm_head == "dense" else _pack_head(model, dtype)
     _convert_rest(model, dtype)
-    record = PackedRecord(values, tuple(packed), tuple(dense), tuple(given), default, head)
+    record = PackedRecord(values, tuple(packed), tuple(dense), tuple(given), default, head, joined)
     return _finish(model, record)
 
 
@@ -156,6 +158,27 @@ def _projection(
     return made.requires_grad_(False)
 
 
+def _join_siblings(model: Any, packed: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Puts the weights of q, k and v, and of gate and up, into one each; returns the names that were joined."""
+    joined = []
+    for family in joinable(packed):
+        members: list[Any] = [get_module(model, name) for name in family]
+        if any(isinstance(member, CompensatedLinear) for member in members):
+            continue
+        if len({(member.in_features, member.bias is None) for member in members}) == 1:
+            joint = joint_weight(members)
+            _place_joined(model, family, joint, [member.bias for member in members])
+            joined.append(family)
+    return tuple(joined)
+
+
+def _place_joined(model: Any, family: Sequence[str], joint: PackedWeight, biases: Sequence[Tensor | None]) -> None:
+    stock: list[Any] = [get_module(model, name) for name in family]
+    sizes = [linear.out_features for linear in stock]
+    for name, member in zip(family, join(joint, sizes, biases), strict=True):
+        replace_module(model, name, member)
+
+
 def _convert_rest(model: nn.Module, dtype: torch.dtype) -> None:
     """Every parameter outside of the packed projections in dtype; buffers stay what the stock class made them."""
     converted: dict[int, nn.Parameter] = {}
@@ -208,18 +231,24 @@ def _tensors(model: Any, record: PackedRecord) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     own: set[str] = set()  # of the packed projections, under names that are not stock
     compensated: list[Tensor] = []
+    together = {name for family in record.joined for name in family}
     for matrix in (*record.packed, *([] if record.head is None else [record.head])):
         module = get_module(model, matrix.name)
         if not isinstance(module, SparseLinear):
             raise ValueError(f"{matrix.name} is no longer packed; call pack_model on the stock model again")
-        tensors |= {f"{matrix.name}.{key}": tensor for key, tensor in module.packed.to_tensors().items()}
+        if matrix.name not in together:
+            tensors |= {f"{matrix.name}.{key}": tensor for key, tensor in module.packed.to_tensors().items()}
         own |= {f"{matrix.name}.{key}" for key in module.state_dict() if key != "bias"}
         if isinstance(module, CompensatedLinear) and module.comp is not None:
             compensated.append(module.comp.detach()[1:])
+    for family in record.joined:
+        members: list[Any] = [get_module(model, name) for name in family]
+        joint = joint_weight(members)
+        tensors |= {f"{joint_name(family)}.{key}": tensor for key, tensor in joint.to_tensors().items()}
     for place, name in enumerate(record.compensations):
         tensors[f"compensation.{name}"] = torch.stack([comp[place] for comp in compensated])
     stock = {name: tensor for name, tensor in _stock_tensors(model).items() if name not in own}
-    found = {tensors[f"{matrix.name}.values"].dtype for matrix in record.packed}
+    found = {get_module(model, matrix.name).values.dtype for matrix in record.packed}
     wanted = {record.value_dtype, record.dtype}
     if not found | {stock[name].dtype for name, _ in model.named_parameters() if name in stock} <= wanted:
         raise ValueError(
@@ -277,7 +306,16 @@ def _skeleton(path: Path, record: PackedRecord) -> Any:
 def _place_packed(model: Any, record: PackedRecord, file: PackedFile) -> None:
     linears = dict(prunable_linears(model))
     vectors, choice = _stored_vectors(model, record, file), CompensationChoice(record.compensations, record.default)
-    for matrix in record.packed:
+    matrices = {matrix.name: matrix for matrix in record.packed}
+    for family in record.joined:
+        members = [matrices.pop(name) for name in family]
+        if not vectors.keys().isdisjoint(family):
+            raise ValueError(f"{file.path.parent} has compensations for {family[0]}, which is joined; pack it again")
+        biases = [_stored_bias(matrix, linears.get(matrix.name), record, file) for matrix in members]
+        rows = sum(matrix.rows for matrix in members)
+        whole = Matrix(joint_name(family), rows, members[0].columns, sum(matrix.nonzero for matrix in members))
+        _place_joined(model, family, _stored_weight(whole, record.value_dtype, file), biases)
+    for matrix in matrices.values():
         bias = _stored_bias(matrix, linears.get(matrix.name), record, file)
         weight = _stored_weight(matrix, record.value_dtype, file)
         replace_module(model, matrix.name, _projection(weight, bias, vectors.pop(matrix.name, None), choice))
@@ -294,9 +332,7 @@ def _place_head(model: Any, matrix: Matrix, record: PackedRecord, file: PackedFi
     replace_module(model, name, SparseLinear(weight, bias).requires_grad_(False))
 
 
-def _stored_bias(
-    matrix: Matrix, linear: nn.Linear | None, record: PackedRecord, file: PackedFile
-) -> Tensor | None:
+def _stored_bias(matrix: Matrix, linear: nn.Linear | None, record: PackedRecord, file: PackedFile) -> Tensor | None:
     """The bias of the stock projection that `matrix` replaces, after a look at whether it can."""
     if linear is None or (linear.out_features, linear.in_features) != (matrix.rows, matrix.columns):
         has = "no such matrix" if linear is None else f"{linear.out_features} x {linear.in_features}"

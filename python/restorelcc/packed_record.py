@@ -63,6 +63,7 @@ class PackedRecord:
 
     default: the compensation that a sequence takes when none is chosen; None: none.
     head: the LM head, where it is packed as int8 too (with all its weights); None: it is dense.
+    joined: names of packed matrices whose rows stand one after the other in one weight; none is in two of them.
     """
 
     values: str
@@ -71,6 +72,7 @@ class PackedRecord:
     compensations: tuple[str, ...] = ()
     default: str | None = None
     head: Matrix | None = None
+    joined: tuple[tuple[str, ...], ...] = ()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -124,7 +126,21 @@ class PackedRecord:
         modules = [matrix.name for matrix in (*packed, *dense, *([] if head is None else [head]))]
         if len(set(modules)) < len(modules):
             raise ValueError("a matrix is listed twice")
-        return cls(values, packed, dense, tuple(names), default, head)
+        joined = _joined(entries, {matrix.name: matrix.columns for matrix in packed})
+        return cls(values, packed, dense, tuple(names), default, head, joined)
+
+
+def _joined(entries: dict[str, Any], columns: dict[str, int]) -> tuple[tuple[str, ...], ...]:
+    families = _list(entries, "joined")
+    for family in families:
+        if not isinstance(family, list) or len(family) < 2 or not all(isinstance(name, str) for name in family):
+            raise TypeError(f"joined has {family!r}, not a list of names")
+        if len({columns.get(name) for name in family}) != 1 or family[0] not in columns:
+            raise ValueError(f"the matrices {', '.join(family)} cannot be one: not packed, or of different columns")
+    names = [name for family in families for name in family]
+    if len(set(names)) < len(names):
+        raise ValueError("a matrix is joined twice")
+    return tuple(tuple(family) for family in families)
 
 
 def _list(entries: dict[str, Any], key: str) -> list[Any]:

@@ -10,15 +10,20 @@ from sparse_cases import BF16, F32, Case, arguments_of, weight_of, x_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import restorelcc
 from restorelcc import SparseLinear, ops
 
 OPS = torch.ops.restorelcc
-SCHEMAS = {
-    "sparse_linear": "(Tensor x, Tensor mask, Tensor values, Tensor row_offsets, Tensor? scales, "
+SPARSE_LINEAR = (
+    "(Tensor x, Tensor mask, Tensor values, Tensor row_offsets, Tensor? scales, "
     "SymInt columns, Tensor? comp_rows=None, Tensor? comp_index=None, Tensor? bias=None, Tensor? residual=None, "
-    "bool trusted=False, bool exact_x=False) -> Tensor",
+    "bool trusted=False, bool exact_x=False) -> Tensor"
+)
+SCHEMAS = {
+    "sparse_linear": SPARSE_LINEAR,
+    "sparse_linear_inference": SPARSE_LINEAR,
     "sparse_linear_grad_x": "(Tensor grad_y, Tensor mask, Tensor values, Tensor row_offsets, Tensor? scales, "
     "SymInt columns, bool trusted=False) -> Tensor",
     "sparse_linear_grad_values": "(Tensor grad_y, Tensor x, Tensor mask, Tensor values, Tensor row_offsets, "
@@ -57,6 +62,31 @@ def sparse_linear_samples() -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("sample", range(6))
 def test_opcheck_sparse_linear(sample: int) -> None:
     torch.library.opcheck(OPS.sparse_linear, sparse_linear_samples()[sample])
+
+
+@pytest.mark.parametrize("sample", range(6))
+def test_opcheck_its_twin_without_gradients(sample: int) -> None:
+    detached = [v.detach() if isinstance(v, Tensor) else v for v in sparse_linear_samples()[sample]]
+    torch.library.opcheck(OPS.sparse_linear_inference, tuple(detached))
+
+
+def test_which_twin_is_called() -> None:
+    called: list[Any] = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.append(func)
+            return func(*args, **(kwargs or {}))
+
+    packed, x = packed_of(), torch.randn(2, 70)
+    with Names():
+        ops.sparse_linear(x, packed)
+        ops.sparse_linear(x, packed, bias=torch.zeros(12, requires_grad=True))
+        ops.sparse_linear(x.requires_grad_(), packed)
+        with torch.no_grad():
+            ops.sparse_linear(x, packed)
+    plain, twin = OPS.sparse_linear.default, OPS.sparse_linear_inference.default
+    assert [func for func in called if func in (plain, twin)] == [twin, plain, plain, twin]
 
 
 def test_opcheck_the_others() -> None:

@@ -18,7 +18,7 @@ from restorelcc.models import load_model
 from restorelcc.pack_checkpoint import pack_checkpoint
 from restorelcc.packed_file import write_aligned
 
-MATRIX = "model.layers.1.self_attn.o_proj"
+MATRIX, JOINED = "model.layers.1.self_attn.o_proj", "model.layers.0.self_attn.q_proj+k_proj+v_proj"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -62,7 +62,7 @@ def put(name: str, value: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[T
 
 
 def matrix(**changes: Any) -> list[dict[str, Any]]:
-    other = {"name": "model.layers.0.mlp.up_proj", "rows": 48, "columns": 32, "nonzero": 768}
+    other = {"name": "model.layers.0.mlp.down_proj", "rows": 32, "columns": 48, "nonzero": 768}
     return [{"name": MATRIX, "rows": 32, "columns": 32, "nonzero": 512, **changes}, other]
 
 
@@ -76,17 +76,26 @@ RECORDS: list[tuple[dict[str, Any], str]] = [
     ({"packed": [3]}, "a matrix is a int"),
     ({"packed": matrix(rows=-1)}, "has the sizes"),
     ({"packed": matrix(rows="32")}, "has the sizes"),
-    ({"packed": matrix(rows=33)}, "as 33 x 32, its config.json has 32 x 32"),
-    ({"packed": matrix(name="lm_head")}, "no such matrix"),
-    ({"packed": matrix(name="model.layers.9.self_attn.o_proj")}, "no such matrix"),
+    ({"packed": matrix(rows=33), "joined": []}, "as 33 x 32, its config.json has 32 x 32"),
+    ({"packed": matrix(name="lm_head"), "joined": []}, "no such matrix"),
+    ({"packed": matrix(name="model.layers.9.self_attn.o_proj"), "joined": []}, "no such matrix"),
     ({"packed": [*matrix(), *matrix()]}, "a matrix is listed twice"),
-    ({"packed": matrix()}, "is not packed; pack the model again"),
-    ({"packed": matrix(), "compensations": []}, "tensors, such as|lacks"),
+    ({"packed": matrix(), "joined": []}, "is not packed; pack the model again"),
+    ({"packed": matrix(), "joined": [], "compensations": []}, "tensors, such as|lacks"),
     ({"compensations": "law"}, "compensations is a str, not a list"),
     ({"compensations": ["law", "tax"]}, "lacks the tensor compensation.tax"),
     ({"compensations": ["../law"]}, "cannot name a compensation"),
     ({"compensations": [1]}, "is not a string"),
     ({"compensations": []}, "tensors that the model has no place for, such as compensation.law"),
+    ({"joined": 3}, "joined is a int, not a list"),
+    ({"joined": [3]}, "joined has 3, not a list of names"),
+    ({"joined": [[MATRIX]]}, "joined has .*, not a list of names"),
+    ({"joined": [[MATRIX, 3]]}, "joined has .*, not a list of names"),
+    ({"joined": [[MATRIX, "model.norm"]]}, "cannot be one: not packed, or of different columns"),
+    ({"joined": [[MATRIX, "model.layers.0.mlp.down_proj"]]}, "cannot be one: not packed, or of different columns"),
+    ({"joined": [[MATRIX, "model.layers.0.mlp.up_proj"]] * 2}, "a matrix is joined twice"),
+    ({"joined": [[MATRIX, "model.layers.0.mlp.up_proj"]]}, "has compensations for .*o_proj, which is joined"),
+    ({"joined": []}, "lacks the tensor model.layers.0.self_attn.q_proj.mask"),
     ({"default": "tax"}, "with the default 'tax'"),
 ]
 
@@ -98,7 +107,7 @@ def test_a_wrong_record_is_refused(changes: dict[str, Any], words: str, packed: 
         restorelcc.load(packed)
 
 
-@pytest.mark.parametrize("key", ["values", "packed", "dense", "compensations", "default", "format"])
+@pytest.mark.parametrize("key", ["values", "packed", "dense", "joined", "compensations", "default", "format"])
 def test_a_record_without_an_entry_is_refused(key: str, packed: Path) -> None:
     file = packed / "restorelcc.json"
     record = json.loads(file.read_text())
@@ -131,6 +140,9 @@ TENSORS: list[tuple[Callable[[Tensors], Any], str]] = [
     (put(f"{MATRIX}.row_offsets", lambda v: v + 1), "is damaged: .*row_offsets"),
     (put(f"{MATRIX}.row_offsets", lambda v: v.flip(0)), "is damaged: .*row_offsets"),
     (put(f"{MATRIX}.row_offsets", lambda v: v[:4]), "is damaged: .*row_offsets"),
+    (put(f"{JOINED}.shape", lambda v: v - 1), r"the record says \[64, 32\]"),
+    (put(f"{JOINED}.row_offsets", lambda v: v.flip(0)), r"k_proj\+v_proj is damaged: .*row_offsets"),
+    (put(f"{JOINED}.values", lambda v: v[:16]), r"k_proj\+v_proj is damaged"),
     (put("compensation.law", lambda v: v[:1]), r"holds compensation.law as torch.float32 \[1, 32\]"),
     (put("compensation.law", lambda v: v * float("nan")), "NaN or infinite"),
 ]  # fmt: skip
