@@ -17,6 +17,13 @@ struct Int8Decode {
   using Int8 = Vector::Int8;
   using X = Int8::X;
   static constexpr int kColumns = Int8::kColumns;
+  static constexpr int kTileRows = Vector::kInt8TileRows;
+  static constexpr int kTileOutputs = Vector::kInt8TileOutputs;
+
+  static int64_t word_bytes(int64_t rows) { return 64 * rows * static_cast<int64_t>(sizeof(X)); }
+  // Expanded weights and, for every word (used: every group), what add_offset summed.
+  static constexpr int64_t kStepBytes = sizeof(Int8::W);
+  static constexpr int64_t kWideBytes = 64 / kColumns * kStepBytes + kStepBytes;
 
   static int64_t groups_of(int64_t columns) { return (columns + kGroupColumns - 1) / kGroupColumns; }
 
@@ -77,62 +84,127 @@ struct Int8Decode {
     }
   }
 
-  // sums[r, o] = sum_k x[r, k] W[n + o, k] for o < Outputs
-  template <int Rows, int Outputs>
-  RLCC_FLAT static void outputs(const DecodeJob& job, int64_t n, const char* x_tile, float* sums,
-                                int64_t sums_stride) {
+  // sum_k x[k] W[n, k]
+  RLCC_FLAT static float span(const DecodeJob& job, int64_t n, const char* x_tile) {
     const int64_t words = mask_words(job.weight.columns), groups = groups_of(job.weight.columns);
     const float* x_scales = reinterpret_cast<const float*>(x_tile);
-    const X* x = reinterpret_cast<const X*>(x_tile + scale_bytes(job.weight.columns, Rows));
-    const uint64_t* mask_rows = job.weight.mask + n * words;
+    const X* x = reinterpret_cast<const X*>(x_tile + scale_bytes(job.weight.columns, 1));
+    const uint64_t* mask_row = job.weight.mask + n * words;
     const uint16_t* scales = job.weight.scales + n * groups;
     const int8_t* values = static_cast<const int8_t*>(job.weight.values);
-    int64_t cursor[Outputs];
-    typename Vector::F32 total[Outputs][Rows][1];
+    int64_t cursor = job.weight.row_offsets[n];
+    Vector::F32 total = Vector::zero();
+    for (int64_t g = 0; g < groups; ++g, x += kGroupColumns) {
+      const int64_t group_words = smaller(kGroupWords, words - g * kGroupWords);
+      Int8::Sum sum = Int8::zero(), offset = Int8::zero();
+      prefetch_bytes(values + cursor, kPrefetchBytes);
+      // A constant bound and a break, not group_words as the bound: measured, half the time of the other way.
 #pragma GCC unroll 2
-    for (int o = 0; o < Outputs; ++o) {
-      cursor[o] = job.weight.row_offsets[n + o];
-#pragma GCC unroll 8
-      for (int r = 0; r < Rows; ++r) total[o][r][0] = Vector::zero();
-    }
-    for (int64_t g = 0; g < groups; ++g) {
-      const int group_words = static_cast<int>(smaller(kGroupWords, words - g * kGroupWords));
-#pragma GCC unroll 2
-      for (int o = 0; o < Outputs; ++o) {
-        Int8::Sum sum[Rows];
-#pragma GCC unroll 8
-        for (int r = 0; r < Rows; ++r) sum[r] = Int8::zero();
-        Int8::Sum offset = Int8::zero();
-        int64_t at = cursor[o];
-        prefetch_bytes(values + at, kPrefetchBytes);
-        // A constant bound and a break, not group_words as the bound: measured, half the time of the other way.
-#pragma GCC unroll 2
-        for (int w = 0; w < kGroupWords; ++w) {
-          if (w == group_words) break;  // the last group may be half a group
-          const uint64_t word = mask_rows[o * words + g * kGroupWords + w];
-          const X* x_word = x + w * (Rows * 64);
+      for (int w = 0; w < kGroupWords; ++w) {
+        if (w == group_words) break;  // the last group may be half a group
+        const uint64_t word = mask_row[g * kGroupWords + w];
 #pragma GCC unroll 16
-          for (int s = 0; s < 64 / kColumns; ++s) {
-            const Int8::W wide = Int8::expand(word, s, values + at);
-            at += Int8::taken(word, s);
-            offset = Int8::add_offset(offset, wide);
-#pragma GCC unroll 8
-            for (int r = 0; r < Rows; ++r) sum[r] = Int8::dot(sum[r], wide, x_word + (s * Rows + r) * kColumns);
-          }
-        }
-        cursor[o] = at;
-        const float w_scale = float_from_bits(static_cast<uint32_t>(scales[o * groups + g]) << 16);
-#pragma GCC unroll 8
-        for (int r = 0; r < Rows; ++r) {
-          const float scale = w_scale * x_scales[g * Rows + r];
-          total[o][r][0] =
-              Vector::fma(Int8::to_float(sum[r], offset), Vector::broadcast(&scale), total[o][r][0]);
+        for (int s = 0; s < 64 / kColumns; ++s) {
+          const Int8::W wide = Int8::expand(word, s, values + cursor);
+          cursor += Int8::taken(word, s);
+          offset = Int8::add_offset(offset, wide);
+          sum = Int8::dot(sum, wide, x + w * 64 + s * kColumns);
         }
       }
-      x += Rows * kGroupColumns;
+      const float scale = scale_of(scales[g]) * x_scales[g];
+      total = Vector::fma(Int8::to_float(sum, offset), Vector::broadcast(&scale), total);
     }
-    store_sums<Vector>(total, sums, sums_stride);
+    return Vector::sum(total);
   }
+
+  // As FloatDecode::expand; begin is the first word of a group.
+  RLCC_FLAT static void expand(const DecodeJob& job, int64_t n, int64_t begin, int64_t end, int64_t& cursor,
+                               char* wide) {
+    const uint64_t* mask_row = job.weight.mask + n * mask_words(job.weight.columns);
+    const int8_t* values = static_cast<const int8_t*>(job.weight.values);
+    int64_t at = cursor;
+    for (int64_t j = begin; j < end; j += kGroupWords) {
+      Int8::Sum offset = Int8::zero();
+#pragma GCC unroll 2
+      for (int w = 0; w < kGroupWords; ++w) {
+        // Half a group at the end: its other half is zeros.
+        const uint64_t word = j + w < end ? mask_row[j + w] : 0;
+#pragma GCC unroll 16
+        for (int s = 0; s < 64 / kColumns; ++s, wide += kStepBytes) {
+          const Int8::W step = Int8::expand(word, s, values + at);
+          at += Int8::taken(word, s);
+          offset = Int8::add_offset(offset, step);
+          std::memcpy(wide, &step, sizeof(step));
+        }
+      }
+      std::memcpy(wide, &offset, sizeof(offset));
+      wide += 2 * kStepBytes;
+    }
+    cursor = at;
+  }
+
+  template <int Rows, int Outputs>
+  RLCC_FLAT static void multiply(const DecodeJob& job, const Chunk& chunk, int64_t n, const char* wide,
+                                 const char* x_tile, float* partial, Ahead& ahead) {
+    constexpr int kGroupSteps = kGroupColumns / kColumns;
+    const int64_t groups = groups_of(job.weight.columns), first_group = chunk.begin / kGroupWords;
+    const float* x_scales = reinterpret_cast<const float*>(x_tile) + first_group * Rows;
+    const X* x = reinterpret_cast<const X*>(x_tile + scale_bytes(job.weight.columns, Rows) +
+                                            chunk.begin * word_bytes(Rows));
+    const uint16_t* scales = job.weight.scales + n * groups + first_group;
+    Vector::F32 total[Outputs][Rows];
+#pragma GCC unroll 8
+    for (int o = 0; o < Outputs; ++o) {
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+        total[o][r] = Vector::load(partial + o * chunk.partial_stride + r * Vector::kLanes);
+      }
+    }
+    Ahead asks = ahead;
+    for (int64_t g = 0; g < groups_of(chunk.words * 64); ++g, x_scales += Rows) {
+      Int8::Sum sum[Outputs][Rows];
+#pragma GCC unroll 8
+      for (int o = 0; o < Outputs; ++o) {
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) sum[o][r] = Int8::zero();
+      }
+#pragma GCC unroll 2
+      for (int s = 0; s < kGroupSteps; ++s, wide += kStepBytes, x += Rows * kColumns) {
+        if (s % (64 / kColumns) == 0) asks.ask();
+        Int8::W w[Outputs];
+#pragma GCC unroll 8
+        for (int o = 0; o < Outputs; ++o) std::memcpy(&w[o], wide + o * chunk.wide_stride, sizeof(w[o]));
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+          for (int o = 0; o < Outputs; ++o) sum[o][r] = Int8::dot(sum[o][r], w[o], x + r * kColumns);
+        }
+      }
+#pragma GCC unroll 8
+      for (int o = 0; o < Outputs; ++o) {
+        Int8::Sum offset;
+        std::memcpy(&offset, wide + o * chunk.wide_stride, sizeof(offset));
+        const float w_scale = scale_of(scales[o * groups + g]);
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) {
+          const float scale = w_scale * x_scales[r];
+          total[o][r] = Vector::fma(Int8::to_float(sum[o][r], offset), Vector::broadcast(&scale), total[o][r]);
+        }
+      }
+      wide += 2 * kStepBytes;
+    }
+    ahead = asks;
+#pragma GCC unroll 8
+    for (int o = 0; o < Outputs; ++o) {
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+        Vector::store(partial + o * chunk.partial_stride + r * Vector::kLanes, total[o][r]);
+      }
+    }
+  }
+
+ private:
+  static float scale_of(uint16_t bf16) { return float_from_bits(static_cast<uint32_t>(bf16) << 16); }
 };
 
 }  // namespace

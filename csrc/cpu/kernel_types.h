@@ -68,7 +68,8 @@ struct PanelJob {
   int64_t a_stride;           // elements between rows of A
   int64_t a_depth_stride;     // elements between columns of A
   rlcc_dtype a_dtype;
-  int64_t rows;  // M
+  int64_t rows;       // M
+  int64_t most_rows;  // of any part of this product that runs at once: what scratch is made for
   int64_t depth;
   int64_t columns;
   char* a_tiles;  // [ceil(M / tile_rows), depth, tile_rows] fp32 or what tile_bytes says: pack() to run()
@@ -79,9 +80,10 @@ struct PanelJob {
 };
 
 struct panel_kernel {
-  int64_t tile_rows;                           // rows of A per register tile
-  int64_t panel_columns;                       // columns of B per register tile
-  int64_t (*tile_bytes)(const PanelJob& job);  // of one tile of A, packed
+  int64_t tile_rows;                               // rows of A per register tile
+  int64_t panel_columns;                           // columns of B per register tile
+  int64_t (*panels_at_once)(const PanelJob& job);  // a run likes to have at least so many
+  int64_t (*tile_bytes)(const PanelJob& job);      // of one tile of A, packed
   int64_t (*scratch_bytes)(const PanelJob& job, int64_t tiles);
   // Widens and interleaves the rows of tiles [begin, end) of A.
   void (*pack)(const PanelJob& job, int64_t tile_begin, int64_t tile_end);

@@ -12,33 +12,48 @@ struct PairsOfColumns {
   }
 };
 
-// B[u, i] = (W[first + i, 2 u], W[first + i, 2 u + 1]). As TransposedWeight, 32 columns of W at a time.
+// B[u, i] = (W[first + i, 2 u], W[first + i, 2 u + 1]). As TransposedWeight, 32 columns of W at a time. Of int8
+// values without their scales: integers up to 127 are exact in bf16, and the scale of a row and group of
+// columns multiplies the group's sum.
+template <class Value>
 struct PairedTransposedWeight : PairsOfColumns {
-  static constexpr int64_t kDepthMultiple = 32;  // a block of depth is a whole number of mask words
+  static constexpr bool kScaled = sizeof(Value) == 1;
+  static constexpr int64_t kDepthMultiple =
+      kScaled ? RLCC_SCALE_COLUMNS / 2 : 32;  // whole mask words, or a group
+  static int64_t panels_at_once(const PanelJob&) { return 1; }
+  static int64_t most_depth(const PanelJob&) { return kScaled ? RLCC_SCALE_COLUMNS / 2 : kDepthBlock; }
 
   static int64_t scratch_bytes(const PanelJob&) { return 0; }
 
-  PairedTransposedWeight(const PanelJob& job, char*) : job_(job), words_((job.weight.columns + 63) / 64) {}
+  PairedTransposedWeight(const PanelJob& job, char*)
+      : job_(job), words_((job.weight.columns + 63) / 64), groups_(scale_groups(job.weight.columns)) {}
 
-  void start_panel(int64_t panel) {
+  void start(int64_t panel, int64_t) {
     const int64_t first = panel * kPanelColumns;
     for (int i = 0; i < kPanelColumns; ++i) {
       // Past the last row of W: that row again, with no bit kept, so columns of zeros.
       const int64_t n = smaller(first + i, job_.weight.rows - 1);
       keep_[i] = first + i < job_.weight.rows ? ~uint64_t{0} : 0;
+      rows_[i] = n;
       mask_rows_[i] = job_.weight.mask + n * words_;
-      cursors_[i] = static_cast<const Bf16*>(job_.weight.values) + job_.weight.row_offsets[n];
+      cursors_[i] = static_cast<const Value*>(job_.weight.values) + job_.weight.row_offsets[n];
     }
   }
 
   // Units [begin, end) of B, begin a multiple of kDepthMultiple; writes up to the next multiple.
-  void expand(int64_t begin, int64_t end, float* panel) {
+  void expand(int64_t begin, int64_t end, float* panel, int64_t) {
     for (int v = 0; v < Vector::kPanelVectors; ++v) {
       for (int64_t u = begin; u < end; u += 32) {
         expand_word(v * Vector::kLanes, u / 32, panel + (u - begin) * kPanelColumns + v * Vector::kLanes);
       }
     }
+    if constexpr (kScaled) {
+      for (int i = 0; i < kPanelColumns; ++i) {
+        scales_[i] = scale_at<Value>(job_.weight, groups_, rows_[i], 2 * begin);
+      }
+    }
   }
+  const float* scales() const { return scales_; }
 
  private:
   void expand_word(int first, int64_t j, float* panel) {
@@ -60,43 +75,58 @@ struct PairedTransposedWeight : PairsOfColumns {
   }
 
   const PanelJob& job_;
-  const int64_t words_;
+  const int64_t words_, groups_;
+  int64_t rows_[kPanelColumns];
   const uint64_t* mask_rows_[kPanelColumns];
-  const Bf16* cursors_[kPanelColumns];
+  const Value* cursors_[kPanelColumns];
+  alignas(64) float scales_[kPanelColumns];  // of the last block expanded, if scaled
   uint64_t keep_[kPanelColumns];
 };
 
-// B[u, i] = (W[2 u, first + i], W[2 u + 1, first + i]): two rows of PlainWeight's panel, woven.
+// B[u, i] = (W[2 u, first + i], W[2 u + 1, first + i]): two rows of W, woven.
 struct PairedPlainWeight : PairsOfColumns {
+  using Rows = PlainWeight<Bf16>;
+  static constexpr bool kScaled = false;
   static constexpr int64_t kDepthMultiple = 1;
+  static int64_t panels_at_once(const PanelJob& job) { return Rows::panels_at_once(job); }
+  static_assert(kPanelColumns == 32, "a panel's row is one expansion");
+  static int64_t most_depth(const PanelJob& job) { return Rows::most_depth(job); }
 
-  static int64_t scratch_bytes(const PanelJob& job) {
-    return PlainWeight<Bf16>::scratch_bytes(job) + 2 * kPanelColumns * static_cast<int64_t>(sizeof(float));
-  }
+  static int64_t scratch_bytes(const PanelJob& job) { return Rows::scratch_bytes(job); }
 
-  PairedPlainWeight(const PanelJob& job, char* scratch)
-      : job_(job),
-        rows_(job, scratch),
-        woven_(reinterpret_cast<float*>(scratch + PlainWeight<Bf16>::scratch_bytes(job))) {}
+  PairedPlainWeight(const PanelJob& job, char* scratch) : job_(job), rows_(job, scratch) {}
 
-  void start_panel(int64_t panel) { rows_.start_panel(panel); }
+  void start(int64_t panel, int64_t panels) { rows_.start(panel, panels); }
 
-  void expand(int64_t begin, int64_t end, float* panel) {
-    for (int64_t u = begin; u < end; ++u, panel += kPanelColumns) {
-      const int64_t n = 2 * u, n_end = smaller(n + 2, job_.weight.rows);
-      rows_.expand(n, n_end, woven_);
-      for (int v = 0; v < Vector::kPanelVectors; ++v) {
-        const float* row = woven_ + v * Vector::kLanes;
-        const Vector::F32 odd = n_end == n + 2 ? Vector::load(row + kPanelColumns) : Vector::zero();
-        Vector::store(panel + v * Vector::kLanes, Vector::weave(Vector::load(row), odd));
+  void expand(int64_t begin, int64_t end, float* b, int64_t stride) {
+    for (int64_t u = begin; u < end; ++u, b += kPanelColumns) {
+      const int64_t n = 2 * u;
+      const bool last = n + 1 == job_.weight.rows;  // then its partner is that row again, with no bit kept
+      const int64_t partner = last ? n : n + 1;
+      const uint32_t keep = last ? 0 : ~uint32_t{0};
+      const Bf16 *even = rows_.cursor(n), *odd = rows_.cursor(partner);
+      const Bf16 *const first_even = even, *const first_odd = odd;
+      const Bf16 *const even_ahead = rows_.cursor_ahead(n), *const odd_ahead = rows_.cursor_ahead(partner);
+      for (int64_t p = 0; p < rows_.panels(); ++p) {
+        prefetch_bytes(even_ahead + (even - first_even), 0);
+        prefetch_bytes(odd_ahead + (odd - first_odd), 0);
+        const uint32_t even_bits = static_cast<uint32_t>(rows_.bits(n, p));
+        const uint32_t odd_bits = static_cast<uint32_t>(rows_.bits(partner, p)) & keep;
+        const Vector::Pairs low = Vector::expand_pairs(even_bits, even),
+                            high = Vector::expand_pairs(odd_bits, odd);
+        even += Vector::popcount(even_bits);
+        odd += Vector::popcount(odd_bits);
+        Vector::store(b + p * stride, Vector::weave_low(low, high));
+        Vector::store(b + p * stride + Vector::kLanes, Vector::weave_high(low, high));
       }
+      if (!last) rows_.taken(partner, odd);
+      rows_.taken(n, even);
     }
   }
 
  private:
   const PanelJob& job_;
-  PlainWeight<Bf16> rows_;
-  float* woven_;  // [2, kPanelColumns]
+  Rows rows_;
 };
 
 // Pairs of columns of A, each row's side by side in 32 bits; zero behind an odd last column.

@@ -7,6 +7,10 @@
 namespace restorelcc::cpu {
 namespace {
 
+// A block of B and a tile of A are to share the first-level cache.
+constexpr int64_t kDepthBlock = Vector::kDepthBlock;
+
+constexpr int kTileRows = Vector::kTileRows;
 constexpr int kPanelColumns = Vector::kPanelVectors * Vector::kLanes;
 static_assert(64 % kPanelColumns == 0, "a panel of columns of W lies within one mask word");
 
@@ -22,6 +26,7 @@ inline float scale_at(const rlcc_packed_weight& weight, int64_t groups, int64_t 
 
 // What a source of fp32 panels counts depth in, and how it multiplies.
 struct SingleColumns {
+  static constexpr bool kScaled = false;  // sums over a block of depth are the products
   static constexpr int64_t units(int64_t depth) { return depth; }
   static Vector::F32 multiply_add(Vector::F32 a, Vector::F32 b, Vector::F32 sum) {
     return Vector::fma(a, b, sum);
@@ -34,13 +39,15 @@ struct SingleColumns {
 template <class Value>
 struct TransposedWeight : SingleColumns {
   static constexpr int64_t kDepthMultiple = 64;  // a block of depth is a whole number of mask words
+  static int64_t panels_at_once(const PanelJob&) { return 1; }
+  static int64_t most_depth(const PanelJob&) { return kDepthBlock; }
 
   static int64_t scratch_bytes(const PanelJob&) { return 0; }
 
   TransposedWeight(const PanelJob& job, char*)
       : job_(job), words_((job.weight.columns + 63) / 64), groups_(scale_groups(job.weight.columns)) {}
 
-  void start_panel(int64_t panel) {
+  void start(int64_t panel, int64_t) {
     const int64_t first = panel * kPanelColumns;
     for (int i = 0; i < kPanelColumns; ++i) {
       // Past the last row of W: that row again, with no bit kept, so columns of zeros.
@@ -53,7 +60,7 @@ struct TransposedWeight : SingleColumns {
   }
 
   // Rows [begin, end) of B, begin a multiple of kDepthMultiple; writes up to the next multiple.
-  void expand(int64_t begin, int64_t end, float* panel) {
+  void expand(int64_t begin, int64_t end, float* panel, int64_t) {
     for (int v = 0; v < Vector::kPanelVectors; ++v) {
       for (int64_t k = begin; k < end; k += 64) {
         expand_word(v * Vector::kLanes, k / 64, panel + (k - begin) * kPanelColumns + v * Vector::kLanes);
@@ -107,11 +114,21 @@ inline int64_t cursor_at(const rlcc_packed_weight& weight, int64_t n, int64_t k)
   return cursor + Vector::popcount(mask_row[k / 64] & earlier_bits);
 }
 
-// B[n, i] = W[n, first + i]: depth runs along the rows of W. Panels are visited left to right, and each
-// row of W keeps a cursor, found once by counting the bits before the first panel.
+// B[n, i] = W[n, first + i]: depth runs along the rows of W. Some panels side by side, so that what is read of
+// a row are whole lines one after the other. Panels are visited left to right, and each row of W keeps a
+// cursor, found once by counting the bits before the first panel.
 template <class Value>
 struct PlainWeight : SingleColumns {
   static constexpr int64_t kDepthMultiple = 1;
+  // As many as leave their sums in the second-level cache; a block of B then in the first, nearly.
+  static int64_t panels_at_once(const PanelJob& job) {
+    const int64_t sums = (job.most_rows + kTileRows - 1) / kTileRows * kTileRows * kPanelColumns * 4;
+    const int64_t fit = kSumBytes / sums;
+    return fit < 8 ? 8 : fit > 64 ? 64 : fit;
+  }
+  static int64_t most_depth(const PanelJob& job) {
+    return kBlockBytes / (panels_at_once(job) * kPanelColumns * 4);
+  }
 
   static int64_t scratch_bytes(const PanelJob& job) {
     return job.weight.rows * static_cast<int64_t>(sizeof(int64_t));
@@ -123,38 +140,64 @@ struct PlainWeight : SingleColumns {
         groups_(scale_groups(job.weight.columns)),
         cursors_(reinterpret_cast<int64_t*>(scratch)) {}
 
-  void start_panel(int64_t panel) {
+  void start(int64_t panel, int64_t panels) {
     const int64_t first = panel * kPanelColumns;
     if (first != next_column_) {
       for (int64_t n = 0; n < job_.weight.rows; ++n) cursors_[n] = cursor_at(job_.weight, n, first);
     }
+    panels_ = panels;
     column_ = first;
-    next_column_ = first + kPanelColumns;
+    next_column_ = first + panels * kPanelColumns;
   }
 
-  void expand(int64_t begin, int64_t end, float* panel) {
-    const Value* values = static_cast<const Value*>(job_.weight.values);
-    for (int64_t n = begin; n < end; ++n, panel += kPanelColumns) {
-      const uint64_t bits = job_.weight.mask[n * words_ + column_ / 64] >> (column_ % 64);
-      const Value* cursor = values + cursors_[n];
-      [[maybe_unused]] const float scale = scale_at<Value>(job_.weight, groups_, n, column_);
+  // Rows [begin, end) of B, of panel p at b + p * stride.
+  void expand(int64_t begin, int64_t end, float* b, int64_t stride) {
+    for (int64_t n = begin; n < end; ++n, b += kPanelColumns) {
+      const Value *cursor = this->cursor(n), *const first = cursor, *const ahead = cursor_ahead(n);
+      for (int64_t p = 0; p < panels_; ++p) {
+        prefetch_bytes(ahead + (cursor - first), 0);
+        const uint64_t bits = this->bits(n, p);
+        [[maybe_unused]] const float scale =
+            scale_at<Value>(job_.weight, groups_, n, column_ + p * kPanelColumns);
 #pragma GCC unroll 4
-      for (int v = 0; v < Vector::kPanelVectors; ++v) {
-        const typename Vector::Pattern pattern = Vector::pattern(bits, v);
-        typename Vector::F32 w = Vector::expand(pattern, cursor);
-        if constexpr (sizeof(Value) == 1) w = Vector::mul(w, Vector::broadcast(&scale));
-        Vector::store(panel + v * Vector::kLanes, w);
-        cursor += Vector::popcount(pattern);
+        for (int v = 0; v < Vector::kPanelVectors; ++v) {
+          const typename Vector::Pattern pattern = Vector::pattern(bits, v);
+          typename Vector::F32 w = Vector::expand(pattern, cursor);
+          if constexpr (sizeof(Value) == 1) w = Vector::mul(w, Vector::broadcast(&scale));
+          Vector::store(b + p * stride + v * Vector::kLanes, w);
+          cursor += Vector::popcount(pattern);
+        }
       }
-      cursors_[n] = cursor - values;
+      taken(n, cursor);
     }
+  }
+
+  int64_t panels() const { return panels_; }
+  // Row n's mask bits of panel p, and where its survivors in these panels begin.
+  uint64_t bits(int64_t n, int64_t p) const {
+    const int64_t column = column_ + p * kPanelColumns;
+    return job_.weight.mask[n * words_ + column / 64] >> (column % 64);
+  }
+  const Value* cursor(int64_t n) const { return static_cast<const Value*>(job_.weight.values) + cursors_[n]; }
+  void taken(int64_t n, const Value* cursor) {
+    cursors_[n] = cursor - static_cast<const Value*>(job_.weight.values);
+  }
+  // The survivors of a row that comes some hundred cycles later, to be asked for at the pace of row n's; its
+  // mask is asked for here.
+  const Value* cursor_ahead(int64_t n) const {
+    const int64_t row = smaller(n + kPanelsAhead / panels_, job_.weight.rows - 1);
+    const uint64_t* mask = job_.weight.mask + row * words_ + column_ / 64;
+    for (int64_t j = 0; j < panels_ * kPanelColumns / 64; j += 8) prefetch_bytes(mask + j, 0);
+    return cursor(row);
   }
 
  private:
   const PanelJob& job_;
   const int64_t words_, groups_;
+  static constexpr int64_t kSumBytes = 262144, kBlockBytes = 65536, kPanelsAhead = 128;
+
   int64_t* cursors_;  // [N] into values
-  int64_t column_ = 0;
+  int64_t panels_ = 1, column_ = 0;
   int64_t next_column_ = -1;  // where the cursors stand
 };
 
@@ -162,13 +205,15 @@ struct PlainWeight : SingleColumns {
 template <class Element>
 struct DenseRows : SingleColumns {
   static constexpr int64_t kDepthMultiple = 1;
+  static int64_t panels_at_once(const PanelJob&) { return 1; }
+  static int64_t most_depth(const PanelJob&) { return kDepthBlock; }
 
   static int64_t scratch_bytes(const PanelJob&) { return 0; }
   DenseRows(const PanelJob& job, char*) : job_(job) {}
 
-  void start_panel(int64_t panel) { first_ = panel * kPanelColumns; }
+  void start(int64_t panel, int64_t) { first_ = panel * kPanelColumns; }
 
-  void expand(int64_t begin, int64_t end, float* panel) {
+  void expand(int64_t begin, int64_t end, float* panel, int64_t) {
     const int64_t count = smaller(kPanelColumns, job_.columns - first_);
     for (int64_t m = begin; m < end; ++m, panel += kPanelColumns) {
       const Element* row = static_cast<const Element*>(job_.b) + m * job_.b_stride + first_;

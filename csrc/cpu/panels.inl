@@ -1,28 +1,25 @@
 // C[M, columns] = A[M, depth] B[depth, columns] for many rows.
 //
-//   for panel of kPanelColumns columns:            (parallel)
+//   for some panels of kPanelColumns columns:      (parallel)
 //     for block of depth:                          fits the first-level cache as fp32
-//       expand B[block, panel]                     survivors and zeros, once per block of rows of A
-//       for tile of kTileRows rows of A:
+//       expand B[block, panels]                    survivors and zeros, once per block of rows of A
+//       for panel, for tile of kTileRows rows of A:
 //         C[tile, panel] += A[tile, block] B[block, panel]      in registers
-//     finish C[:, panel]                           compensation, bias, residual, rounding
+//     finish C[:, panels]                          compensation, bias, residual, rounding
 //
 // Expanding costs about a third of a cycle a weight (AVX2) and is shared by all rows of A; from a few dozen
 // rows on the time is that of the dense product. Each element of C is one chain of additions in the order of
-// depth, whatever tile, panel or thread it falls to: the bits do not depend on the split.
+// depth, in blocks that depend on the job alone: the bits do not depend on the split.
 
 namespace restorelcc::cpu {
 namespace {
 
-constexpr int kTileRows = Vector::kTileRows;
-
-// A block of B and a tile of A are to share the first-level cache.
-constexpr int64_t kDepthBlock = Vector::kDepthBlock;
-
 // C[Rows, kPanelColumns] (+)= A[Rows, depth] B[depth, kPanelColumns]; a is [depth, kTileRows]. Depth counts in
 // units of the source: a column each, or (bf16 on both sides, with vdpbf16ps) two columns in one 32-bit lane.
+// The sum over this depth is multiplied by scales[kPanelColumns] where the source is scaled.
 template <class Source, int Rows>
-inline void multiply_tile(int64_t depth, const float* a, const float* b, float* c, bool accumulate) {
+inline void multiply_tile(int64_t depth, const float* a, const float* b, const float* scales, float* c,
+                          bool accumulate) {
   typename Vector::F32 sum[Rows][Vector::kPanelVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
@@ -48,6 +45,8 @@ inline void multiply_tile(int64_t depth, const float* a, const float* b, float* 
 #pragma GCC unroll 4
     for (int v = 0; v < Vector::kPanelVectors; ++v) {
       float* c_rv = c + r * kPanelColumns + v * Vector::kLanes;
+      if constexpr (Source::kScaled)
+        sum[r][v] = Vector::mul(sum[r][v], Vector::load(scales + v * Vector::kLanes));
       Vector::store(c_rv, accumulate ? Vector::add(Vector::load(c_rv), sum[r][v]) : sum[r][v]);
     }
   }
@@ -55,17 +54,20 @@ inline void multiply_tile(int64_t depth, const float* a, const float* b, float* 
 
 // Rows at run time to Rows at compile time.
 template <class Source, int Rows = kTileRows>
-inline void multiply_rows(int64_t rows, int64_t depth, const float* a, const float* b, float* c,
-                          bool accumulate) {
+inline void multiply_rows(int64_t rows, int64_t depth, const float* a, const float* b, const float* scales,
+                          float* c, bool accumulate) {
   if constexpr (Rows > 1) {
-    if (rows < Rows) return multiply_rows<Source, Rows - 1>(rows, depth, a, b, c, accumulate);
+    if (rows < Rows) return multiply_rows<Source, Rows - 1>(rows, depth, a, b, scales, c, accumulate);
   }
-  multiply_tile<Source, Rows>(depth, a, b, c, accumulate);
+  multiply_tile<Source, Rows>(depth, a, b, scales, c, accumulate);
 }
 
 // Blocks of equal size rather than full ones and a rest.
-inline int64_t depth_block(int64_t depth, int64_t multiple) {
-  const int64_t blocks = (depth + kDepthBlock - 1) / kDepthBlock;
+template <class Source>
+inline int64_t depth_block(const PanelJob& job) {
+  const int64_t depth = Source::units(job.depth), most = Source::most_depth(job),
+                multiple = Source::kDepthMultiple;
+  const int64_t blocks = (depth + most - 1) / most;
   const int64_t block = blocks == 0 ? multiple : (depth + blocks - 1) / blocks;
   return (block + multiple - 1) / multiple * multiple;
 }
@@ -98,16 +100,19 @@ void panel_pack(const PanelJob& job, int64_t tile_begin, int64_t tile_end) {
 
 int64_t panel_tile_bytes(const PanelJob& job) { return kTileRows * job.depth * 4; }
 
-// Scratch: B block | C panel | what the source keeps.
+// Scratch: B block | C panels | what the source keeps.
 template <class Source>
 int64_t panel_b_bytes(const PanelJob& job) {
-  return depth_block(Source::units(job.depth), Source::kDepthMultiple) * kPanelColumns * 4;
+  return Source::panels_at_once(job) * depth_block<Source>(job) * kPanelColumns * 4;
 }
-inline int64_t panel_c_bytes(int64_t tiles) { return tiles * kTileRows * kPanelColumns * 4; }
+template <class Source>
+int64_t panel_c_bytes(const PanelJob& job, int64_t tiles) {
+  return Source::panels_at_once(job) * tiles * kTileRows * kPanelColumns * 4;
+}
 
 template <class Source>
 int64_t panel_scratch_bytes(const PanelJob& job, int64_t tiles) {
-  return panel_b_bytes<Source>(job) + panel_c_bytes(tiles) + Source::scratch_bytes(job);
+  return panel_b_bytes<Source>(job) + panel_c_bytes<Source>(job, tiles) + Source::scratch_bytes(job);
 }
 
 // finish(row, first, count, c): what becomes of one row of a panel of C.
@@ -116,27 +121,39 @@ inline void panel_products(const PanelJob& job, int64_t panel_begin, int64_t pan
                            int64_t tile_end, char* scratch, const Finish& finish) {
   float* b = reinterpret_cast<float*>(scratch);
   float* c = reinterpret_cast<float*>(scratch + panel_b_bytes<Source>(job));
-  Source source(job, scratch + panel_b_bytes<Source>(job) + panel_c_bytes(tile_end - tile_begin));
+  Source source(job, scratch + panel_b_bytes<Source>(job) + panel_c_bytes<Source>(job, tile_end - tile_begin));
   const int64_t units = Source::units(job.depth);
-  const int64_t block = depth_block(units, Source::kDepthMultiple);
+  const int64_t at_once = Source::panels_at_once(job);
+  const int64_t block = depth_block<Source>(job), b_stride = block * kPanelColumns;
   const int64_t row_begin = tile_begin * kTileRows, row_end = smaller(tile_end * kTileRows, job.rows);
+  const int64_t c_stride = (tile_end - tile_begin) * kTileRows * kPanelColumns;
   const float* a_tiles = reinterpret_cast<const float*>(job.a_tiles);
 
-  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-    source.start_panel(panel);
+  for (int64_t panel = panel_begin; panel < panel_end; panel += at_once) {
+    const int64_t panels = smaller(at_once, panel_end - panel);
+    source.start(panel, panels);
     int64_t k = 0;
     do {  // once even if depth is 0: C is then the empty sum
       const int64_t depth = smaller(block, units - k);
-      source.expand(k, k + depth, b);
-      for (int64_t m = row_begin; m < row_end; m += kTileRows) {
-        multiply_rows<Source>(smaller(kTileRows, row_end - m), depth, a_tiles + m * units + k * kTileRows, b,
-                              c + (m - row_begin) * kPanelColumns, k > 0);
+      source.expand(k, k + depth, b, b_stride);
+      const float* scales = nullptr;
+      if constexpr (Source::kScaled) scales = source.scales();
+      for (int64_t p = 0; p < panels; ++p) {
+        for (int64_t m = row_begin; m < row_end; m += kTileRows) {
+          multiply_rows<Source>(smaller(kTileRows, row_end - m), depth, a_tiles + m * units + k * kTileRows,
+                                b + p * b_stride, scales, c + p * c_stride + (m - row_begin) * kPanelColumns,
+                                k > 0);
+        }
       }
       k += block;
     } while (k < units);
 
-    const int64_t first = panel * kPanelColumns, count = smaller(kPanelColumns, job.columns - first);
-    for (int64_t m = row_begin; m < row_end; ++m) finish(m, first, count, c + (m - row_begin) * kPanelColumns);
+    for (int64_t p = 0; p < panels; ++p) {
+      const int64_t first = (panel + p) * kPanelColumns, count = smaller(kPanelColumns, job.columns - first);
+      for (int64_t m = row_begin; m < row_end; ++m) {
+        finish(m, first, count, c + p * c_stride + (m - row_begin) * kPanelColumns);
+      }
+    }
   }
 }
 
@@ -198,7 +215,7 @@ void paired_panel_pack(const PanelJob& job, int64_t tile_begin, int64_t tile_end
   in_pairs(job) ? pack_a_pairs(job, tile_begin, tile_end) : panel_pack(job, tile_begin, tile_end);
 }
 int64_t paired_panel_tile_bytes(const PanelJob& job) {
-  return in_pairs(job) ? kTileRows * PairedTransposedWeight::units(job.depth) * 4 : panel_tile_bytes(job);
+  return in_pairs(job) ? kTileRows * PairsOfColumns::units(job.depth) * 4 : panel_tile_bytes(job);
 }
 template <class Single, class Paired>
 int64_t paired_panel_scratch_bytes(const PanelJob& job, int64_t tiles) {
@@ -213,6 +230,7 @@ void paired_panel_run(const PanelJob& job, int64_t panel_begin, int64_t panel_en
 template <class Single, class Paired>
 constexpr panel_kernel paired_panel_kernel_of = {kTileRows,
                                                  kPanelColumns,
+                                                 Single::panels_at_once,
                                                  paired_panel_tile_bytes,
                                                  paired_panel_scratch_bytes<Single, Paired>,
                                                  paired_panel_pack,
@@ -221,16 +239,26 @@ constexpr panel_kernel paired_panel_kernel_of = {kTileRows,
 
 template <class Source>
 constexpr panel_kernel panel_kernel_of = {
-    kTileRows, kPanelColumns, panel_tile_bytes, panel_scratch_bytes<Source>, panel_pack, panel_run<Source>};
+    kTileRows,  kPanelColumns,    Source::panels_at_once, panel_tile_bytes, panel_scratch_bytes<Source>,
+    panel_pack, panel_run<Source>};
 template <class Value>
-constexpr panel_kernel sparse_linear_grad_values_panel_of = {
-    kTileRows, kPanelColumns, panel_tile_bytes, grad_values_scratch_bytes, panel_pack, grad_values_run<Value>};
+constexpr panel_kernel sparse_linear_grad_values_panel_of = {kTileRows,
+                                                             kPanelColumns,
+                                                             DenseRows<Value>::panels_at_once,
+                                                             panel_tile_bytes,
+                                                             grad_values_scratch_bytes,
+                                                             panel_pack,
+                                                             grad_values_run<Value>};
 
 #if defined(RLCC_DOT_BF16)
 template <class Value>
-constexpr panel_kernel sparse_linear_panel_of =
-    kIsBf16<Value> ? paired_panel_kernel_of<TransposedWeight<Value>, PairedTransposedWeight>
-                   : panel_kernel_of<TransposedWeight<Value>>;
+constexpr panel_kernel sparse_linear_panel_of = panel_kernel_of<TransposedWeight<Value>>;
+template <>
+constexpr panel_kernel sparse_linear_panel_of<Bf16> =
+    paired_panel_kernel_of<TransposedWeight<Bf16>, PairedTransposedWeight<Bf16>>;
+template <>
+constexpr panel_kernel sparse_linear_panel_of<int8_t> =
+    paired_panel_kernel_of<TransposedWeight<int8_t>, PairedTransposedWeight<int8_t>>;
 template <class Value>
 constexpr panel_kernel sparse_linear_grad_x_panel_of =
     kIsBf16<Value> ? paired_panel_kernel_of<PlainWeight<Value>, PairedPlainWeight>

@@ -56,10 +56,11 @@ Output rows_from(Output output, int64_t m) {
 }
 
 // Runs `whole` block of rows by block of rows; a_tiles of `whole` is set here.
-void run_panels(const panel_kernel& kernel, const PanelJob& whole, const rlcc_parallel* parallel) {
+void run_panels(const panel_kernel& kernel, PanelJob whole, const rlcc_parallel* parallel) {
   const int64_t blocks = divide_up(whole.rows, kRowBlock);
   const int64_t tiles = divide_up(divide_up(whole.rows, blocks), kernel.tile_rows);
   const int64_t panels = divide_up(whole.columns, kernel.panel_columns);
+  whole.most_rows = std::min(tiles * kernel.tile_rows, whole.rows);
   const int64_t threads = parallel_threads(parallel);
   // Panels first; where they are too few for the threads, the rows are split too (and W is expanded
   // once more per part).
@@ -72,7 +73,9 @@ void run_panels(const panel_kernel& kernel, const PanelJob& whole, const rlcc_pa
   ScratchSlots slots(threads, kernel.scratch_bytes(whole, tiles_per_part));
   const int64_t pack_grain = kMinimumChunk / std::max<int64_t>(tile_floats, 1);
   const int64_t item_work = tiles_per_part * tile_floats * kernel.panel_columns;
-  const int64_t grain = kMinimumChunk / std::max<int64_t>(item_work, 1);
+  // No fewer panels than a run expands side by side, as long as each thread gets some.
+  const int64_t at_once = std::min(kernel.panels_at_once(whole), divide_up(panels, threads));
+  const int64_t grain = std::max(at_once, kMinimumChunk / std::max<int64_t>(item_work, 1));
 
   const int64_t a_row_bytes = whole.a_stride * bytes_of(whole.a_dtype);
   for (int64_t m = 0; m < whole.rows; m += tiles * kernel.tile_rows) {

@@ -86,13 +86,20 @@ struct Vector {
   static constexpr int kTileRows = 6;     // a 6 x 16 tile: 12 of the 16 ymm registers accumulate
   static constexpr int kPanelVectors = 2;
   static constexpr int kDecodeTileRows = 6;  // times two outputs: 12 of the 16 ymm registers accumulate
-  static constexpr int kDecodeMaxRows = 8;   // of a decode kernel with floating point values
-  static constexpr int kDepthBlock = 320;    // B 20 KiB, A 7.5 KiB
-  static constexpr int kGramVectors = 2;     // a 4 x 8 fp64 tile: 8 chains hide the latency of the FMA
+  static constexpr int kDecodeTileOutputs = 2;
+  static constexpr int kInt8TileRows = 3;  // times two outputs: 6 sums of a group and 6 totals
+  static constexpr int kInt8TileOutputs = 2;
+  static constexpr int kDecodeMaxRows = 8;  // of a decode kernel with floating point values
+  static constexpr int kDepthBlock = 320;   // B 20 KiB, A 7.5 KiB
+  static constexpr int kGramVectors = 2;    // a 4 x 8 fp64 tile: 8 chains hide the latency of the FMA
 
   static constexpr float kInt8Unit = 1.0f / 256;  // expand() of an int8 value v gives v / kInt8Unit
   template <class Value>
   static constexpr int kStepVectors = 1;
+  template <class Value>
+  static constexpr int step_column(int i) {
+    return i;
+  }
 
   static float widen(float value) { return value; }
   static float widen(Bf16 value) {

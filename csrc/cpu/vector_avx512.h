@@ -13,12 +13,17 @@
 #if defined(RLCC_EMULATE_AVX512)
 #include "avx512_emulation.h"
 #define RLCC_LOADED(vector) (void)0
+#define RLCC_FRESH(vector) (void)0
 #else
 #include <immintrin.h>
 // The vector now is in a register, and the compiler cannot fold the load into the expansion. In its
 // memory form vpexpand is microcoded on AMD: measured on Zen 5, a sparse GEMV made of it took twice the
 // time of the dense one, and made of the register form three quarters.
 #define RLCC_LOADED(vector) __asm__("" : "+v"(vector))
+// The vector is written here, and the compiler cannot fold its zeros into the {z} form of the expansion. On Zen
+// 4 that form waits for whatever last wrote its destination: 4.65 cycles each in one register against 1.75
+// (measured).
+#define RLCC_FRESH(vector) __asm__("" : "+v"(vector))
 #define RLCC_PAIRS(vector) (__m512bh)(vector)
 #endif
 
@@ -32,7 +37,10 @@ struct Vector {
   static constexpr int kDoubleLanes = 8;  // of F64
   static constexpr int kTileRows = 12;    // a 12 x 32 tile: 24 of the 32 zmm registers accumulate
   static constexpr int kPanelVectors = 2;
-  static constexpr int kDecodeTileRows = 8;  // times two outputs: 16 of the 32 zmm registers accumulate
+  static constexpr int kDecodeTileRows = 6;  // times four outputs: 24 of the 32 zmm registers accumulate
+  static constexpr int kDecodeTileOutputs = 4;
+  static constexpr int kInt8TileRows = 3;  // times four outputs: 12 sums of a group and 12 totals
+  static constexpr int kInt8TileOutputs = 4;
   static constexpr int kDecodeMaxRows = 16;  // of a decode kernel with floating point values
   static constexpr int kDepthBlock = 256;    // B 32 KiB, A 12 KiB, of 48 KiB
   static constexpr int kGramVectors = 2;     // a 4 x 16 fp64 tile: 8 chains hide the latency of the FMA
@@ -40,10 +48,19 @@ struct Vector {
   static constexpr float kInt8Unit = 1;  // expand() of an int8 value v gives v / kInt8Unit
 #if defined(RLCC_EXPAND_NARROW)
   template <class Value>
-  static constexpr int kStepVectors = kIsBf16<Value> ? 2 : 1;
+  static constexpr int kStepVectors = sizeof(Value) == 2 ? 2 : 1;
+  // Which column of a step place i of its vectors holds: bf16 comes as the even columns, then the odd ones.
+  template <class Value>
+  static constexpr int step_column(int i) {
+    return kIsBf16<Value> ? 2 * (i % kLanes) + i / kLanes : i;
+  }
 #else
   template <class Value>
   static constexpr int kStepVectors = 1;
+  template <class Value>
+  static constexpr int step_column(int i) {
+    return i;
+  }
 #endif
 
   static float widen(float value) { return value; }
@@ -79,7 +96,9 @@ struct Vector {
   static F32 expand(Pattern pattern, const Value* values) {
     F32 packed = widen16(values);
     RLCC_LOADED(packed);
-    return _mm512_maskz_expand_ps(static_cast<__mmask16>(pattern), packed);
+    F32 zeros = zero();
+    RLCC_FRESH(zeros);
+    return _mm512_mask_expand_ps(zeros, static_cast<__mmask16>(pattern), packed);
   }
 
   template <class Value>
@@ -98,10 +117,20 @@ struct Vector {
     w[1] = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u))));
     return popcount(bits);
   }
-  static __m512i expand_pairs(uint32_t bits, const Bf16* values) {
+  static int64_t expand_step(uint64_t word, int step, const F16* values, F32 (&w)[2]) {
+    const uint32_t bits = static_cast<uint32_t>(word >> (32 * step));
+    const __m512i halves = expand_pairs(bits, values);
+    w[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
+    w[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
+    return popcount(bits);
+  }
+  template <class Half>
+  static __m512i expand_pairs(uint32_t bits, const Half* values) {
     __m512i packed = _mm512_loadu_si512(values);
     RLCC_LOADED(packed);
-    return _mm512_maskz_expand_epi16(static_cast<__mmask32>(bits), packed);
+    __m512i zeros = _mm512_setzero_si512();
+    RLCC_FRESH(zeros);
+    return _mm512_mask_expand_epi16(zeros, static_cast<__mmask32>(bits), packed);
   }
 #endif
 #if defined(RLCC_DOT_BF16)
@@ -111,11 +140,18 @@ struct Vector {
   static F32 dot_lanes(F32 a, F32 b, F32 sum) {
     return _mm512_dpbf16_ps(sum, RLCC_PAIRS(_mm512_castps_si512(a)), RLCC_PAIRS(_mm512_castps_si512(b)));
   }
-  // Pairs (even, odd) of two vectors of widened bf16.
-  static F32 weave(F32 even, F32 odd) {
-    const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
-    return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_castps_si512(odd)));
+  // int8 values as bf16: the upper halves of floats, which such integers fill with room to spare.
+  static Pairs expand_pairs(uint32_t bits, const int8_t* values) {
+    const __m512i bytes = expand_bytes(bits, values);
+    const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm512_castsi512_si128(bytes)));
+    const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm512_extracti32x4_epi32(bytes, 1)));
+    const __m512i upper = _mm512_add_epi32(
+        _mm512_set1_epi32((3 << 16) | 1), _mm512_mullo_epi32(lane_numbers(), _mm512_set1_epi32((4 << 16) | 4)));
+    return _mm512_permutex2var_epi16(_mm512_castps_si512(low), upper, _mm512_castps_si512(high));
   }
+  // Pairs (even[i], odd[i]) of places 0 .. 15, and of 16 .. 31.
+  static F32 weave_low(Pairs even, Pairs odd) { return weave(even, odd, 0); }
+  static F32 weave_high(Pairs even, Pairs odd) { return weave(even, odd, 16); }
   static F32 dot_pairs(F32 sum, Pairs w, const Bf16* x) {
     return _mm512_dpbf16_ps(sum, RLCC_PAIRS(w), RLCC_PAIRS(_mm512_loadu_si512(x)));
   }
@@ -175,8 +211,10 @@ struct Vector {
     static X encode(int32_t quantised) { return quantised & 0xffff; }
     static W expand(uint64_t word, int step, const int8_t* values) {
       const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
-      return _mm512_maskz_expand_epi32(static_cast<__mmask16>(pattern(word, step)),
-                                       _mm512_cvtepi8_epi32(packed));
+      __m512i zeros = _mm512_setzero_si512();
+      RLCC_FRESH(zeros);
+      return _mm512_mask_expand_epi32(zeros, static_cast<__mmask16>(pattern(word, step)),
+                                      _mm512_cvtepi8_epi32(packed));
     }
     static int64_t taken(uint64_t word, int step) { return popcount(pattern(word, step)); }
     static Sum add_offset(Sum offset, W) { return offset; }
@@ -218,6 +256,18 @@ struct Vector {
   }
 
  private:
+#if defined(RLCC_DOT_BF16)
+  static __m512i lane_numbers() {
+    return _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  }
+  static F32 weave(Pairs even, Pairs odd, int first) {
+    const __m512i lane = lane_numbers();
+    // Place first + i of even, then (32 further on) the same of odd, in the two halves of lane i.
+    const __m512i place = _mm512_add_epi32(_mm512_or_si512(lane, _mm512_slli_epi32(lane, 16)),
+                                           _mm512_set1_epi32((32 << 16) | (first << 16) | first));
+    return _mm512_castsi512_ps(_mm512_permutex2var_epi16(even, place, odd));
+  }
+#endif
   static F32 widen16(const float* values) { return _mm512_loadu_ps(values); }
   static F32 widen16(const Bf16* values) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(sixteen_halves(values)), 16));
@@ -234,7 +284,9 @@ struct Vector {
   static __m512i expand_bytes(uint64_t word, const int8_t* values) {
     __m512i packed = _mm512_loadu_si512(values);
     RLCC_LOADED(packed);
-    return _mm512_maskz_expand_epi8(static_cast<__mmask64>(word), packed);
+    __m512i zeros = _mm512_setzero_si512();
+    RLCC_FRESH(zeros);
+    return _mm512_mask_expand_epi8(zeros, static_cast<__mmask64>(word), packed);
   }
 #endif
 };

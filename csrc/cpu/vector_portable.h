@@ -22,13 +22,20 @@ struct Vector {
   static constexpr int kTileRows = 4;     // a 4 x 8 tile: 8 of the 16 xmm registers accumulate
   static constexpr int kPanelVectors = 2;
   static constexpr int kDecodeTileRows = 4;  // times two outputs: 8 of the 16 xmm registers accumulate
-  static constexpr int kDecodeMaxRows = 8;   // of a decode kernel with floating point values
-  static constexpr int kDepthBlock = 320;    // B 10 KiB, A 5 KiB
-  static constexpr int kGramVectors = 2;     // a 4 x 4 fp64 tile
+  static constexpr int kDecodeTileOutputs = 2;
+  static constexpr int kInt8TileRows = 2;  // times two outputs: 4 sums of a group and 4 totals
+  static constexpr int kInt8TileOutputs = 2;
+  static constexpr int kDecodeMaxRows = 8;  // of a decode kernel with floating point values
+  static constexpr int kDepthBlock = 320;   // B 10 KiB, A 5 KiB
+  static constexpr int kGramVectors = 2;    // a 4 x 4 fp64 tile
 
   static constexpr float kInt8Unit = 1;  // expand() of an int8 value v gives v / kInt8Unit
   template <class Value>
   static constexpr int kStepVectors = 1;
+  template <class Value>
+  static constexpr int step_column(int i) {
+    return i;
+  }
 
   static float widen(float value) { return value; }
   static float widen(int8_t value) { return value; }

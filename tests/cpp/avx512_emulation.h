@@ -10,14 +10,15 @@
 namespace restorelcc::cpu {
 namespace {
 
-// Lane i = bit i of keep set ? the next lane of packed : 0.
+// Lane i = bit i of keep set ? the next lane of packed : lane i of source.
 template <class Lane, class Mask, class Vector>
-inline Vector emulated_expand(Mask keep, Vector packed) {
+inline Vector emulated_expand(Vector source, Mask keep, Vector packed) {
   constexpr size_t kLanes = sizeof(Vector) / sizeof(Lane);
   Lane from[kLanes], to[kLanes];
   std::memcpy(from, &packed, sizeof(packed));
+  std::memcpy(to, &source, sizeof(source));
   for (size_t lane = 0, next = 0; lane < kLanes; ++lane) {
-    to[lane] = ((keep >> lane) & 1) != 0 ? from[next++] : Lane{0};
+    if (((keep >> lane) & 1) != 0) to[lane] = from[next++];
   }
   std::memcpy(&packed, to, sizeof(packed));
   return packed;
@@ -63,10 +64,14 @@ inline __m512 emulated_dpbf16_ps(__m512 sum, __m512i a, __m512i b) {
 }  // namespace restorelcc::cpu
 
 #define RLCC_PAIRS(vector) (vector)
-#define _mm512_maskz_expand_epi8(keep, packed) emulated_expand<uint8_t>(static_cast<uint64_t>(keep), packed)
-#define _mm512_maskz_expand_epi16(keep, packed) emulated_expand<uint16_t>(static_cast<uint32_t>(keep), packed)
-#define _mm512_maskz_expand_epi32(keep, packed) emulated_expand<uint32_t>(static_cast<uint16_t>(keep), packed)
-#define _mm512_maskz_expand_ps(keep, packed) emulated_expand<float>(static_cast<uint16_t>(keep), packed)
+#define _mm512_mask_expand_epi8(source, keep, packed) \
+  emulated_expand<uint8_t>(source, static_cast<uint64_t>(keep), packed)
+#define _mm512_mask_expand_epi16(source, keep, packed) \
+  emulated_expand<uint16_t>(source, static_cast<uint32_t>(keep), packed)
+#define _mm512_mask_expand_epi32(source, keep, packed) \
+  emulated_expand<uint32_t>(source, static_cast<uint16_t>(keep), packed)
+#define _mm512_mask_expand_ps(source, keep, packed) \
+  emulated_expand<float>(source, static_cast<uint16_t>(keep), packed)
 #define _mm512_reduce_add_ps(v) emulated_reduce_add_ps(v)
 #define _mm512_cvtepi8_epi32(packed) emulated_cvtepi8_epi32(packed)
 #undef _mm512_dpbf16_ps
