@@ -10,7 +10,6 @@ a question asked at the terminal, more than 512 MB.
 
 from __future__ import annotations
 
-import copy
 import os
 import resource
 import shutil
@@ -21,11 +20,13 @@ from typing import Any
 
 import torch
 from model_corpus import FILES, Directory, write_directory
+from remembered_models import remember_stock_models
 
 import restorelcc
 from restorelcc.sparse_linear import SparseLinear
 
 MOST_MEMORY = 512 << 20
+HERE = Path(__file__).parent
 LONGEST_SENTENCE = 1000  # characters, beside the directory's own name
 _TOKENS = torch.tensor([[1, 2]])
 _EVENTS = ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.posix_spawn", "os.exec",
@@ -38,10 +39,8 @@ class _Watch:
     def __init__(self) -> None:
         self.directory: str | None = None
         self.found: list[str] = []
-        self._allowed = tuple(
-            os.path.realpath(path)
-            for path in (sys.prefix, sys.base_prefix, Path(restorelcc.__file__).parent, "/proc", "/sys", "/dev/null")
-        )
+        known = (sys.prefix, sys.base_prefix, Path(restorelcc.__file__).parent, HERE, "/proc", "/sys", "/dev/null")
+        self._allowed = tuple(os.path.realpath(path) for path in known)
         sys.addaudithook(self._hear)
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -68,7 +67,7 @@ class Checker:
         self._workplace, self._most = workplace, most_memory
         self._watch = _Watch()
         self._base = 0
-        _remember_configurations()
+        remember_stock_models()
 
     def warm_up(self, corpus: dict[str, Directory]) -> None:
         """Every directory of the corpus has to be accepted; afterwards the memory in use is the base line."""
@@ -141,23 +140,3 @@ def _where(error: BaseException) -> str:
 
 def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-
-
-def _remember_configurations() -> None:
-    """AutoConfig.from_pretrained of bytes seen before answers from memory: a third of the time of a load."""
-    from transformers import AutoConfig
-
-    stock = AutoConfig.from_pretrained
-    seen: dict[bytes, Any] = {}
-
-    def remembered(path: Path, **settings: Any) -> Any:
-        file = Path(path) / "config.json"
-        data = file.read_bytes() if file.is_file() and file.stat().st_size < 1 << 20 else None
-        if data not in seen:
-            config = stock(path, **settings)
-            if data is None or len(seen) >= 16:
-                return config
-            seen[data] = config
-        return copy.deepcopy(seen[data]) if data is not None else None
-
-    AutoConfig.from_pretrained = remembered
