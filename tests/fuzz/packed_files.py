@@ -25,7 +25,8 @@ from typing import IO
 from model_corpus import Directory, build_corpus, from_text, to_text
 from mutate_directory import mutate
 
-HANG_SECONDS = 10.0
+HANG_SECONDS = 10.0  # of the worker's own CPU time: a busy machine is no hang
+_WAIT_SECONDS = 60.0  # of the clock: it waits for something that does not come
 _START_SECONDS = 300.0  # of a worker: imports and the corpus, on a busy machine
 _RESTART_EVERY = 20_000  # mutations: what one leaves behind does not add up
 _MOST_KINDS = 20  # of failures: then something is wrong with more than one input
@@ -105,16 +106,31 @@ class _Worker:
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.errors, env=environment
         )
-        self.heard = time.monotonic()
         self.rest = b""
+        self.hear()
 
     @property
     def output(self) -> IO[bytes]:
         assert self.process.stdout is not None
         return self.process.stdout
 
+    def hear(self) -> None:
+        """It has said something, or was not listened to: its time begins again."""
+        self.heard, self.used = time.monotonic(), self._cpu_seconds()
+
     def overdue(self) -> bool:
-        return time.monotonic() - self.heard > (HANG_SECONDS if self.busy else _START_SECONDS)
+        waited = time.monotonic() - self.heard
+        if not self.busy:
+            return waited > _START_SECONDS
+        return waited > _WAIT_SECONDS or (waited > HANG_SECONDS and self._cpu_seconds() - self.used > HANG_SECONDS)
+
+    def _cpu_seconds(self) -> float:
+        """Of the process so far; the clock where the system does not tell."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return time.monotonic()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def abort(self) -> None:
         """Ends it, with its last words where it can still say them."""
@@ -155,7 +171,7 @@ class _Run:
             for key in list(self.selector.get_map().values()):
                 if key.data.overdue():
                     key.data.abort()
-                    self._ended(key.data, f"hangs: no answer for {HANG_SECONDS:g} seconds")
+                    self._ended(key.data, f"hangs: {HANG_SECONDS:g} seconds of work, or {_WAIT_SECONDS:g} of waiting")
             if time.monotonic() - said > 60:
                 said = time.monotonic()
                 print(f"packed_files: {self.counts.total()} in {said - began:.0f} s", file=sys.stderr, flush=True)
@@ -171,7 +187,7 @@ class _Run:
 
     def _listen(self, worker: _Worker) -> None:
         data = os.read(worker.output.fileno(), 1 << 16)
-        worker.heard = time.monotonic()
+        worker.hear()
         *lines, worker.rest = (worker.rest + data).split(b"\n")
         for line in lines:
             number, verdict, *why = line.decode().split(" ", 2)
@@ -213,7 +229,7 @@ class _Run:
         print(f"packed_files: FAILED ({done}): {why}\n  --replay {file}, or --seed {self.seed} --from {number} "
               "--mutations 1", file=sys.stderr, flush=True)  # fmt: skip
         for key in self.selector.get_map().values():  # they were not listened to for some seconds
-            key.data.heard = time.monotonic()
+            key.data.hear()
 
     def _report(self, seconds: float) -> int:
         counts = ", ".join(f"{self.counts[name]:,} {name}" for name in ("accepted", "refused", "unusable", "failed"))
