@@ -4,6 +4,7 @@
 # make bench-cpp        the kernels alone, against the read bandwidth (ARGS="--help")
 # make roofline         draws what bench-cpp wrote: JSON=... PNG=...
 # make fuzz             garbled packed weights under sanitizers, the long run
+# make fuzz-files       garbled packed models on disk, the long run
 # make lint             ruff and mypy
 # make clean            build/, runs/ and caches go; .venv stays
 #
@@ -28,7 +29,7 @@ export PATH := $(BIN):$(PATH)
 
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc restorelcc_ext cmake -type f 2>/dev/null)
 
-.PHONY: demo test test-cpp test-python bench bench-cpp roofline fuzz lint clean
+.PHONY: demo test test-cpp test-python bench bench-cpp roofline fuzz fuzz-files lint clean
 
 demo: $(VENV)/.package $(VENV)/.model
 	$(BIN)/restorelcc demo $(if $(QUICK),--quick) $(ARGS)
@@ -64,6 +65,9 @@ fuzz: $(VENV)/.base
 	  -DRLCC_SANITIZE=address,undefined $(CMAKE_ARGS)
 	cmake --build build/fuzz --target rlcc_fuzz
 	build/fuzz/tests/fuzz/rlcc_fuzz --mutations 200000 --corpus tests/fuzz/corpus $(ARGS)
+
+fuzz-files: $(VENV)/.test
+	$(BIN)/python tests/fuzz/packed_files.py --mutations 100000 --workers $(WORKERS) $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

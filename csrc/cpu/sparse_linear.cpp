@@ -13,6 +13,10 @@ namespace {
 // Work worth waking a thread for, in multiply-adds (pruned ones count): some 10 us of one core.
 constexpr int64_t kMinimumChunk = int64_t{1} << 17;
 
+// Outputs that a decode kernel may compute together. Work is split at multiples of it: one left alone at the end of
+// a part would be summed in another order than as one of two, and the bits would depend on the threads.
+constexpr int64_t kOutputsTogether = 2;
+
 // Rows of A packed at a time. Enough to make expanding W cheap (a third of a cycle a weight against M / 16
 // cycles), few enough for the packed block and the panel's sums to stay in the outer caches.
 constexpr int64_t kRowBlock = 516;  // a multiple of every tile_rows: 4, 6, 12
@@ -39,9 +43,10 @@ void run_decode(const sparse_linear_decode_kernel& kernel, const rlcc_sparse_lin
   const AlignedBytes x(kernel.x_bytes(job));
   kernel.pack_x(job, x.get());
   const int64_t output_work = p.x_rows * words_of(p.weight.columns) * kWordBits;
-  const int64_t grain = kMinimumChunk / std::max<int64_t>(output_work, 1);
-  parallel_for(p.parallel, p.weight.rows, grain,
-               [&](int64_t begin, int64_t end) { kernel.run(job, x.get(), begin, end); });
+  const int64_t grain = kMinimumChunk / std::max<int64_t>(kOutputsTogether * output_work, 1);
+  parallel_for(p.parallel, divide_up(p.weight.rows, kOutputsTogether), grain, [&](int64_t begin, int64_t end) {
+    kernel.run(job, x.get(), begin * kOutputsTogether, std::min(end * kOutputsTogether, p.weight.rows));
+  });
 }
 
 // The output of rows m and on. (The gradient of the values has no rows: its places are the mask's.)

@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     import rich.progress
 
 __all__ = [
-    "Progress", "RichProgress", "SilentProgress", "atomic_directory", "atomic_write_json",
+    "MOST_JSON_BYTES", "Progress", "RichProgress", "SilentProgress", "atomic_directory", "atomic_write_json",
     "atomic_write_tensors", "fingerprint", "read_json", "refuse_inputs", "reserve",
     "versions",
 ]  # fmt: skip
+
+# Far more than a record, a configuration or a report has: what is larger is not read into memory.
+MOST_JSON_BYTES = 64 << 20
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -314,13 +317,18 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: no such file, truncated or not JSON, or not an object.
     """
     try:
+        size = Path(path).stat().st_size
+        if size > MOST_JSON_BYTES:
+            raise ValueError(f"{size:,} bytes")
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except IsADirectoryError:
         raise ValueError(f"{path} is a directory; a JSON file is expected") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also bytes that are no UTF-8, numbers of 5,000 digits
         raise ValueError(f"{path} is truncated or not JSON ({error}); write it again") from error
+    except OSError as error:
+        raise OSError(error.errno, f"{path} cannot be read: {error.strerror}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a JSON {type(value).__name__}; an object is expected")
     return value

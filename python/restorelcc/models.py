@@ -37,6 +37,7 @@ from .architectures import (
 from .artifacts import Progress, SilentProgress, atomic_directory
 from .gguf_reading import gguf_read_once, no_bar_of_gguf
 from .packed_record import is_packed
+from .wording import one_line
 
 __all__ = [
     "AttentionSite", "LoadedModel", "MissingExtraError", "ModelSource", "attention_sites", "check_pair",
@@ -164,12 +165,11 @@ def plain_errors(source: Path | str) -> Iterator[None]:
             yield
     except SafetensorError as error:
         raise ValueError(
-            f"a weight file of {source} is truncated or not safetensors ({error}); copy it again"
+            f"a weight file of {source} is truncated or not safetensors ({one_line(error)}); copy it again"
         ) from error
     except Exception as error:  # the stock loaders raise whatever their parts do
-        message = " ".join(str(error).split())
-        first = re.split(r"(?<=[.!]) ", message, maxsplit=1)[0]
-        raise ValueError(f"{source} cannot be loaded: {first or type(error).__name__}") from error
+        first = re.split(r"(?<=[.!]) ", one_line(error, 1000), maxsplit=1)[0]
+        raise ValueError(f"{source} cannot be loaded: {one_line(first, 400) or type(error).__name__}") from error
 
 
 def load_model(spec: str | Path | ModelSource, *, dtype: torch.dtype | None = None) -> LoadedModel:

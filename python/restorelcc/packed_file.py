@@ -23,6 +23,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .wording import one_line
+
 __all__ = ["PackedFile", "write_aligned"]
 
 _ALIGNMENT = 64
@@ -72,14 +74,16 @@ class PackedFile:
         self._left: set[str] = set()
 
     def __enter__(self) -> PackedFile:
+        if not self.path.exists():
+            raise ValueError(f"{self.path} does not exist; copy the packed model again, with all its files")
+        if not self.path.is_file():  # to open a pipe would be to wait for its writer
+            raise ValueError(f"{self.path} is not a file; copy or pack the model again")
         try:
             self._file = self._stack.enter_context(safe_open(self.path, framework="pt"))
             self._names = set(self._file.keys())
-        except FileNotFoundError:
-            raise ValueError(f"{self.path} does not exist; copy the packed model again, with all its files") from None
         except (SafetensorError, OSError) as error:
             raise ValueError(
-                f"{self.path} is truncated or not a safetensors file ({error}); copy or pack it again"
+                f"{self.path} is truncated or not a safetensors file ({one_line(error)}); copy or pack it again"
             ) from error
         self._left = set(self._names)
         return self
@@ -95,7 +99,11 @@ class PackedFile:
         if name not in self._names:
             raise ValueError(f"{self.path} lacks the tensor {name}; copy or pack it again")
         self._left.discard(name)
-        tensor: Tensor = self._file.get_tensor(name)
+        try:
+            tensor: Tensor = self._file.get_tensor(name)
+        except Exception as error:  # safetensors names data types and shapes that this torch cannot make
+            why = f"{one_line(name)} cannot be read ({one_line(error)})"
+            raise ValueError(f"{self.path}: {why}; pack the model again") from error
         return tensor
 
     def take_as(self, name: str, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -108,10 +116,19 @@ class PackedFile:
             )
         return tensor
 
+    def check_shape(self, name: str, shape: torch.Size) -> None:
+        """ValueError where the tensor `name`, which is not read, has another shape."""
+        stored = list(self._file.get_slice(name).get_shape())
+        if stored != list(shape):
+            raise ValueError(
+                f"{self.path} holds {name} of shape {stored}, the model needs {list(shape)}; its files are not of one "
+                "model, pack it again"
+            )
+
     def finish(self) -> None:
         """ValueError where a tensor was never asked for: the file belongs to another model."""
         if self._left:
             raise ValueError(
                 f"{self.path} holds {len(self._left)} tensors that the model has no place for, such as "
-                f"{min(self._left)}; its files are not of one model, pack it again"
+                f"{one_line(min(self._left))}; its files are not of one model, pack it again"
             )

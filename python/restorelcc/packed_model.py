@@ -23,11 +23,13 @@ from .compensated import CompensatedLinear, CompensationChoice
 from .compensation import Compensation
 from .joined import join, joinable, joint_name, joint_weight
 from .layout import choose_layout
-from .models import make_generation_config_valid, plain_errors, quiet_transformers
+from .models import make_generation_config_valid, quiet_transformers
 from .packed import PackedWeight, pack
 from .packed_file import PackedFile, write_aligned
 from .packed_record import DTYPES, PACKED_FILE, Matrix, PackedRecord, check_name
+from .skeleton import build_skeleton, check_configuration, check_matrix
 from .sparse_linear import SparseLinear
+from .wording import one_line
 
 __all__ = ["LM_HEADS", "load_packed", "pack_model", "save_packed"]
 
@@ -276,31 +278,20 @@ def load_packed(path: str | Path) -> Any:
     """
     path = Path(path).expanduser()
     record = PackedRecord.read(path)
-    model = _skeleton(path, record)
+    check_configuration(path)
     with PackedFile(path / PACKED_FILE) as file:
-        _place_packed(model, record, file)
-        if record.head is not None:
-            _place_head(model, record.head, record, file)
-        _place_stock(model, record, file)
+        try:
+            model = build_skeleton(path, record, file)
+            _place_packed(model, record, file)
+            if record.head is not None:
+                _place_head(model, record.head, record, file)
+            _place_stock(model, record, file)
+        except ValueError as error:  # of a part that does not know where its input comes from
+            if str(path) in str(error):
+                raise
+            raise ValueError(f"{path} cannot be loaded: {one_line(error, 400)}") from error
         file.finish()
     return _finish(model, record)
-
-
-def _skeleton(path: Path, record: PackedRecord) -> Any:
-    """The stock class with its buffers computed and its parameters without storage."""
-    from accelerate import init_empty_weights  # type: ignore[import-untyped]
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-
-    with plain_errors(path):
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-        layers, matrices = config.get_text_config(decoder=True).num_hidden_layers, len(record.packed + record.dense)
-        if layers > matrices:  # before so many are built
-            raise ValueError(f"config.json has {layers} layers, the record {matrices} matrices; pack the model again")
-        with init_empty_weights(include_buffers=False):
-            model: Any = AutoModelForCausalLM.from_config(config, dtype=record.dtype)  # type: ignore[no-untyped-call]
-        if (path / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
-    return model
 
 
 def _place_packed(model: Any, record: PackedRecord, file: PackedFile) -> None:
@@ -334,12 +325,8 @@ def _place_head(model: Any, matrix: Matrix, record: PackedRecord, file: PackedFi
 
 def _stored_bias(matrix: Matrix, linear: nn.Linear | None, record: PackedRecord, file: PackedFile) -> Tensor | None:
     """The bias of the stock projection that `matrix` replaces, after a look at whether it can."""
-    if linear is None or (linear.out_features, linear.in_features) != (matrix.rows, matrix.columns):
-        has = "no such matrix" if linear is None else f"{linear.out_features} x {linear.in_features}"
-        raise ValueError(
-            f"{file.path.parent} packs {matrix.name} as {matrix.rows} x {matrix.columns}, its config.json has "
-            f"{has}; its files are not of one model, pack it again"
-        )
+    check_matrix(matrix, linear, file.path.parent)
+    assert linear is not None
     return None if linear.bias is None else file.take_as(f"{matrix.name}.bias", linear.bias.shape, record.dtype)
 
 
@@ -348,7 +335,7 @@ def _stored_weight(matrix: Matrix, value_dtype: torch.dtype, file: PackedFile) -
     tensors = {key: file.take(f"{matrix.name}.{key}") for key in keys}
     if tensors["shape"].dtype != torch.int64 or tensors["shape"].tolist() != [matrix.rows, matrix.columns]:
         raise ValueError(
-            f"{file.path} holds {matrix.name} as {tensors['shape'].tolist()}, the record says "
+            f"{file.path} holds {matrix.name} as {one_line(tensors['shape'].tolist())}, the record says "
             f"[{matrix.rows}, {matrix.columns}]; its files are not of one model, pack it again"
         )
     if tensors["values"].dtype != value_dtype:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from .artifacts import atomic_write_json, read_json
+from .wording import one_line
 
 __all__ = ["DTYPES", "PACKED_FILE", "RECORD_FILE", "Matrix", "PackedRecord", "check_name", "is_packed"]
 
@@ -27,6 +28,7 @@ NOTE = "A packed model. Load it with restorelcc.load(DIRECTORY) or run `restorel
 # Value kind -> the data type the model runs in: that of every parameter that is not packed, and of activations.
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16, "int8": torch.bfloat16}
 
+_MODULE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
@@ -99,14 +101,15 @@ class PackedRecord:
         file = path / RECORD_FILE
         entries = read_json(file)
         if entries.get("format") != FORMAT or entries.get("version") != VERSION:
+            said = [one_line(repr(entries.get(key)), 80) for key in ("format", "version")]
             raise ValueError(
-                f"{file} has format {entries.get('format')!r} version {entries.get('version')!r}; this release reads "
-                f"{FORMAT!r} version {VERSION}, pack the model again"
+                f"{file} has format {said[0]} version {said[1]}; this release reads {FORMAT!r} version {VERSION}, "
+                "pack the model again"
             )
         try:
             return cls._parse(entries)
         except (KeyError, TypeError, ValueError) as error:
-            what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            what = one_line(f"lacks {error}" if isinstance(error, KeyError) else error, 400)
             raise ValueError(f"{file} is damaged: {what}; pack the model again") from error
 
     @classmethod
@@ -154,6 +157,8 @@ def _matrix(entry: Any) -> Matrix:
     if not isinstance(entry, dict):
         raise TypeError(f"a matrix is a {type(entry).__name__}, not an object")
     name, sizes = entry["name"], [entry[key] for key in ("rows", "columns", "nonzero")]
-    if not isinstance(name, str) or not all(type(size) is int and size >= 0 for size in sizes):
+    if not isinstance(name, str) or not _MODULE.fullmatch(name):
+        raise TypeError(f"{name!r} is no name of a module")
+    if not all(type(size) is int and size >= 0 for size in sizes):
         raise TypeError(f"the matrix {name!r} has the sizes {sizes}")
     return Matrix(name, *sizes)

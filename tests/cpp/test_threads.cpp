@@ -1,4 +1,5 @@
 // The same bits for any number of threads and any pool; calls from many threads at once; after fork().
+#include <atomic>
 #include <memory>
 #include <thread>
 
@@ -113,6 +114,70 @@ void run_backwards(void*, int64_t count, int64_t, rlcc_task task, void* context)
   for (int64_t i = count - 1; i >= 0; --i) task(context, i, i + 1);
 }
 
+// Eight callers with one weight: each its own params and outputs, decode and panel, products and gradients at once;
+// every other one with a pool of its own beside the library's.
+void one_weight_for_all(const char* isa, rlcc_dtype values) {
+  constexpr int64_t kOutputs = 96, kInputs = 330, kMost = 40;
+  std::mt19937 random(32);
+  const Packed shared(
+      random_weight(kOutputs, kInputs, dense_dtype(values), random, half_with_full_and_empty_row(random)), values);
+  Matrix x(kMost, kInputs, RLCC_F32), grad_y(kMost, kOutputs, RLCC_F32);
+  fill_normal(x, random);
+  fill_normal(grad_y, random);
+  rlcc_packed_weight weight = shared.weight;
+  weight.trusted = 1;
+  const rlcc_parallel own{run_on_new_threads, nullptr, 3};
+
+  const auto call = [&](int64_t caller) {
+    std::vector<std::vector<float>> out;
+    for (int64_t rows : {1, 4, 40}) {
+      rlcc_sparse_linear_params linear{};
+      linear.weight = weight;
+      linear.x = x.data();
+      linear.x_rows = rows;
+      linear.x_stride = kInputs;
+      linear.y = out.emplace_back(static_cast<size_t>(rows * kOutputs)).data();
+      linear.y_stride = kOutputs;
+      linear.parallel = caller % 2 == 0 ? nullptr : &own;
+      CHECK_STATUS(rlcc_sparse_linear(&linear), RLCC_OK);
+    }
+    rlcc_sparse_linear_grad_x_params of_x{};
+    of_x.weight = weight;
+    of_x.grad_y = grad_y.data();
+    of_x.y_rows = kMost;
+    of_x.grad_y_stride = kOutputs;
+    of_x.grad_x = out.emplace_back(static_cast<size_t>(kMost * kInputs)).data();
+    of_x.grad_x_stride = kInputs;
+    of_x.parallel = caller % 2 == 0 ? nullptr : &own;
+    CHECK_STATUS(rlcc_sparse_linear_grad_x(&of_x), RLCC_OK);
+    if (values == RLCC_I8) return out;
+    rlcc_sparse_linear_grad_values_params of_values{};
+    of_values.weight = weight;
+    of_values.x = x.data();
+    of_values.grad_y = grad_y.data();
+    of_values.rows = kMost;
+    of_values.x_stride = kInputs;
+    of_values.grad_y_stride = kOutputs;
+    of_values.grad_values = out.emplace_back(shared.storage.size() / 2).data();  // room for 2 or 4 bytes each
+    of_values.parallel = caller % 2 == 0 ? nullptr : &own;
+    CHECK_STATUS(rlcc_sparse_linear_grad_values(&of_values), RLCC_OK);
+    return out;
+  };
+
+  CHECK_STATUS(rlcc_set_num_threads(4), RLCC_OK);
+  const std::vector<std::vector<float>> expected = call(0);
+  std::atomic<int> waiting{8}, same{0};
+  std::vector<std::thread> callers;
+  for (int64_t caller = 0; caller < 8; ++caller) {
+    callers.emplace_back([&, caller] {
+      for (--waiting; waiting.load() > 0;) std::this_thread::yield();  // all begin together
+      for (int repeat = 0; repeat < 3; ++repeat) same += call(caller) == expected ? 1 : 0;
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  CHECK(same == 8 * 3) << isa << " " << dtype_name(values) << ": " << same << " of 24 are the same";
+}
+
 }  // namespace
 
 int main() {
@@ -147,6 +212,8 @@ int main() {
     for (int32_t threads : {2, 4, 3}) CHECK_STATUS(rlcc_set_num_threads(threads), RLCC_OK);
     for (std::thread& caller : callers) caller.join();
     for (int count : same) CHECK(count == 3) << isa;
+
+    for (const rlcc_dtype values : {RLCC_BF16, RLCC_I8, RLCC_F32}) one_weight_for_all(isa, values);
 
 #if defined(__unix__) && !defined(__SANITIZE_THREAD__)
     const pid_t child = fork();  // the pool's threads do not survive this; the child makes its own

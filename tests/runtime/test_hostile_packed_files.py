@@ -123,7 +123,7 @@ TENSORS: list[tuple[Callable[[Tensors], Any], str]] = [
     (lambda t: t.pop("model.norm.weight"), "lacks 1 tensors, such as model.norm.weight"),
     (lambda t: t.pop("model.embed_tokens.weight"), "lacks"),
     (lambda t: t.update(extra=torch.zeros(1)), "no place for, such as extra"),
-    (put("model.norm.weight", lambda v: v[:8]), r"the model needs torch.float32 \[32\]"),
+    (put("model.norm.weight", lambda v: v[:8]), r"of shape \[8\], the model needs \[32\]"),
     (put("model.norm.weight", lambda v: v.bfloat16()), "as torch.bfloat16"),
     (put(f"{MATRIX}.shape", lambda v: v * 2), r"the record says \[32, 32\]"),
     (put(f"{MATRIX}.shape", lambda v: v[:1]), r"the record says \[32, 32\]"),
