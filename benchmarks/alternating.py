@@ -17,10 +17,10 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 PAUSE_SECONDS = 0.02  # before each burst: until the threads of the last contender have stopped spinning
 LEAST_BURSTS = 5
@@ -57,6 +57,11 @@ class Worker:
             raise WorkerError(f"{self.name}: {reply['refused']}")
         return reply
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def close(self) -> None:
         """Ends the process."""
         if self._process.stdin is not None:
@@ -87,11 +92,12 @@ def serve(handlers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
 class Burst:
     """One burst after the other of a list of calls, gone round from where the last burst ended."""
 
+    _slept_from: ClassVar[float | None] = None
+
     def __init__(self, calls: Sequence[Callable[[], Any]]) -> None:
         self._calls = calls
         self._turn = 0
         self._longest = 0.0
-        self._slept_from: float | None = None
 
     def call(self) -> Any:
         """The next of the calls."""
@@ -102,34 +108,34 @@ class Burst:
         """Calls for `seconds`, one at least, after one that is not timed (left out where a call outlasts a burst).
 
         times: seconds a call. interrupted: calls that lost a hundredth of their time or more because a thread had to
-        wait for a processor. idle: processor seconds this process spent since its last burst.
+        wait for a processor. idle: processor seconds this process spent since the last burst of any list.
         """
-        idle = 0.0 if self._slept_from is None else time.process_time() - self._slept_from
+        idle = 0.0 if Burst._slept_from is None else time.process_time() - Burst._slept_from
         if self._longest < seconds:
             self.call()
         times: list[float] = []
         interrupted: list[int] = []
         end = time.perf_counter() + seconds
-        switches, waited = _switches(), _waited()
+        switches, waited = _switches(), waited_seconds()
         while not times or time.perf_counter() < end:
             begin = time.perf_counter()
             self.call()
             times.append(time.perf_counter() - begin)
             if _switches() != switches or times[-1] > LONG_CALL_SECONDS:
-                before, switches, waited = waited, _switches(), _waited()
+                before, switches, waited = waited, _switches(), waited_seconds()
                 if waited - before > 0.01 * times[-1]:
                     interrupted.append(len(times) - 1)
         self._longest = max(times)
-        self._slept_from = time.process_time()
+        Burst._slept_from = time.process_time()
         return {"times": times, "interrupted": interrupted, "idle": idle}
 
 
 def _switches() -> int:
-    """How often a thread of this process lost its processor: a cheap sign that _waited may have risen."""
+    """How often a thread of this process lost its processor: a cheap sign that waited_seconds may have risen."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def _waited() -> float:
+def waited_seconds() -> float:
     """Seconds that the threads of this process were ready to run and had no processor."""
     total = 0
     for file in Path("/proc/self/task").glob("*/schedstat"):
@@ -191,21 +197,38 @@ def ratio(rival: Samples, ours: Samples) -> dict[str, float] | None:
     return {"median": middle, "q1": q1, "q3": q3, "rounds": len(both)}
 
 
+class Turn(NamedTuple):
+    """When contenders are measured: under which lock, and whether before everything else (which takes root's rights).
+
+    realtime is for a machine that is never idle. Linux lets such threads run for 95 % of each second, so that pauses
+    grow with the bursts.
+    """
+
+    lock: Path | None = None
+    realtime: bool = False
+
+
 def alternate(
-    bursts: Mapping[str, Callable[[], dict[str, Any]]], *, seconds: float, lock: Path | None = None
+    bursts: Mapping[str, Callable[[], dict[str, Any]]],
+    workers: Iterable[Worker],
+    *,
+    seconds: float,
+    turn: Turn = Turn(),  # noqa: B008 (immutable)
 ) -> dict[str, Samples]:
     """Each contender's burst in turn, until every one had `seconds` on average, and LEAST_BURSTS rounds.
 
     On a busy machine up to twice as long, for LEAST_BURSTS rounds in which each contender ran undisturbed.
     """
     samples = {name: Samples() for name in bursts}
-    with holding(lock):
+    with holding(turn.lock), first_in_line(workers, turn.realtime):
         begin = time.perf_counter()
-        rounds = 0
+        rounds, lasted = 0, 0.0
         while True:
             for name, burst in bursts.items():
-                time.sleep(PAUSE_SECONDS)
+                time.sleep(max(PAUSE_SECONDS, 0.08 * lasted if turn.realtime else 0.0))
+                started = time.perf_counter()
                 samples[name].add(burst())
+                lasted = time.perf_counter() - started
             rounds += 1
             spent = (time.perf_counter() - begin) / (seconds * len(bursts))
             undisturbed = min(sum(r is not None for r in found.rounds) for found in samples.values())
@@ -225,6 +248,24 @@ def holding(lock: Path | None) -> Iterator[None]:
             yield
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
+
+
+@contextlib.contextmanager
+def first_in_line(workers: Iterable[Worker], realtime: bool) -> Iterator[None]:
+    """All threads of all workers before everything else that wants a processor (SCHED_FIFO); afterwards as before."""
+    folders = [Path(f"/proc/{worker.pid}/task") for worker in workers] if realtime else []
+
+    def give(policy: int, priority: int) -> None:
+        for folder in folders:
+            for thread in folder.iterdir():
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    os.sched_setscheduler(int(thread.name), policy, os.sched_param(priority))
+
+    give(os.SCHED_FIFO, 1)
+    try:
+        yield
+    finally:
+        give(os.SCHED_OTHER, 0)
 
 
 def machine() -> str:

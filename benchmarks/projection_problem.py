@@ -54,6 +54,12 @@ class Problem:
     index: NDArray[np.int64]
     exact: Exact  # of the first and last rows, see `checked`
 
+    def turned(self, i: int) -> tuple[Array, Array]:
+        """(weight, bias) with their outputs moved by i: as fast, but no bytes that an engine could share between copies
+        (DeepSparse does).
+        """
+        return np.roll(self.weight, i, axis=0), np.roll(self.bias, i)
+
     @property
     def checked(self) -> NDArray[np.int64]:
         """The rows of the result that are compared with float64."""

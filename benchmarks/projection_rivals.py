@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alternating import Samples, Worker, WorkerError, alternate, machine, ratio
+from alternating import Samples, Turn, Worker, WorkerError, alternate, machine, ratio
 from projection_problem import Case
 from shapes import SHAPES
 
@@ -83,12 +83,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=1.0, help="for each contender of each case")
     parser.add_argument("--cold-mb", type=int, default=256, help="distinct weights to go round, for 16 rows or fewer")
     parser.add_argument("--isa", choices=["avx2"], help="hold ours and torch to it; torch runs unrestricted as well")
+    parser.add_argument("--huge-pages", action="store_true", help="large tensors of torch and ours in huge pages")
     parser.add_argument("--only", default="", metavar="REGEX", help="contenders, such as 'ours|torch'")
     parser.add_argument("--openvino-python", type=Path, help="default: this one, where openvino is installed in it")
     parser.add_argument("--deepsparse-python", type=Path, help="the Python (<= 3.11) of an environment with deepsparse")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--lock", type=Path, help="hold this lock while a case is measured")
+    parser.add_argument("--realtime", action="store_true", help="measured before all else, see alternating.py; as root")
     found = parser.parse_args(arguments)
     found.shapes = [shape(text) for text in found.shape or DEFAULT_SHAPES]
     return found
@@ -148,6 +150,8 @@ class Rivals:
         environment = {"OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": ""}
         if options.isa == "avx2" and process in ("ours", "torch"):
             environment |= AVX2
+        if options.huge_pages:
+            environment["THP_MEM_ALLOC_ENABLE"] = "1"  # torch's own switch
         engine = process.split()[0]
         command = [str(python or sys.executable), str(HERE / "projection_engines.py"), engine]
         worker = Worker(process, command, environment)
@@ -210,16 +214,15 @@ def measure(rivals: Rivals, options: argparse.Namespace, op: str, together: list
                 record["failed"] = str(error)
                 continue
             bursts[name] = partial(worker.ask, "burst", key=key, seconds=length)
-    samples: dict[str, Samples] = alternate(bursts, seconds=options.seconds, lock=options.lock) if bursts else {}
+    turn, active = Turn(options.lock, options.realtime), [w for w in map(rivals.worker, sorted(used)) if w is not None]
+    samples: dict[str, Samples] = alternate(bursts, active, seconds=options.seconds, turn=turn) if bursts else {}
     for name, found in samples.items():
         records[name]["seconds"] = found.summary()
         ours = samples.get(records[name]["against"])
         if ours is not None and ours is not found:
             records[name]["times_ours"] = ratio(found, ours)
-    for process in used:
-        worker = rivals.worker(process)
-        if worker is not None:
-            worker.ask("drop")
+    for worker in active:
+        worker.ask("drop")
     return list(records.values())
 
 
@@ -285,7 +288,7 @@ def report(rivals: Rivals, options: argparse.Namespace, records: list[dict[str, 
     return {
         "machine": machine(), "system": platform.platform(), "python": platform.python_version(),
         "commit": commit.stdout.strip(), "load": os.getloadavg(), "threads": options.threads, "isa": options.isa,
-        "about": rivals.about, "missing": rivals.missing, "results": records,
+        "huge_pages": options.huge_pages, "about": rivals.about, "missing": rivals.missing, "results": records,
     }  # fmt: skip
 
 
