@@ -72,6 +72,8 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
 
 def serve(handlers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
@@ -230,9 +232,9 @@ def alternate(
                 samples[name].add(burst())
                 lasted = time.perf_counter() - started
             rounds += 1
-            spent = (time.perf_counter() - begin) / (seconds * len(bursts))
+            spent, budget = time.perf_counter() - begin, seconds * len(bursts)
             undisturbed = min(sum(r is not None for r in found.rounds) for found in samples.values())
-            if spent > 1 and (undisturbed >= LEAST_BURSTS or (rounds >= LEAST_BURSTS and spent > 2)):
+            if spent > budget and (undisturbed >= LEAST_BURSTS or (rounds >= LEAST_BURSTS and spent > 2 * budget)):
                 return samples
 
 

@@ -30,7 +30,10 @@ class Prepared(NamedTuple):
 
 
 class Torch:
-    """Dense F.linear with the folded bias, torch's CSR product, and grad_y W."""
+    """Dense F.linear with the folded bias, torch's CSR product, and grad_y W.
+
+    "native": without oneDNN, by ATen's own kernels, of which that for one row of bf16 can be the faster one.
+    """
 
     def __init__(self, threads: int) -> None:
         import torch
@@ -55,11 +58,19 @@ class Torch:
             found: Array = y.float().numpy()
             return found
 
+        def without_onednn(w: Any) -> Any:
+            self.torch._C._set_mkldnn_enabled(False)
+            y = linear(x, w, bias)
+            self.torch._C._set_mkldnn_enabled(True)
+            return y
+
         def product(w: Any) -> Callable[[], Any]:
             if given.case.op == "grad_x":
                 return lambda: x @ w
             if layout == "csr":
                 return lambda: linear(x, w) + bias
+            if layout == "native":
+                return lambda: without_onednn(w)
             return lambda: linear(x, w, bias)
 
         if layout == "csr":

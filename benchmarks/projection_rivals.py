@@ -29,7 +29,7 @@ from shapes import SHAPES
 
 HERE = Path(__file__).parent
 DEFAULT_SHAPES = ("4096x4096", "11008x4096")
-CSR_ROWS = (1, 4)
+CSR_ROWS = NATIVE_ROWS = (1, 4)
 MIXED_GROUPS, MIXED_ROWS = 64, 16
 OPS = ("forward", "grad_x", "mixed")
 AVX2 = {"RLCC_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -62,6 +62,7 @@ CONTENDERS = (
     Contender("ours", "int8", "ours int8", OPS),
     Contender("torch", "fp32", "ours fp32", ("forward", "grad_x")),
     Contender("torch", "bf16", "ours bf16", ("forward", "grad_x")),
+    Contender("torch", "bf16 native", "ours bf16", rows=NATIVE_ROWS),
     Contender("torch", "fp32 csr", "ours fp32", rows=CSR_ROWS),
     Contender("torch unrestricted", "fp32", "ours fp32", ("forward", "grad_x")),
     Contender("torch unrestricted", "bf16", "ours bf16", ("forward", "grad_x")),
