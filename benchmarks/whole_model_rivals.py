@@ -23,7 +23,7 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
-from alternating import Samples, Turn, Worker, WorkerError, alternate, machine, ratio
+from alternating import Samples, Turn, Worker, WorkerError, alternate, first_in_line, holding, machine, ratio
 
 HERE = Path(__file__).parent
 PROMPT = "Write a long story about a fisherman."
@@ -64,7 +64,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="REGEX", help="contenders")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
-    parser.add_argument("--lock", type=Path, help="hold this lock while measuring speed")
+    parser.add_argument("--lock", type=Path, help="hold this lock while measuring")
     parser.add_argument("--realtime", action="store_true", help="measured before all else, see alternating.py; as root")
     return parser.parse_args(arguments)
 
@@ -193,8 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             records[one.name] = record
             try:
                 workers[one.name] = start(one, options, about)
-                nats = sum(workers[one.name].ask("nll", ids=row)["nll"] for row in rows)
-                warm = workers[one.name].ask("generate", prompt=prompt, new_tokens=options.new_tokens)
+                with holding(options.lock), first_in_line([workers[one.name]], options.realtime):
+                    nats = sum(workers[one.name].ask("nll", ids=row)["nll"] for row in rows)
+                    warm = workers[one.name].ask("generate", prompt=prompt, new_tokens=options.new_tokens)
             except WorkerError as error:
                 record["failed"] = str(error)
                 continue
