@@ -101,6 +101,11 @@ class Burst:
         self._turn = 0
         self._longest = 0.0
 
+    @classmethod
+    def forget_pause(cls) -> None:
+        """What this process does up to its next burst is no idling."""
+        cls._slept_from = None
+
     def call(self) -> Any:
         """The next of the calls."""
         self._turn += 1
@@ -203,7 +208,8 @@ class Turn(NamedTuple):
     """When contenders are measured: under which lock, and whether before everything else (which takes root's rights).
 
     realtime is for a machine that is never idle. Linux lets such threads run for 95 % of each second, so that pauses
-    grow with the bursts.
+    grow with the bursts; a single call of more than a second is stopped for a twentieth of its time, and counts as
+    disturbed.
     """
 
     lock: Path | None = None

@@ -283,6 +283,7 @@ class Contenders:
 
     def drop(self) -> dict[str, Any]:
         self._bursts.clear()
+        Burst.forget_pause()  # the next case is prepared in it
         return {}
 
 
