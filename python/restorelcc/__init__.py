@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from restorelcc import ops
     from restorelcc._native import build_info
-    from restorelcc.compiled_decoding import compile_decode
     from restorelcc.compensated import compensation_names, compensations
+    from restorelcc.compiled_decoding import compile_decode
     from restorelcc.head_moments import HeadMoments
     from restorelcc.loading import load
     from restorelcc.packed import PackedWeight, pack

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .frozen_graphs import MergeProducts, is_tracing_frozen, tracing_frozen
 from .joined import JoinedLinear
 from .packed import Snapshot
+from .row_attention import attention_of_rows
 
 __all__ = ["CompiledDecoder", "compile_decode"]
 
@@ -50,7 +51,7 @@ class CompiledDecoder:
         self._snapshot = Snapshot(*_tensors(model))
         self._families = {id(m.family): m.family for m in model.modules() if isinstance(m, JoinedLinear)}
         # Every guard is skipped: what they would look at is looked at once a call, in _check.
-        options = {
+        options: dict[str, Any] = {
             "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
             "post_grad_custom_pre_pass": MergeProducts(),
         }
@@ -67,6 +68,7 @@ class CompiledDecoder:
         temperature: float = 0.0,
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
+        processors: Callable[[Tensor, Tensor], Tensor] | None = None,
         streamer: Any = None,
     ) -> Tensor:
         """Ids of prompt and continuation, [B, T + new]; as generate(do_sample=temperature > 0) of the model gives.
@@ -76,6 +78,7 @@ class CompiledDecoder:
             temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature).
             eos_token_id: ends a sequence; None: none does.
             pad_token_id: what follows the end token of a sequence while others go on; None: the end token.
+            processors: (ids, logits) -> logits, before a token is chosen: a LogitsProcessorList of transformers.
             streamer: gets the prompt, then each token, as generate() has it.
 
         Raises:
@@ -93,6 +96,9 @@ class CompiledDecoder:
         token = logits.argmax(-1, keepdim=True)
         found, done = [input_ids], torch.zeros(batch, 1, dtype=torch.bool)
         for position in range(length, length + max_new_tokens):
+            if processors is not None:
+                logits = processors(torch.cat(found, dim=1), logits)
+                token = logits.argmax(-1, keepdim=True)
             if temperature > 0:
                 token = torch.multinomial(torch.softmax(logits / temperature, -1), 1)
             if len(ends):
@@ -108,16 +114,24 @@ class CompiledDecoder:
             streamer.end()
         return torch.cat(found, dim=1)
 
+    @torch.no_grad()
+    def prepare(self, batch: int, tokens: int) -> None:
+        """Compiles what a batch of so many sequences needs for so many tokens, prompt and new ones together."""
+        cache, slots = self._cache(tokens)
+        token = torch.zeros(batch, 1, dtype=torch.long)
+        self.model(input_ids=token, **{self._cache_name: cache, "use_cache": True})
+        self._step(token, torch.ones_like(token), cache, slots)
+
+    @torch.no_grad()
     def step_logits(self, input_ids: Tensor, ids: Tensor) -> Tensor:
         """Logits [B, S, V] float32 of the compiled step, fed ids [B, S] one at a time behind the prompt input_ids."""
         self._check(input_ids, None, 1)
         batch, length = input_ids.shape
         (cache, slots), found = self._cache(length + ids.shape[1]), []
-        with torch.no_grad():
-            self.model(input_ids=input_ids, logits_to_keep=1, **{self._cache_name: cache, "use_cache": True})
-            for place in range(ids.shape[1]):
-                token = ids[:, place : place + 1].contiguous()
-                found.append(self._step(token, torch.full((batch, 1), length + place), cache, slots)[0].clone())
+        self.model(input_ids=input_ids, logits_to_keep=1, **{self._cache_name: cache, "use_cache": True})
+        for place in range(ids.shape[1]):
+            token = ids[:, place : place + 1].contiguous()
+            found.append(self._step(token, torch.full((batch, 1), length + place), cache, slots)[0])
         return torch.stack(found, dim=1)
 
     def _check(self, input_ids: Tensor, attention_mask: Tensor | None, new_tokens: int) -> None:
@@ -157,14 +171,14 @@ class CompiledDecoder:
         compiled = torch.compile(forward, fullgraph=True, dynamic=False, options=self._options)
         for family in self._families.values():
             family.merged = family.holds()
-        with tracing_frozen(), _head_of_rows(model):
+        with tracing_frozen(), _head_of_rows(model), attention_of_rows(model):
             result: tuple[Tensor, Tensor] = compiled(token, position, cache)
         self._steps[key] = compiled
         return result
 
 
 def compile_decode(model: Any) -> CompiledDecoder:
-    """A decoder of `model` (of `restorelcc.load`, or any stock model on the CPU) whose step is compiled when first used.
+    """A decoder of `model` (of `restorelcc.load`, or a stock one on the CPU), whose step is compiled when first used.
 
         decoder = restorelcc.compile_decode(restorelcc.load("packed"))
         ids = decoder.generate(tokenizer("...", return_tensors="pt")["input_ids"], max_new_tokens=64)
@@ -173,8 +187,11 @@ def compile_decode(model: Any) -> CompiledDecoder:
     what it compiled on disk. Weights must stay as they are; which compensation applies may change between two calls.
 
     Raises:
-        ValueError: a model whose forward takes no cache, or is not on the CPU.
+        ValueError: a model whose forward takes no cache, or that is not on the CPU.
     """
+    device = next(model.parameters()).device
+    if device.type != "cpu":
+        raise ValueError(f"the model is on {device}, compiled decoding is for the CPU; move it with .cpu()")
     return CompiledDecoder(model)
 
 

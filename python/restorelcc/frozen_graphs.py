@@ -36,7 +36,7 @@ def tracing_frozen() -> Iterator[None]:
         _frozen = before
 
 
-class MergeProducts(CustomGraphPass):  # type: ignore[misc]
+class MergeProducts(CustomGraphPass):
     """Products with the same arguments become one. The graph is functional by then: same arguments, same values."""
 
     def __call__(self, graph: torch.fx.Graph) -> None:
