@@ -108,9 +108,13 @@ def eager(name: str, model: Any, prompt: Tensor, *, checked: bool = True) -> Con
             )  # fmt: skip
 
     def logits(text: Tensor) -> Tensor:
-        with torch.no_grad():
-            found: Tensor = model(input_ids=torch.cat([prompt, text], 1)).logits[0, prompt.shape[1] :].float()
-            return found
+        name = compile_decode(model)._cache_name
+        with torch.no_grad():  # token by token, since int8 products round x for few rows only
+            cache, found = model(input_ids=prompt, use_cache=True)[name], []
+            for place in range(text.shape[1]):
+                output = model(input_ids=text[:, place : place + 1], use_cache=True, **{name: cache})
+                found.append(output.logits[0].float())
+            return torch.cat(found)
 
     return Contender(name, weight_bytes(model), decode, logits, checked)
 
@@ -133,11 +137,7 @@ def ours_compiled(name: str, model: Any, prompt: Tensor, *, checked: bool = True
 
 def weight_bytes(model: Any) -> int:
     """Of parameters and buffers; what several names share counts once."""
-    seen = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = max(seen.get(storage.data_ptr(), 0), tensor.nbytes)
-    return sum(seen.values())
+    return sum({t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}.values())
 
 
 def cpu_name() -> str:

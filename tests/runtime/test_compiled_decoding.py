@@ -18,6 +18,9 @@ from restorelcc.adapter import save_adapter
 from restorelcc.compiled_decoding import CompiledDecoder, compile_decode
 from restorelcc.pack_checkpoint import pack_checkpoint
 
+# torch's own, when inductor is imported.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+
 needs_compiler = pytest.mark.skipif(
     all(shutil.which(name) is None for name in ("g++", "clang++", "c++")), reason="torch.compile needs a C++ compiler"
 )
