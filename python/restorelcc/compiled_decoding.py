@@ -50,12 +50,17 @@ class CompiledDecoder:
         self._cache_name = _cache_name(model)
         self._snapshot = Snapshot(*_tensors(model))
         self._families = {id(m.family): m.family for m in model.modules() if isinstance(m, JoinedLinear)}
-        # Every guard is skipped: what they would look at is looked at once a call, in _check.
-        options: dict[str, Any] = {
-            "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
-            "post_grad_custom_pre_pass": MergeProducts(),
+        # Every guard is skipped: what they would look at is looked at once a call, in _check. Isolated, because torch finds
+        # graphs by their code, which all steps share, and without guards would take any of them.
+        self._settings: dict[str, Any] = {
+            "fullgraph": True,
+            "dynamic": False,
+            "isolate_recompiles": True,
+            "options": {
+                "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
+                "post_grad_custom_pre_pass": MergeProducts(),
+            },
         }
-        self._options = options
         self._steps: dict[tuple[int, int, int], Callable[..., tuple[Tensor, Tensor]]] = {}
 
     @torch.no_grad()
@@ -168,7 +173,7 @@ class CompiledDecoder:
             logits = model(input_ids=token, position_ids=position, **inputs).logits[:, -1].float()
             return logits, logits.argmax(-1, keepdim=True)
 
-        compiled = torch.compile(forward, fullgraph=True, dynamic=False, options=self._options)
+        compiled = torch.compile(forward, **self._settings)
         for family in self._families.values():
             family.merged = family.holds()
         with tracing_frozen(), _head_of_rows(model), attention_of_rows(model):
@@ -220,5 +225,3 @@ def _head_of_rows(model: Any) -> Iterator[None]:
         yield
     finally:
         head.__class__ = nn.Linear
-
-

@@ -134,9 +134,9 @@ class _Family:
 class JoinedLinear(SparseLinear):
     """A SparseLinear [N, K] whose weight is rows of a joint one; the same y, bit for bit.
 
-    Joined for at most 16 rows of x, outside inference mode (whose tensors cannot tell that they were written to), and
-    in a graph where `compile_decode` made it. After a conversion, an edit of a weight or a copy of the model each member
-    computes its own again.
+    Joined for at most 16 rows of x, outside inference mode (whose tensors cannot tell that they were written to),
+    and in graphs that `compile_decode` makes. After a conversion, an edit of a weight or a copy of the model each
+    member computes its own again.
     """
 
     def __init__(self, packed: PackedWeight, bias: Tensor | None, family: _Family, place: int) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 import restorelcc
 from restorelcc.adapter import save_adapter
 from restorelcc.compiled_decoding import CompiledDecoder, compile_decode
+from restorelcc.models import load_model, save_checkpoint
 from restorelcc.pack_checkpoint import pack_checkpoint
 
 # torch's own, when inductor is imported.
@@ -28,8 +29,8 @@ needs_compiler = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def path(pruned: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The random Llama in fp32 with two compensations that apply by name."""
-    source, at = pruned("llama-gqa"), tmp_path_factory.mktemp("compiled")
+    """A random Qwen2, whose joined q, k and v have biases, in fp32 with two compensations that apply by name."""
+    source, at = pruned("qwen2"), tmp_path_factory.mktemp("compiled")
     named = {}
     for seed, name in enumerate(("law", "tax"), 1):
         save_adapter(source, some_compensation(source, seed), at / name)
@@ -71,32 +72,46 @@ def test_each_sequence_with_its_own_compensation(decoder: CompiledDecoder) -> No
 
 
 @needs_compiler
-@pytest.mark.parametrize("kind", ["qwen2", "opt"])
-def test_other_architectures_joined_with_biases(kind: str, pruned: Callable[[str], Path], tmp_path: Path) -> None:
+def test_siblings_are_one_product_in_the_graph(decoder: CompiledDecoder) -> None:
+    layers = decoder.model.config.num_hidden_layers
+    assert products_of_a_step(decoder) == 4 * layers  # q+k+v, o, gate+up, down
+
+
+@needs_compiler
+def test_two_decoders_do_not_take_each_others_graphs(decoder: CompiledDecoder, path: Path) -> None:
+    other = restorelcc.load(path)
+    other.lm_head.weight.mul_(-1)
+    for each in (compile_decode(other), decoder):
+        ids = each.generate(IDS[:1], max_new_tokens=4)
+        assert torch.equal(ids, greedy(each.model, IDS[:1], max_new_tokens=4))
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama-gqa", "opt"])
+def test_other_architectures(kind: str, pruned: Callable[[str], Path], tmp_path: Path) -> None:
     pack_checkpoint(str(pruned(kind)), tmp_path / "packed", values="fp32")
     model = restorelcc.load(tmp_path / "packed")
-    calls = products_of_a_step(model)
-    assert calls < len(model.packed_record.packed)  # siblings are one product
     ids = compile_decode(model).generate(IDS[:1], max_new_tokens=5)
     assert torch.equal(ids, greedy(model, IDS[:1], max_new_tokens=5))
 
 
-def products_of_a_step(model: Any) -> int:
+def products_of_a_step(decoder: CompiledDecoder) -> int:
     """How often one compiled step calls the op."""
     from torch.profiler import ProfilerActivity, profile
 
-    decoder = compile_decode(model)
     decoder.prepare(1, 8)
     cache, slots = decoder._cache(8)
     one = torch.ones(1, 1, dtype=torch.long)
     with torch.no_grad():
-        model(input_ids=one, use_cache=True, **{decoder._cache_name: cache})
+        decoder.model(input_ids=one, use_cache=True, **{decoder._cache_name: cache})
         with profile(activities=[ProfilerActivity.CPU]) as run:
             decoder._step(one, one, cache, slots)
     return sum(event.name == "restorelcc::sparse_linear_inference" for event in run.events())
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_bf16_with_an_int8_head_stays_in_its_budget(pruned: Callable[[str], Path], tmp_path: Path) -> None:
     """|compiled − fp32| is at most twice |eager − fp32|."""
     source, text = pruned("llama-gqa"), torch.arange(10, 22)[None]
@@ -155,9 +170,18 @@ def test_stock_generate_is_as_before(path: Path, decoder: CompiledDecoder) -> No
 
 
 @needs_compiler
-def test_generate_compile_on_the_command_line(path: Path) -> None:
-    ask = ("generate", path, "w5 w6 w7", "--max-new-tokens", "6", "--compensation", "law")
+def test_generate_compile_on_the_command_line(pruned: Callable[[str], Path], tmp_path: Path) -> None:
+    source = pruned("llama-gqa")
+    some_compensation(source, 1).save(tmp_path / "law.safetensors")
+    named = {"law": tmp_path / "law.safetensors"}
+    pack_checkpoint(str(source), tmp_path / "packed", values="fp32", compensations=named)
+    ask = ("generate", tmp_path / "packed", "w5 w6 w7", "--max-new-tokens", "6", "--compensation", "law")
     compiled, plain = succeed(*ask, "--compile"), succeed(*ask)
     assert compiled["text"] == plain["text"]
     assert compiled["compile_seconds"] > 0 == plain["compile_seconds"]
-    refuse("generate", path, "", "--compile", words="the prompt has no tokens")
+
+    loaded = load_model(source)
+    loaded.model.generation_config.no_repeat_ngram_size = 2
+    save_checkpoint(loaded.model, loaded.tokenizer, tmp_path / "strict")
+    words = "asks for no_repeat_ngram_size, which only stock generate() knows; leave --compile out"
+    refuse("generate", tmp_path / "strict", "w5", "--compile", words=words)
