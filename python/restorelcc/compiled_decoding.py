@@ -50,8 +50,8 @@ class CompiledDecoder:
         self._cache_name = _cache_name(model)
         self._snapshot = Snapshot(*_tensors(model))
         self._families = {id(m.family): m.family for m in model.modules() if isinstance(m, JoinedLinear)}
-        # Every guard is skipped: what they would look at is looked at once a call, in _check. Isolated, because torch finds
-        # graphs by their code, which all steps share, and without guards would take any of them.
+        # Every guard is skipped: what they would look at is looked at once a call, in _check. Isolated, because torch
+        # finds graphs by their code, which all steps share, and without guards would take any of them.
         self._settings: dict[str, Any] = {
             "fullgraph": True,
             "dynamic": False,
