@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from restorelcc import ops
     from restorelcc._native import build_info
     from restorelcc.compensated import compensation_names, compensations
+    from restorelcc.compiled_decoding import compile_decode
     from restorelcc.head_moments import HeadMoments
     from restorelcc.loading import load
     from restorelcc.packed import PackedWeight, pack
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HeadMoments", "PackedWeight", "SparseLinear", "__version__", "build_info", "compensation_names", "compensations",
-    "load", "ops", "pack", "pack_model",
+    "compile_decode", "load", "ops", "pack", "pack_model",
 ]  # fmt: skip
 
 _HOMES = {
@@ -34,6 +35,7 @@ _HOMES = {
     "build_info": "_native",
     "compensation_names": "compensated",
     "compensations": "compensated",
+    "compile_decode": "compiled_decoding",
     "load": "loading",
     "pack": "packed",
     "pack_model": "packed_model",

@@ -33,10 +33,10 @@ class CompensationChoice:
     def __init__(self, names: Sequence[str], default: str | None = None) -> None:
         self.names = tuple(names)
         self.default = default
-        self._picked = self._rows_of([default])
+        self._picked = self._rows_of([default])  # [S], one for each sequence chosen for
         self._index: Tensor | None = None  # of the last batch, so that the layers of one pass share it
 
-    def _rows_of(self, names: Sequence[str | None]) -> list[int]:
+    def _rows_of(self, names: Sequence[str | None]) -> Tensor:
         unknown = [name for name in names if name is not None and name not in self.names]
         if unknown:
             raise ValueError(
@@ -45,7 +45,8 @@ class CompensationChoice:
             )
         if not names:
             raise ValueError("no compensation was chosen for any sequence; give one for each sequence, or one for all")
-        return [0 if name is None else 1 + self.names.index(name) for name in names]
+        with torch.inference_mode(False):  # so that it serves every mode
+            return torch.tensor([0 if name is None else 1 + self.names.index(name) for name in names])
 
     @contextmanager
     def picking(self, names: Sequence[str | None]) -> Iterator[None]:
@@ -68,11 +69,12 @@ class CompensationChoice:
                 f"compensations were chosen for {sequences} sequences, the batch has {batch}; "
                 "choose one for each sequence of the batch, or one for all"
             )
+        if torch.compiler.is_compiling():
+            return self._picked.to(x.device).repeat_interleave(rows // sequences)
         kept = self._index
         if kept is None or kept.numel() != rows or kept.device != x.device:
-            with torch.inference_mode(False):  # so that the kept one serves every mode
-                picked = torch.tensor(self._picked, dtype=torch.int64, device=x.device)
-                kept = self._index = picked.repeat_interleave(rows // sequences)
+            with torch.inference_mode(False):
+                kept = self._index = self._picked.to(x.device).repeat_interleave(rows // sequences)
         return kept
 
 

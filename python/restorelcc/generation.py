@@ -2,7 +2,7 @@
 
     tokens/s = (new tokens − 1) / (time of the last token − time of the first)        decoding; the prompt is apart
 
-Generation itself is the stock generate() of transformers.
+Generation itself is the stock generate() of transformers, or with `compiled` that of `compile_decode`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,25 @@ from typing import Any
 import torch
 
 from .compensated import compensation_names, compensations
+from .compiled_decoding import compile_decode
 from .loading import kind_of, load, tokenizer_of
 from .models import quiet_transformers
 from .token_set import padding_id
 
 __all__ = ["Generated", "generate"]
 
+# Settings of a model that change what generate() chooses.
+_STOCK_ONLY = (
+    "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id",
+    "forced_eos_token_id", "sequence_bias", "min_length", "min_new_tokens",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Generated:
     """The text and its times.
 
+    compile_seconds: 0 unless compiled, else what came before the prompt.
     prefill_seconds: from the call to the first new token; tokens_per_second: of the tokens after it, NaN for none.
     """
 
@@ -37,6 +45,7 @@ class Generated:
     new_tokens: int
     prefill_seconds: float
     decode_seconds: float
+    compile_seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -46,9 +55,9 @@ class Generated:
     def line(self) -> str:
         """For a person."""
         speed = f", {self.tokens_per_second:.1f} tokens/s" if self.new_tokens > 1 else ""
-        return (
-            f"{self.prompt_tokens} prompt tokens in {self.prefill_seconds:.2f} s, {self.new_tokens} new tokens{speed}"
-        )
+        compiled = f"compiled in {self.compile_seconds:.1f} s, " if self.compile_seconds else ""
+        prompt = f"{self.prompt_tokens} prompt tokens in {self.prefill_seconds:.2f} s"
+        return f"{compiled}{prompt}, {self.new_tokens} new tokens{speed}"
 
 
 class _Clock:
@@ -83,6 +92,7 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     stream: bool = False,
+    compiled: bool = False,
 ) -> Generated:
     """Continues or answers `prompt` with the model `spec` (packed or adapter directory, or MODEL).
 
@@ -92,10 +102,12 @@ def generate(
         compensation: a name that a packed model knows, or "none"; None: its default.
         temperature: 0 takes the likeliest token; above, tokens are sampled from softmax(logits / temperature).
         stream: print the text to stdout while it comes.
+        compiled: decode by `compile_decode`, compiled before the clock starts.
 
     Raises:
-        ValueError: a model that cannot be loaded, an empty prompt, no chat template, an unknown compensation, or a
-            prompt that leaves no room in the model's context.
+        ValueError: a model that cannot be loaded, an empty prompt, no chat template, an unknown compensation, a
+            prompt that leaves no room in the model's context, or with `compiled` settings that stock generate() alone
+            knows.
     """
     tokenizer, model = tokenizer_of(spec), load(spec)
     names = compensation_names(model)
@@ -114,19 +126,43 @@ def generate(
         how = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     choice = nullcontext() if compensation is None else compensations(model, _name(compensation))
     clock = _Clock(_printer(tokenizer) if stream else None)
-    torch.manual_seed(seed)
+    compile_seconds = 0.0
     with choice, quiet_transformers():
+        if compiled:
+            start, decoder = time.perf_counter(), compile_decode(model)
+            processors = _processors(model)
+            decoder.prepare(1, length + max_new_tokens)
+            compile_seconds = time.perf_counter() - start
+        torch.manual_seed(seed)
         start = time.perf_counter()
-        ids = model.generate(
-            **given, **how, max_new_tokens=max_new_tokens, num_beams=1, pad_token_id=padding_id(tokenizer),
-            streamer=clock,
-        )  # fmt: skip
+        if compiled:
+            ids = decoder.generate(
+                **given, max_new_tokens=max_new_tokens, temperature=temperature, processors=processors,
+                eos_token_id=model.generation_config.eos_token_id, pad_token_id=padding_id(tokenizer), streamer=clock,
+            )  # fmt: skip
+        else:
+            ids = model.generate(
+                **given, **how, max_new_tokens=max_new_tokens, num_beams=1, pad_token_id=padding_id(tokenizer),
+                streamer=clock,
+            )  # fmt: skip
     new = ids[0, length:]
     first, last = clock.times[0], clock.times[-1]
     return Generated(
         spec, kind_of(spec), compensation, tokenizer.decode(new, skip_special_tokens=True), length, len(new),
-        first - start, last - first,
+        first - start, last - first, compile_seconds,
     )  # fmt: skip
+
+
+def _processors(model: Any) -> Any:
+    """What the model's own generation settings ask for beside the temperature. ValueError where that is not here."""
+    from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+
+    config = model.generation_config
+    strange = [name for name in _STOCK_ONLY if getattr(config, name, None)]
+    if strange:
+        raise ValueError(f"the model asks for {strange[0]}, which only stock generate() knows; leave --compile out")
+    penalty = getattr(config, "repetition_penalty", None)
+    return None if penalty in (None, 1.0) else LogitsProcessorList([RepetitionPenaltyLogitsProcessor(penalty)])
 
 
 def _name(compensation: str) -> str | None:

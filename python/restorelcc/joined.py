@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from restorelcc import ops
+from restorelcc.frozen_graphs import is_tracing_frozen
 from restorelcc.packed import PackedWeight, Snapshot, stack_rows
 from restorelcc.sparse_linear import SparseLinear
 
@@ -53,9 +54,11 @@ class _Family:
     def __init__(self, joint: PackedWeight | None) -> None:
         self.joint = joint
         self.members: list[JoinedLinear] = []
+        self.merged = False  # whether graphs of frozen weights may join; see `merge_in_graphs`
         self._sizes: list[int] = []
         self._buffers: list[tuple[dict[str, Tensor | None], str, Tensor | None]] = []
         self._snapshot: Snapshot | None = None
+        self._bias: tuple[Snapshot, Tensor] | None = None
         self._left = threading.local()
 
     def complete(self, members: list[JoinedLinear]) -> None:
@@ -82,10 +85,7 @@ class _Family:
             return y
         if not self.holds():
             return None
-        joint = self.joint
-        assert joint is not None
-        biases: list[Tensor] = [sibling.bias for sibling in self.members if sibling.bias is not None]
-        y = ops.sparse_linear_native(x, joint.tensors, bias=torch.cat(biases) if biases else None, trusted=True)
+        y = self._all_rows(x)
         # unsafe_split: autograd lets a caller write into these; that they share memory is nobody's concern but theirs.
         split = torch.unsafe_split_with_sizes(y, self._sizes, -1)
         rows = split if x.numel() == member.in_features else [part.contiguous() for part in split]
@@ -93,6 +93,29 @@ class _Family:
         mine = parts.pop(member.place)
         self._left.of = (x, (x._version, torch.is_grad_enabled()), parts)
         return mine
+
+    def rows_in_graph(self, member: JoinedLinear, x: Tensor) -> Tensor:
+        """The same in a graph, where each member asks for the whole product, and `MergeProducts` leaves one of them."""
+        return torch.split(self._all_rows(x), self._sizes, -1)[member.place]
+
+    def _all_rows(self, x: Tensor) -> Tensor:
+        joint = self.joint
+        assert joint is not None
+        return ops.sparse_linear_native(x, joint.tensors, bias=self._joint_bias(), trusted=True)
+
+    def _joint_bias(self) -> Tensor | None:
+        """The biases one after the other: the kept ones where they still hold and no gradient of them is asked for."""
+        biases: list[Tensor] = [sibling.bias for sibling in self.members if sibling.bias is not None]
+        if not biases:
+            return None
+        if self._bias is not None and is_tracing_frozen():
+            return self._bias[1]
+        if torch.compiler.is_compiling() or any(bias.requires_grad for bias in biases):
+            return torch.cat(biases)
+        if self._bias is None or not self._bias[0].unchanged(*biases):
+            with torch.inference_mode(False):  # so that the kept one serves every mode
+                self._bias = (Snapshot(*biases), torch.cat(biases))
+        return self._bias[1]
 
     def holds(self) -> bool:
         """Whether every member still has its rows of the joint weight; a conversion or an edit may have ended that."""
@@ -111,8 +134,9 @@ class _Family:
 class JoinedLinear(SparseLinear):
     """A SparseLinear [N, K] whose weight is rows of a joint one; the same y, bit for bit.
 
-    Joined for at most 16 rows of x, outside of torch.compile and of inference mode (whose tensors cannot tell that they
-    were written to). After a conversion, an edit of a weight or a copy of the model each member computes its own again.
+    Joined for at most 16 rows of x, outside inference mode (whose tensors cannot tell that they were written to),
+    and in graphs that `compile_decode` makes. After a conversion, an edit of a weight or a copy of the model each
+    member computes its own again.
     """
 
     def __init__(self, packed: PackedWeight, bias: Tensor | None, family: _Family, place: int) -> None:
@@ -121,8 +145,12 @@ class JoinedLinear(SparseLinear):
 
     def forward(self, x: Tensor, comp_index: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """x [..., K] -> y [..., N]"""
-        alone = comp_index is not None or residual is not None or torch.compiler.is_compiling() or x.is_inference()
-        if not alone and 0 < x.numel() <= JOINED_ROWS * self.in_features:
+        alone = comp_index is not None or residual is not None
+        if torch.compiler.is_compiling():
+            if is_tracing_frozen() and not alone and self.family.merged:
+                return self.family.rows_in_graph(self, x)
+            return super().forward(x, comp_index, residual)
+        if not alone and not x.is_inference() and 0 < x.numel() <= JOINED_ROWS * self.in_features:
             y = self.family.take(self, x)
             if y is not None:
                 return y

@@ -39,6 +39,9 @@ class Snapshot:
     def __init__(self, *tensors: Tensor) -> None:
         self._kept = [(t, t.detach(), None if t.is_inference() else t._version, t.data_ptr()) for t in tensors]
 
+    def __len__(self) -> int:
+        return len(self._kept)
+
     def still_unchanged(self) -> bool:
         """Whether the tensors of the snapshot were not written to since; for one who knows that they are still his."""
         for kept, _, version, pointer in self._kept:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from restorelcc import ops
+from restorelcc.frozen_graphs import is_tracing_frozen
 from restorelcc.packed import PackedWeight, Snapshot, pack
 
 _PACKED = ("mask", "values", "row_offsets", "scales")
@@ -23,7 +24,7 @@ class SparseLinear(nn.Module):
     Where no gradient of comp is asked for, P is computed once and kept until comp or W changes:
     by an optimizer or another in-place edit, .to(), load_state_dict or assignment. Edits through
     `.data` or numpy are invisible to torch's version counter: call forget() after them. In a graph
-    made by torch.compile P is computed in each call.
+    made by torch.compile P is computed in each call, unless it was made by `compile_decode`.
 
     comp stays float32 through .to(dtype): it is small against x, and rounding it would lose digits.
     """
@@ -80,7 +81,9 @@ class SparseLinear(nn.Module):
         if torch.compiler.is_compiling():
             weight = (self.mask, self.values, self.row_offsets, self.scales, self.in_features)
             trusted = self._packed is not None
-            if comp is not None:
+            if comp is not None and self._rows is not None and is_tracing_frozen():
+                rows = self._rows[2]
+            elif comp is not None:
                 rows = ops.sparse_linear_native(self._vectors(comp), weight, trusted=trusted, exact_x=True)
         else:
             packed = self.packed
