@@ -127,7 +127,8 @@ Contender grad_values(const PackedCopies& packed, int64_t rows, Pool& pool) {
 }  // namespace
 
 const char* name_of(Op op) {
-  constexpr const char* kNames[] = {"forward", "forward_comp64", "grad_x", "grad_values", "dense", "read"};
+  constexpr const char* kNames[] = {"forward", "forward_comp64", "grad_x",       "grad_values",
+                                    "dense",   "read",           "read_in_order"};
   return kNames[static_cast<int>(op)];
 }
 
@@ -186,22 +187,22 @@ Contender dense_contender(const DenseCopies& dense, const PackedCopies& packed, 
       [state, dtype] { return check_dense(state->reference_weight, state->x.data(), dtype, state->y.data()); }};
 }
 
-Contender read_contender(const PackedCopies& packed, Pool& pool) {
+Contender read_contender(Op op, const PackedCopies& packed, Pool& pool) {
   const Arena& arena = packed.arena();
   constexpr int64_t kPiece = 512;
   const int64_t part_bytes = std::min<int64_t>(arena.bytes(), int64_t{32} << 20) / kPiece * kPiece;
   const int64_t parts = arena.bytes() / part_bytes;
-  const DenseKernels& kernels = dense_kernels();
+  const auto read = op == Op::kRead ? dense_kernels().read : dense_kernels().read_in_order;
   auto sink = std::make_shared<std::atomic<uint64_t>>(0);
-  return {Op::kRead,
+  return {op,
           "",
           parts,
           part_bytes,
           0,
-          [&arena, &pool, &kernels, part_bytes, sink](int64_t part) {
+          [&arena, &pool, read, part_bytes, sink](int64_t part) {
             const char* from = arena.begin() + part * part_bytes;
             run_on(pool, part_bytes / kPiece, [&](int64_t begin, int64_t end) {
-              sink->fetch_add(kernels.read(from + begin * kPiece, (end - begin) * kPiece));
+              sink->fetch_add(read(from + begin * kPiece, (end - begin) * kPiece));
             });
           },
           nullptr};

@@ -67,7 +67,7 @@ uint64_t read(const char* from, int64_t bytes) {
 
 }  // namespace
 
-const DenseKernels kDensePortable{"portable", fp32, bf16, int8, read};
+const DenseKernels kDensePortable{"portable", fp32, bf16, int8, read, read};
 
 const DenseKernels& dense_kernels() {
 #if RLCC_X86_KERNELS

@@ -125,18 +125,19 @@ void int8(const int8_t* w, const uint16_t* scales, const int8_t* x, const float*
       [&](int64_t n) { int8_rows<1>(w + n * k, scales + n * groups, x, x_scales, y + n, k); });
 }
 
+template <int Streams>
 uint64_t read(const char* from, int64_t bytes) {
-  __m256i sums[kStreams][4];
+  __m256i sums[Streams][4];
   for (auto& stream : sums) {
     for (auto& sum : stream) sum = _mm256_setzero_si256();
   }
-  const int64_t part = bytes / kStreams;
+  const int64_t part = bytes / Streams;
   for (int64_t i = 0; i < part; i += 128) {
 #pragma GCC unroll 4
-    for (int r = 0; r < kStreams; ++r) {
+    for (int r = 0; r < Streams; ++r) {
       const char* stream = from + r * part + i;
-      ahead(stream);
-      ahead(stream + 64);
+      if (Streams > 1) ahead(stream);
+      if (Streams > 1) ahead(stream + 64);
 #pragma GCC unroll 4
       for (int s = 0; s < 4; ++s) {
         const __m256i loaded = _mm256_load_si256(reinterpret_cast<const __m256i*>(stream + 32 * s));
@@ -154,6 +155,6 @@ uint64_t read(const char* from, int64_t bytes) {
 
 }  // namespace
 
-const DenseKernels kDenseAvx2{"avx2", fp32, bf16, int8, read};
+const DenseKernels kDenseAvx2{"avx2", fp32, bf16, int8, read<kStreams>, read<1>};
 
 }  // namespace restorelcc::bench

@@ -1,4 +1,5 @@
 // rlcc_bench: plan the cases, build each shape's weights once, check, time in turns, report.
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <map>
@@ -102,7 +103,9 @@ void check_all(const std::vector<Contender>& contenders, const std::string& pref
 void run_group(const Group& group, const Shape& shape, const std::string& pattern, Weights& weights,
                const Options& options, std::vector<Result>* results) {
   Pool pool(group.threads);
-  std::vector<Contender> contenders{read_contender(weights.packed(group.cases[0].values), pool)};
+  const PackedCopies& read = weights.packed(group.cases[0].values);
+  std::vector<Contender> contenders{read_contender(Op::kRead, read, pool),
+                                    read_contender(Op::kReadInOrder, read, pool)};
   for (const Case& c : group.cases) {
     contenders.push_back(sparse_contender(group.op, weights.packed(c.values), group.rows, pool));
   }
@@ -113,7 +116,9 @@ void run_group(const Group& group, const Shape& shape, const std::string& patter
   if (options.refcheck) check_all(contenders, group.prefix);
   const std::vector<Times> times = time_interleaved(contenders, pool, {options.seconds, options.repeats});
 
-  const double bandwidth = static_cast<double>(contenders[0].bytes) / times[0].median;
+  // Both ways read the same bytes; the faster one is the bandwidth.
+  const double bandwidth =
+      static_cast<double>(contenders[0].bytes) / std::min(times[0].median, times[1].median);
   std::vector<Result> found;
   for (size_t i = 0; i < contenders.size(); ++i) {
     const Contender& c = contenders[i];
@@ -121,7 +126,7 @@ void run_group(const Group& group, const Shape& shape, const std::string& patter
     found.push_back({group.prefix + name_of(c.op) + suffix, pattern, name_of(c.op), c.dtype, shape, group.rows,
                      group.threads, c.bytes, c.flops, c.copies, times[i],
                      options.refcheck && c.check != nullptr, bandwidth, 0, 0,
-                     times[i].interrupted + times[0].interrupted});
+                     times[i].interrupted + std::max(times[0].interrupted, times[1].interrupted)});
   }
   for (Result& ours : found) {
     if (ours.op != "forward") continue;
@@ -137,6 +142,7 @@ void run_group(const Group& group, const Shape& shape, const std::string& patter
 }
 
 int run(const Options& options) {
+  Arena::huge_pages = options.huge_pages;
   ShapesFile file;
   std::string error;
   if (!read_shapes(options.shapes, &file, &error)) {
@@ -155,8 +161,9 @@ int run(const Options& options) {
         }
       } else {
         if (!any) {
-          std::printf("%s; ours %s, our dense %s; weights rotate over %lld MB or more%s\n", cpu_name().c_str(),
-                      rlcc_isa(), dense_kernels().isa, static_cast<long long>(options.rotate_mb),
+          std::printf("%s; ours %s, our dense %s; weights rotate over %lld MB or more, in %s pages%s\n",
+                      cpu_name().c_str(), rlcc_isa(), dense_kernels().isa,
+                      static_cast<long long>(options.rotate_mb), Arena::huge_pages ? "huge" : "small",
                       options.quick ? "; quick: not for quoting" : "");
           print_header();
         }

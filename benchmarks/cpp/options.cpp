@@ -16,6 +16,7 @@ const char kUsage[] =
   --list           print the selected names and exit
   --refcheck       compare each result with rlcc_*_reference before timing it; a difference ends the run
   --no-dense       leave our dense GEMV out
+  --huge-pages     weights in pages of 2 MiB, where the system offers them (Linux: transparent huge pages)
   --rotate-mb MB   distinct weights behind each contender, at least (default 256): no call finds its weight in a cache
   --seconds S      measured time of one contender, about (default 0.4)
   --repeats R      samples of each contender at most, 5 at least (default 25); contenders take turns
@@ -59,6 +60,8 @@ bool parse_options(int argc, char** argv, Options* options, std::string* error) 
       o.list = true;
     } else if (name == "--refcheck") {
       o.refcheck = true;
+    } else if (name == "--huge-pages") {
+      o.huge_pages = true;
     } else if (name == "--no-dense") {
       o.dense = false;
     } else if (name == "--filter" || name == "--json" || name == "--shapes" || name == "--rotate-mb" ||

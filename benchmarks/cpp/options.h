@@ -16,6 +16,7 @@ struct Options {
   double seconds = 0.4;              // measured time of one contender, about
   int32_t repeats = 25;              // samples at most; 5 at least
   bool refcheck = false, quick = false, list = false, help = false, all = false, dense = true;
+  bool huge_pages = false;
 
   bool selects(const std::string& case_name) const;
 

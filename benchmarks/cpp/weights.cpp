@@ -1,9 +1,14 @@
 #include "weights.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <stdexcept>
 
 namespace restorelcc::bench {
@@ -96,15 +101,23 @@ std::vector<char> random_x(int64_t rows, int64_t columns, rlcc_dtype dtype, Rand
 }
 
 // Two copies at least: with one, a matrix that fits a cache would stay there.
+// The large page that x86 and most others have; every item of it begins at a multiple of 512.
+constexpr int64_t kPage = int64_t{2} << 20;
+
 Arena::Arena(int64_t item_bytes, int64_t at_least_bytes)
     : item_bytes_(item_bytes),
       stride_(round_up(item_bytes, 512)),
       copies_(std::max<int64_t>(2, (at_least_bytes + stride_ - 1) / stride_)),
-      storage_(new char[static_cast<size_t>(copies_ * stride_ + 511)]),
+      storage_(static_cast<char*>(
+          std::aligned_alloc(kPage, static_cast<size_t>(round_up(copies_ * stride_, kPage))))),
       first_(storage_.get()) {
-  const uintptr_t address = reinterpret_cast<uintptr_t>(first_);
-  first_ += (512 - address % 512) % 512;
+  if (first_ == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+  madvise(first_, static_cast<size_t>(copies_ * stride_), huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+#endif
 }
+
+void Arena::Free::operator()(char* memory) const { std::free(memory); }
 
 void Arena::replicate() {
   std::memset(first_ + item_bytes_, 0, static_cast<size_t>(stride_ - item_bytes_));

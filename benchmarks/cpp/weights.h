@@ -44,6 +44,7 @@ std::vector<char> random_x(int64_t rows, int64_t columns, rlcc_dtype dtype, Rand
 // Memory of `copies` equal items, one behind the other in one allocation, each at a multiple of 512 bytes.
 class Arena {
  public:
+  static inline bool huge_pages = false;  // asked for, of those made from now on
   Arena(int64_t item_bytes, int64_t at_least_bytes);
   int64_t copies() const { return copies_; }
   char* item(int64_t copy) const { return first_ + copy * stride_; }
@@ -54,7 +55,10 @@ class Arena {
 
  private:
   int64_t item_bytes_, stride_, copies_;
-  std::unique_ptr<char[]> storage_;
+  struct Free {
+    void operator()(char* memory) const;
+  };
+  std::unique_ptr<char, Free> storage_;
   char* first_;
 };
 

@@ -15,7 +15,7 @@ constexpr int64_t kMinimumChunk = int64_t{1} << 17;
 
 // Outputs that a decode kernel may compute together. Work is split at multiples of it: one left alone at the end of
 // a part would be summed in another order than as one of two, and the bits would depend on the threads.
-constexpr int64_t kOutputsTogether = 2;
+constexpr int64_t kOutputsTogether = 4;
 
 // Rows of A packed at a time. Enough to make expanding W cheap (a third of a cycle a weight against M / 16
 // cycles), few enough for the packed block and the panel's sums to stay in the outer caches.
