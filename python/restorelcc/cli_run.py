@@ -59,9 +59,11 @@ def pack(model: str, out: Path, values: str, lm_head: str, compensations: tuple[
     "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: the likeliest token."
 )
 @click.option("--compile", "compiled", is_flag=True, help="Compile decoding first; needs a C++ compiler.")
+@click.option("--huge-pages", is_flag=True, help="Copy a packed model into pages of 2 MiB: faster, not shared.")
 @seeded_options
 def generate(model: str, prompt: str, max_new_tokens: int, chat: bool | None, compensation: str | None,
-             temperature: float, compiled: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
+             temperature: float, compiled: bool, huge_pages: bool, seed: int, as_json: bool,
+             quiet: bool) -> None:  # fmt: skip
     """Answer PROMPT with MODEL, a packed or an adapter directory: text to stdout as it comes, tokens/s to stderr.
 
     With --json the text comes at the end, in the object.
@@ -72,7 +74,7 @@ def generate(model: str, prompt: str, max_new_tokens: int, chat: bool | None, co
 
     result = run(
         model, prompt, max_new_tokens=max_new_tokens, chat=chat, compensation=compensation, temperature=temperature,
-        seed=seed, stream=not as_json, compiled=compiled,
+        seed=seed, stream=not as_json, compiled=compiled, huge_pages=huge_pages,
     )  # fmt: skip
     if as_json:
         emit(True, {**asdict(result), "tokens_per_second": result.tokens_per_second, "seed": seed}, [])

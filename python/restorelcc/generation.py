@@ -93,6 +93,7 @@ def generate(
     seed: int = 0,
     stream: bool = False,
     compiled: bool = False,
+    huge_pages: bool = False,
 ) -> Generated:
     """Continues or answers `prompt` with the model `spec` (packed or adapter directory, or MODEL).
 
@@ -103,13 +104,14 @@ def generate(
         temperature: 0 takes the likeliest token; above, tokens are sampled from softmax(logits / temperature).
         stream: print the text to stdout while it comes.
         compiled: decode by `compile_decode`, compiled before the clock starts.
+        huge_pages: hold a packed model's weights in pages of 2 MiB (see `load`).
 
     Raises:
         ValueError: a model that cannot be loaded, an empty prompt, no chat template, an unknown compensation, a
             prompt that leaves no room in the model's context, or with `compiled` settings that stock generate() alone
             knows.
     """
-    tokenizer, model = tokenizer_of(spec), load(spec)
+    tokenizer, model = tokenizer_of(spec), load(spec, huge_pages=huge_pages)
     names = compensation_names(model)
     if compensation is not None and not names:
         raise ValueError(f"{spec} has no compensations to choose from; leave --compensation out")

@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .huge_pages import HugePages
 from .wording import one_line
 
 __all__ = ["PackedFile", "write_aligned"]
@@ -64,11 +65,14 @@ def write_aligned(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 class PackedFile:
     """An open packed.safetensors: a tensor is mapped when it is asked for, and read when its bytes are used.
 
-    Notes which tensors were asked for, so that unknown ones are found. Use it in a `with`.
+    Notes which tensors were asked for, so that unknown ones are found. Use it in a `with`. With huge_pages a tensor is
+    not mapped but copied into memory of large pages.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, huge_pages: bool = False) -> None:
         self.path = path
+        self._huge_pages = huge_pages
+        self._memory: HugePages | None = None
         self._stack = ExitStack()
         self._names: set[str] = set()
         self._left: set[str] = set()
@@ -86,6 +90,8 @@ class PackedFile:
                 f"{self.path} is truncated or not a safetensors file ({one_line(error)}); copy or pack it again"
             ) from error
         self._left = set(self._names)
+        if self._huge_pages:  # each tensor may begin at a multiple of 64
+            self._memory = HugePages(self.path.stat().st_size + HugePages.room(1) * len(self._names))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -104,7 +110,7 @@ class PackedFile:
         except Exception as error:  # safetensors names data types and shapes that this torch cannot make
             why = f"{one_line(name)} cannot be read ({one_line(error)})"
             raise ValueError(f"{self.path}: {why}; pack the model again") from error
-        return tensor
+        return tensor if self._memory is None else self._memory.copy(tensor)
 
     def take_as(self, name: str, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """The same, of that shape and dtype. ValueError where the file has another."""

@@ -267,11 +267,12 @@ def _stock_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found | {name: buffer for name, buffer in model.state_dict().items() if name not in every}
 
 
-def load_packed(path: str | Path) -> Any:
+def load_packed(path: str | Path, *, huge_pages: bool = False) -> Any:
     """The packed model in the directory `path`: a stock class in evaluation mode whose projections are SparseLinear.
 
     The stock class is built without storage; weights are used where the file is mapped, so only what a forward pass
-    touches becomes resident. The file must not be changed in place while the model is used.
+    touches becomes resident. The file must not be changed in place while the model is used. With huge_pages they are
+    copied into memory of large pages instead (see `restorelcc.load`).
 
     Raises:
         ValueError: a file is missing, truncated, of another version or of another model; the sentence says which.
@@ -279,7 +280,7 @@ def load_packed(path: str | Path) -> Any:
     path = Path(path).expanduser()
     record = PackedRecord.read(path)
     check_configuration(path)
-    with PackedFile(path / PACKED_FILE) as file:
+    with PackedFile(path / PACKED_FILE, huge_pages=huge_pages) as file:
         try:
             model = build_skeleton(path, record, file)
             _place_packed(model, record, file)
