@@ -72,6 +72,22 @@ class Stock:
         return out[0, len(prompt) :].tolist(), clock.times[1:]
 
 
+class Compiled(Stock):
+    """The same model decoded by `restorelcc.compile_decode`, its weights in huge pages where the system has them."""
+
+    def __init__(self, path: str, threads: int, dtype: str | None) -> None:
+        super().__init__(path, threads, dtype)
+        import restorelcc
+
+        self.model = restorelcc.load(path, huge_pages=True)
+        self.decoder = restorelcc.compile_decode(self.model)
+
+    def generate(self, prompt: list[int], new_tokens: int) -> tuple[list[int], list[float]]:
+        clock = _Clock()
+        out = self.decoder.generate(self.torch.tensor([prompt]), max_new_tokens=new_tokens, streamer=clock)
+        return out[0, len(prompt) :].tolist(), clock.times[1:]
+
+
 class _Clock:
     """The streamer that generate() is given: the prompt first, then a token at a time."""
 
@@ -147,7 +163,7 @@ class Llama:
         return np.ctypeslib.as_array(self.api.llama_get_logits_ith(self._context, place), (self._size,))
 
 
-ENGINES: dict[str, Callable[[str, int, str | None], Engine]] = {"stock": Stock, "llama": Llama}
+ENGINES: dict[str, Callable[[str, int, str | None], Engine]] = {"stock": Stock, "compiled": Compiled, "llama": Llama}
 _log: Any = None  # llama.cpp keeps the pointer
 
 

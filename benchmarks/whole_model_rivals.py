@@ -102,6 +102,8 @@ def our_models(options: argparse.Namespace) -> list[Contender]:
         Contender("transformers dense bf16", "stock", dense, "bfloat16"),
         Contender("ours bf16", "stock", packed, zeros=share),
         Contender(AGAINST, "stock", packed8, zeros=share),
+        Contender("ours bf16, compiled", "compiled", packed, zeros=share),
+        Contender("ours int8, compiled", "compiled", packed8, zeros=share),
     ]
 
 

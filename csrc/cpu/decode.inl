@@ -9,7 +9,7 @@
 // dense product). The order of the additions depends on K and M alone, never on the number of threads.
 //
 // What decode_loop.inl wants of a policy: kTileRows, kTileOutputs; tile_bytes, word_bytes and pack_tile (how x
-// lies); wide_bytes; span, expand and multiply<Rows, Outputs>.
+// lies); kWideBytes (of an expanded mask word); span, expand and multiply<Rows, Outputs>.
 
 namespace restorelcc::cpu {
 namespace {

@@ -1,4 +1,5 @@
-// The loops around one output: tiles of rows of x, blocks of outputs, and which policy a job takes.
+// The loops around the policies: blocks of outputs, chunks of columns, tiles of rows of x; and which policy a
+// job takes.
 
 namespace restorelcc::cpu {
 namespace {
@@ -25,15 +26,23 @@ inline MultiplyFunction multiply_of(int64_t rows) {
   return Policy::template multiply<Rows, Outputs>;
 }
 
-// Mask words a chunk, a multiple of 2 so that each begins with an int8 group.
+// Mask words a chunk: a multiple of 2, so that each begins with an int8 group, and never more than fit.
 template <class Policy>
 inline int64_t chunk_words(int64_t words, int64_t rows) {
+  static_assert(2 * kBlockOutputs * Policy::kWideBytes <= kMostWideBytes, "two words of a block must fit");
   const int64_t fit = smaller(kChunkBytes / (Policy::word_bytes(rows) + kBlockOutputs * Policy::kWideBytes),
                               kMostWideBytes / (kBlockOutputs * Policy::kWideBytes));
-  const int64_t most = fit < 2 ? 2 : fit, chunks = words == 0 ? 1 : (words + most - 1) / most;
+  const int64_t most = fit < 2 ? 2 : fit / 2 * 2, chunks = words == 0 ? 1 : (words + most - 1) / most;
   return (words + 2 * chunks - 1) / (2 * chunks) * 2;
 }
 
+// Two to kDecodeMostRows rows of x:
+//
+//   for kBlockOutputs outputs:                    their survivors were asked for while the last block was
+//   multiplied
+//     for chunk of columns:                       of x and expanded W, fits the first-level cache
+//       expand W[block, chunk]
+//       for tile of rows of x: sums[block, tile] += x[tile, chunk] W[block, chunk]ᵀ      in registers
 template <class Policy>
 struct SeveralRows {
   static constexpr int64_t kTile = Policy::kTileRows, kOutputs = Policy::kTileOutputs, kLanes = Vector::kLanes;

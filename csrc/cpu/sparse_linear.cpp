@@ -13,8 +13,8 @@ namespace {
 // Work worth waking a thread for, in multiply-adds (pruned ones count): some 10 us of one core.
 constexpr int64_t kMinimumChunk = int64_t{1} << 17;
 
-// Outputs that a decode kernel may compute together. Work is split at multiples of it: one left alone at the end of
-// a part would be summed in another order than as one of two, and the bits would depend on the threads.
+// Outputs that a decode kernel expands and multiplies side by side (kBlockOutputs): work is split at multiples
+// of it, so that only the last block is smaller. The bits do not depend on it.
 constexpr int64_t kOutputsTogether = 4;
 
 // Rows of A packed at a time. Enough to make expanding W cheap (a third of a cycle a weight against M / 16

@@ -16,9 +16,9 @@ namespace restorelcc::test {
 constexpr const char* kIsas[] = {"scalar", "avx2", "avx512f", "avx512vbmi2", "avx512bf16"};
 constexpr rlcc_dtype kDtypes[] = {RLCC_F32, RLCC_BF16, RLCC_F16};
 constexpr rlcc_dtype kValues[] = {RLCC_F32, RLCC_BF16, RLCC_F16, RLCC_I8};
-constexpr int64_t kInputs[] = {1, 2, 31, 63, 64, 65, 127, 129, 576, 1134};  // K
-constexpr int64_t kOutputs[] = {1, 2, 17, 129};                             // N
-constexpr int64_t kRows[] = {0, 1, 2, 5, 16, 17, 65, 129};                  // M
+constexpr int64_t kInputs[] = {1, 2, 31, 63, 64, 65, 127, 129, 449, 576, 1134};  // K
+constexpr int64_t kOutputs[] = {1, 2, 17, 129};                                  // N
+constexpr int64_t kRows[] = {0, 1, 2, 5, 16, 17, 65, 129};                       // M
 
 inline const char* dtype_name(rlcc_dtype dtype) {
   constexpr const char* kNames[] = {"f32", "bf16", "f16", "i8"};
