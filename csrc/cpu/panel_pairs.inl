@@ -49,7 +49,8 @@ struct PairedTransposedWeight : PairsOfColumns {
     }
     if constexpr (kScaled) {
       for (int i = 0; i < kPanelColumns; ++i) {
-        scales_[i] = scale_at<Value>(job_.weight, groups_, rows_[i], 2 * begin);
+        // Without columns there are no scales either, and the sums are empty.
+        scales_[i] = begin < end ? scale_at<Value>(job_.weight, groups_, rows_[i], 2 * begin) : 0;
       }
     }
   }

@@ -1,7 +1,10 @@
 // AVX-512: sixteen floats, and an instruction that expands. Three translation units include this:
-//   avx512f      F, BW, DQ, VL. vpexpandps on values widened before
-//   avx512vbmi2  RLCC_EXPAND_NARROW: vpexpandw, vpexpandb on the values as they are stored, twice and four
-//   times as many avx512bf16   RLCC_DOT_BF16 too: vdpbf16ps on pairs of bf16, vpdpbusd on fours of int8
+//
+//   avx512f      F, BW, DQ, VL: vpexpandps on values widened before
+//
+//   avx512vbmi2  RLCC_EXPAND_NARROW: vpexpandw and vpexpandb on values as they are stored
+//
+//   avx512bf16   RLCC_DOT_BF16 too: vdpbf16ps on pairs of bf16, vpdpbusd on fours of int8
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,7 @@
 // sparse_linear and its gradients, of every available instruction set, on shapes, patterns and values that
 // could go wrong. The tolerance is explained in sparse_linear_cases.h.
+#include <memory>
+
 #include "sparse_linear_cases.h"
 
 using namespace restorelcc::test;
@@ -167,6 +169,19 @@ void empty_products() {
     linear.bias = bias;
     CHECK_STATUS(rlcc_sparse_linear(&linear), RLCC_OK);
     for (size_t i = 0; i < out.size(); ++i) CHECK(out[i] == bias[i % 3]);
+  }
+  // The same of int8 values beside bf16 x, which have no scales to read where there are no columns.
+  for (int64_t rows : {1, 2, 20}) {
+    const std::unique_ptr<uint16_t[]> no_scales(new uint16_t[0]);
+    std::vector<uint16_t> out(static_cast<size_t>(3 * rows), 0xffff);
+    rlcc_sparse_linear_params int8 = linear;
+    int8.weight = {3, 0, nullptr, padding, 64, offsets, RLCC_I8, 0, no_scales.get()};
+    int8.x_rows = rows;
+    int8.x_dtype = RLCC_BF16;
+    int8.y = out.data();
+    CHECK_STATUS(rlcc_sparse_linear(&int8), RLCC_OK);
+    const uint16_t expected[3] = {0x3f80, 0x4000, 0x4040};  // 1, 2, 3
+    for (size_t i = 0; i < out.size(); ++i) CHECK(out[i] == expected[i % 3]);
   }
   // No rows of x, and more rows of W than a block holds: every gradient is 0, and null arrays are not stepped
   // through.
