@@ -7,10 +7,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from restorelcc import _native
+from restorelcc.cross_entropy import head_contrast, linear_cross_entropy
 from restorelcc.head_moments import HeadMoments, head_moments
 from restorelcc.packed import PackedTensors, PackedWeight, unpack_reference
 
-__all__ = ["HeadMoments", "compensation_rows", "head_moments", "sparse_linear"]
+__all__ = [
+    "HeadMoments", "compensation_rows", "head_contrast", "head_moments", "linear_cross_entropy", "sparse_linear",
+]  # fmt: skip
 
 
 def sparse_linear(

@@ -1,7 +1,8 @@
 /* Plain structs that cross the C ABI, and the glossary of letters used everywhere in restorelcc.
  *
  * M rows (batch x tokens) · K = H*D inputs of the projection · N outputs · H heads · D head size ·
- * G compensations served side by side · T tokens · words = ceil(K / 64).
+ * G compensations served side by side, or edited variants · T tokens · E hidden size · V vocabulary ·
+ * S segments · words = ceil(K / 64).
  *
  * All pointers are borrowed for the duration of the call; the library keeps none. Strides are in
  * elements, never in bytes. "may be null" is said where it holds; every other pointer must be set
@@ -141,6 +142,77 @@ typedef struct rlcc_head_moments_params {
   double* gram;                  /* [H, D, D] contiguous, accumulated into, exactly symmetric */
   const rlcc_parallel* parallel; /* may be null */
 } rlcc_head_moments_params;
+
+/* The head of a language model and what it is to predict, shared by the three ops below. With the logits
+ * l[m, v] = sum_e h[m, e] W[v, e] + bias[v], which are formed tile by tile in fp32 and never kept,
+ *
+ *   lse[m] = log sum_v exp(l[m, v])        nll[m] = lse[m] - l[m, labels[m]]        (natural logarithm) */
+typedef struct rlcc_language_head {
+  const void* weight;    /* W [V, E] of dtype, row stride weight_stride, unit column stride */
+  int64_t vocabulary;    /* V >= 0 */
+  int64_t columns;       /* E >= 0 */
+  int64_t weight_stride; /* elements */
+  const float* bias;     /* [V]; may be null */
+  rlcc_dtype dtype;      /* of weight and of every h; not RLCC_I8 */
+} rlcc_language_head;
+
+/* nll and lse of M rows; and d nll[m] / d h[m, e] = sum_v (softmax(l[m])[v] - [v = labels[m]]) W[v, e] in the same
+ * pass over W. A row whose label is ignore_index has nll 0 and gradient 0, and costs nothing unless lse is asked
+ * for. The bits do not depend on the number of threads. */
+typedef struct rlcc_linear_cross_entropy_params {
+  rlcc_language_head head;
+  const void* h;                 /* [M, E] of head.dtype, row stride h_stride, unit column stride */
+  int64_t rows;                  /* M >= 0 */
+  int64_t h_stride;              /* elements */
+  const int64_t* labels;         /* [M], each in [0, V) or ignore_index */
+  int64_t ignore_index;
+  float* nll;                    /* [M] */
+  float* lse;                    /* [M]; may be null */
+  void* grad_h;                  /* [M, E] of head.dtype, row stride grad_h_stride; may be null */
+  int64_t grad_h_stride;         /* elements */
+  const rlcc_parallel* parallel; /* may be null */
+} rlcc_linear_cross_entropy_params;
+
+/* With g[m, v] = grad_nll[m] (softmax(l[m])[v] - [v = labels[m]]), 0 where labels[m] is ignore_index:
+ *   grad_h[m, e] = sum_v g[m, v] W[v, e]   grad_weight[v, e] = sum_m g[m, v] h[m, e]   grad_bias[v] = sum_m g[m, v] */
+typedef struct rlcc_linear_cross_entropy_backward_params {
+  rlcc_language_head head;
+  const void* h;                 /* [M, E] of head.dtype */
+  int64_t rows;                  /* M >= 0 */
+  int64_t h_stride;              /* elements */
+  const int64_t* labels;         /* [M], each in [0, V) or ignore_index */
+  int64_t ignore_index;
+  const float* lse;              /* [M], as the forward pass gave it; read where labels count */
+  const float* grad_nll;         /* [M] */
+  void* grad_h;                  /* [M, E] of head.dtype, row stride grad_h_stride; may be null */
+  int64_t grad_h_stride;         /* elements */
+  void* grad_weight;             /* [V, E] of head.dtype, row stride grad_weight_stride; may be null */
+  int64_t grad_weight_stride;    /* elements */
+  float* grad_bias;              /* [V]; may be null */
+  const rlcc_parallel* parallel; /* may be null */
+} rlcc_linear_cross_entropy_backward_params;
+
+/* contrast[g, s] = sum_{m in s} w[m] (nll(h[g, m]) - base_nll[m]) / sum_{m in s} w[m]
+ *
+ * over the tokens m of segment s whose label is not ignore_index and whose w[m] is not 0; the mean change of the
+ * NLL when the hidden states of a base run are replaced by those of edit g. NaN where a segment has no such token.
+ * Sums are fp64, in the order of m. */
+typedef struct rlcc_head_contrast_params {
+  rlcc_language_head head;
+  const void* h;                 /* [G, M, E] of head.dtype, strides group_stride and h_stride, unit column stride */
+  int64_t groups;                /* G >= 0 */
+  int64_t rows;                  /* M >= 0 */
+  int64_t group_stride;          /* elements */
+  int64_t h_stride;              /* elements */
+  const int64_t* labels;         /* [M], each in [0, V) or ignore_index */
+  int64_t ignore_index;
+  const float* base_nll;         /* [M] */
+  const int64_t* segments;       /* [M], each in [0, S), or negative: in no segment; may be null when S = 1 */
+  int64_t segment_count;         /* S >= 1 */
+  const float* weights;          /* w [M], finite and >= 0; may be null: all 1 */
+  double* contrast;              /* [G, S] */
+  const rlcc_parallel* parallel; /* may be null */
+} rlcc_head_contrast_params;
 
 /* One row of the kernel registry. Strings are static. */
 typedef struct rlcc_kernel_info {

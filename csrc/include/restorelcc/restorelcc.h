@@ -63,6 +63,10 @@ RLCC_API rlcc_status rlcc_sparse_linear(const rlcc_sparse_linear_params* params)
 RLCC_API rlcc_status rlcc_sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params* params);
 RLCC_API rlcc_status rlcc_sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params* params);
 RLCC_API rlcc_status rlcc_head_moments(const rlcc_head_moments_params* params);
+RLCC_API rlcc_status rlcc_linear_cross_entropy(const rlcc_linear_cross_entropy_params* params);
+RLCC_API rlcc_status
+rlcc_linear_cross_entropy_backward(const rlcc_linear_cross_entropy_backward_params* params);
+RLCC_API rlcc_status rlcc_head_contrast(const rlcc_head_contrast_params* params);
 
 /* The scalar oracles: the same equations, accumulated in float64, one thread, no cleverness. */
 RLCC_API rlcc_status rlcc_sparse_linear_reference(const rlcc_sparse_linear_params* params);
@@ -70,6 +74,10 @@ RLCC_API rlcc_status rlcc_sparse_linear_grad_x_reference(const rlcc_sparse_linea
 RLCC_API rlcc_status
 rlcc_sparse_linear_grad_values_reference(const rlcc_sparse_linear_grad_values_params* params);
 RLCC_API rlcc_status rlcc_head_moments_reference(const rlcc_head_moments_params* params);
+RLCC_API rlcc_status rlcc_linear_cross_entropy_reference(const rlcc_linear_cross_entropy_params* params);
+RLCC_API rlcc_status
+rlcc_linear_cross_entropy_backward_reference(const rlcc_linear_cross_entropy_backward_params* params);
+RLCC_API rlcc_status rlcc_head_contrast_reference(const rlcc_head_contrast_params* params);
 
 #ifdef __cplusplus
 }
