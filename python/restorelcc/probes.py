@@ -3,10 +3,7 @@
     attribution   s_h = − <Σ_t dNLL/dz_{t,h}, c_h> / tokens     predicted fall of the mean NLL, nats per token
     random        s_h ~ U(0, 1)                                 the baseline that every probe has to beat
 
-`attribution` is the first-order estimate of the perplexity contrast of RestoreLCC (arXiv 2510.21834, section 3):
-what happens to the NLL when head h alone gets its lost component back. All heads come from one forward and
-backward pass: the gradient of a projection's comp vector *is* Σ_t dNLL/dz_t.
-A probe is a function of a `ProbeInput`; add one to PROBES and every verb offers it.
+A probe is a function of a `ProbeInput` that gives a `ProbeResult`; add one to PROBES and every verb offers it.
 """
 
 from __future__ import annotations
@@ -19,25 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from .artifacts import Progress, SilentProgress, atomic_write_tensors
-from .compensation import sparse_output_projections
 from .components import Components
+from .probe_attribution import attribution
+from .probe_input import ProbeInput, ProbeResult
 from .step_file import read_step_file
 from .text import TokenSet
-from .training import summed_nll
 
-__all__ = ["PROBES", "HeadScores", "ProbeInput", "head_scores", "select_heads"]
-
-
-@dataclass(frozen=True)
-class ProbeInput:
-    """Everything a probe may look at. `model` is the pruned model; its output projections get replaced."""
-
-    model: nn.Module
-    tokens: TokenSet
-    components: Components
-    seed: int
-    batch: int
-    progress: Progress
+__all__ = ["PROBES", "HeadScores", "ProbeInput", "ProbeResult", "head_scores", "select_heads"]
 
 
 @dataclass(frozen=True)
@@ -63,39 +48,13 @@ class HeadScores:
         return cls(metadata["probe"], metadata["unit"], found["scores"])
 
 
-def _attribution(given: ProbeInput) -> Tensor:
-    projections = sparse_output_projections(given.model)
-    comps = [projection.comp for projection in projections]
-    for comp in comps:
-        assert comp is not None
-        comp.requires_grad_(True)
-        comp.grad = None
-    counted = 0
-    try:
-        with given.progress.task("attribution", given.tokens.ids.shape[0]) as advance:
-            for batch in given.tokens.batches(given.batch):
-                nll, count = summed_nll(given.model, batch)
-                nll.backward()  # type: ignore[no-untyped-call]
-                counted += count
-                advance(batch.ids.shape[0])
-        gradient = torch.stack([comp.grad for comp in comps if comp is not None and comp.grad is not None])
-    finally:
-        for comp in comps:
-            assert comp is not None
-            comp.requires_grad_(False)
-            comp.grad = None
-    vectors = given.components.vectors
-    per_head = gradient.double().reshape(vectors.shape)
-    return -(per_head * vectors).sum(-1) / counted
-
-
-def _random(given: ProbeInput) -> Tensor:
+def _random(given: ProbeInput) -> ProbeResult:
     generator = torch.Generator().manual_seed(given.seed)
-    return torch.rand(given.components.vectors.shape[:2], generator=generator, dtype=torch.float64)
+    return ProbeResult(torch.rand(given.components.vectors.shape[:2], generator=generator, dtype=torch.float64))
 
 
-PROBES: dict[str, tuple[Callable[[ProbeInput], Tensor], str]] = {
-    "attribution": (_attribution, "predicted fall of the mean NLL, nats per token"),
+PROBES: dict[str, tuple[Callable[[ProbeInput], ProbeResult], str]] = {
+    "attribution": (attribution, "predicted fall of the mean NLL, nats per token"),
     "random": (_random, "uniform random number"),
 }
 
@@ -125,8 +84,10 @@ def head_scores(
     components.check_model(model)
     tokens.check_model(model)
     probe, unit = PROBES[kind]
-    scores = probe(ProbeInput(model, tokens, components, seed, batch, progress or SilentProgress()))
-    return HeadScores(kind, unit, scores)
+    given = ProbeInput(
+        model, tokens, components, seed=seed, batch=batch, progress=progress or SilentProgress()
+    )
+    return HeadScores(kind, unit, probe(given).scores)
 
 
 def select_heads(scores: Tensor, share: float | str) -> Tensor:
