@@ -14,6 +14,7 @@ set(RLCC_SOURCES
     csrc/sparse/validate.cpp
     csrc/ref/head_moments.cpp
     csrc/ref/sparse_linear.cpp
+    csrc/cpu/cross_entropy.cpp
     csrc/cpu/head_moments.cpp
     csrc/cpu/registry.cpp
     csrc/cpu/sparse_linear.cpp
