@@ -9,9 +9,11 @@ set(RLCC_SOURCES
     csrc/core/parallel.cpp
     csrc/core/status.cpp
     csrc/core/thread_pool.cpp
+    csrc/core/validate_cross_entropy.cpp
     csrc/core/validate_params.cpp
     csrc/sparse/pack.cpp
     csrc/sparse/validate.cpp
+    csrc/ref/cross_entropy.cpp
     csrc/ref/head_moments.cpp
     csrc/ref/sparse_linear.cpp
     csrc/cpu/cross_entropy.cpp

@@ -23,6 +23,18 @@ STABLE_TORCH_LIBRARY(restorelcc, library) {
       "bool trusted=False) -> Tensor");
   library.def(
       "head_moments_(Tensor z_dense, Tensor z_pruned, Tensor(a!) total, Tensor(b!) gram) -> ()");
+  // lse is empty [0] without with_lse, and so is grad_h, d nll / d h, without with_grad_h.
+  library.def(
+      "linear_cross_entropy(Tensor h, Tensor weight, Tensor labels, Tensor? bias=None, int ignore_index=-100, "
+      "bool with_lse=False, bool with_grad_h=False) -> (Tensor nll, Tensor lse, Tensor grad_h)");
+  // Each gradient is empty [0] unless its flag asks for it.
+  library.def(
+      "linear_cross_entropy_backward(Tensor grad_nll, Tensor h, Tensor weight, Tensor labels, Tensor lse, "
+      "Tensor? bias=None, int ignore_index=-100, bool with_grad_h=True, bool with_grad_weight=True, "
+      "bool with_grad_bias=False) -> (Tensor grad_h, Tensor grad_weight, Tensor grad_bias)");
+  library.def(
+      "head_contrast(Tensor h_edited, Tensor weight, Tensor labels, Tensor base_nll, Tensor? segments=None, "
+      "Tensor? weights=None, SymInt segment_count=1, Tensor? bias=None, int ignore_index=-100) -> Tensor");
   library.def(  // scales is empty unless int8
       "pack(Tensor weight, bool int8=False) -> (Tensor mask, Tensor values, Tensor row_offsets, Tensor scales)");
   library.def(
@@ -37,6 +49,9 @@ STABLE_TORCH_LIBRARY_IMPL(restorelcc, CompositeExplicitAutograd, library) {
   library.impl("sparse_linear_grad_x", TORCH_BOX(&restorelcc_ext::sparse_linear_grad_x));
   library.impl("sparse_linear_grad_values", TORCH_BOX(&restorelcc_ext::sparse_linear_grad_values));
   library.impl("head_moments_", TORCH_BOX(&restorelcc_ext::head_moments_));
+  library.impl("linear_cross_entropy", TORCH_BOX(&restorelcc_ext::linear_cross_entropy));
+  library.impl("linear_cross_entropy_backward", TORCH_BOX(&restorelcc_ext::linear_cross_entropy_backward));
+  library.impl("head_contrast", TORCH_BOX(&restorelcc_ext::head_contrast));
   library.impl("pack", TORCH_BOX(&restorelcc_ext::pack));
   library.impl("unpack", TORCH_BOX(&restorelcc_ext::unpack));
   library.impl("packed_validate", TORCH_BOX(&restorelcc_ext::packed_validate));

@@ -122,6 +122,18 @@ rlcc_status rlcc_head_moments(const rlcc_head_moments_params* params) {
   return run_on_cpu(params, cpu::head_moments);
 }
 
+rlcc_status rlcc_linear_cross_entropy(const rlcc_linear_cross_entropy_params* params) {
+  return run_on_cpu(params, cpu::linear_cross_entropy);
+}
+
+rlcc_status rlcc_linear_cross_entropy_backward(const rlcc_linear_cross_entropy_backward_params* params) {
+  return run_on_cpu(params, cpu::linear_cross_entropy_backward);
+}
+
+rlcc_status rlcc_head_contrast(const rlcc_head_contrast_params* params) {
+  return run_on_cpu(params, cpu::head_contrast);
+}
+
 rlcc_status rlcc_sparse_linear_reference(const rlcc_sparse_linear_params* params) {
   return run_reference(params, reference::sparse_linear);
 }
@@ -136,6 +148,19 @@ rlcc_status rlcc_sparse_linear_grad_values_reference(const rlcc_sparse_linear_gr
 
 rlcc_status rlcc_head_moments_reference(const rlcc_head_moments_params* params) {
   return run_reference(params, reference::head_moments);
+}
+
+rlcc_status rlcc_linear_cross_entropy_reference(const rlcc_linear_cross_entropy_params* params) {
+  return run_reference(params, reference::linear_cross_entropy);
+}
+
+rlcc_status rlcc_linear_cross_entropy_backward_reference(
+    const rlcc_linear_cross_entropy_backward_params* params) {
+  return run_reference(params, reference::linear_cross_entropy_backward);
+}
+
+rlcc_status rlcc_head_contrast_reference(const rlcc_head_contrast_params* params) {
+  return run_reference(params, reference::head_contrast);
 }
 
 }  // extern "C"

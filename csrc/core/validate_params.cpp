@@ -9,13 +9,6 @@ Status validate_weight(const rlcc_packed_weight& weight) {
   return weight.trusted != 0 ? validate_shape(weight) : validate(weight);
 }
 
-Status validate_parallel(const rlcc_parallel* parallel) {
-  if (parallel == nullptr) return {};
-  if (parallel->run == nullptr) return invalid("parallel.run is null");
-  if (parallel->threads < 1) return invalid("parallel.threads is ", parallel->threads, ", must be at least 1");
-  return {};
-}
-
 Status validate_comp(const rlcc_sparse_linear_params& p) {
   if (p.groups < 0) return invalid("groups is ", p.groups, ", must not be negative");
   if (p.comp_rows == nullptr) {
@@ -56,6 +49,13 @@ Status validate_heads(const char* name, const void* data, const rlcc_head_moment
 }
 
 }  // namespace
+
+Status validate_parallel(const rlcc_parallel* parallel) {
+  if (parallel == nullptr) return {};
+  if (parallel->run == nullptr) return invalid("parallel.run is null");
+  if (parallel->threads < 1) return invalid("parallel.threads is ", parallel->threads, ", must be at least 1");
+  return {};
+}
 
 Status validate(const rlcc_sparse_linear_params& p) {
   RLCC_RETURN_IF_FAILED(validate_dtype("x_dtype", p.x_dtype));

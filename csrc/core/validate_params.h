@@ -9,5 +9,10 @@ Status validate(const rlcc_sparse_linear_params& params);
 Status validate(const rlcc_sparse_linear_grad_x_params& params);
 Status validate(const rlcc_sparse_linear_grad_values_params& params);
 Status validate(const rlcc_head_moments_params& params);
+Status validate(const rlcc_linear_cross_entropy_params& params);
+Status validate(const rlcc_linear_cross_entropy_backward_params& params);
+Status validate(const rlcc_head_contrast_params& params);
+
+Status validate_parallel(const rlcc_parallel* parallel);
 
 }  // namespace restorelcc

@@ -1,7 +1,8 @@
 """Loads the compiled ops, and tells torch what it must know of them beside their CPU kernels.
 
 Lives here: loading, `build_info`, the fake kernels (shapes without data) and the gradients. The
-schemas stand in restorelcc_ext/library.cpp, the equations in restorelcc/params.h.
+schemas stand in restorelcc_ext/library.cpp, the equations in restorelcc/params.h. What belongs to the cross entropies
+is in cross_entropy_gradients.py.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from restorelcc import cross_entropy_gradients
 
 _LIBRARY = Path(__file__).parent / "_lib" / "librestorelcc_torch.so"
 _why_missing: str | None = None
@@ -275,6 +278,7 @@ def _register() -> None:
     torch.library.register_autograd(
         "restorelcc::sparse_linear_grad_values", _grad_values_backward, setup_context=_grad_values_context
     )
+    cross_entropy_gradients.register()
 
 
 if available():

@@ -146,7 +146,10 @@ typedef struct rlcc_head_moments_params {
 /* The head of a language model and what it is to predict, shared by the three ops below. With the logits
  * l[m, v] = sum_e h[m, e] W[v, e] + bias[v], which are formed tile by tile in fp32 and never kept,
  *
- *   lse[m] = log sum_v exp(l[m, v])        nll[m] = lse[m] - l[m, labels[m]]        (natural logarithm) */
+ *   lse[m] = log sum_v exp(l[m, v])        nll[m] = lse[m] - l[m, labels[m]]        (natural logarithm)
+ *
+ * Both are NaN where a logit of row m is NaN or +Inf, or all are -Inf, as in torch's log_softmax; -Inf at the label
+ * alone gives nll Inf. */
 typedef struct rlcc_language_head {
   const void* weight;    /* W [V, E] of dtype, row stride weight_stride, unit column stride */
   int64_t vocabulary;    /* V >= 0 */
