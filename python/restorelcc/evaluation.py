@@ -1,6 +1,6 @@
 """How good a model is on given text: token NLL, multiple choice, and how much of a gap was closed.
 
-nll(x_i)  = −log softmax(logits(x_<i))[x_i]                      nats, float32 log-softmax summed in float64
+nll(x_i)  = −log softmax(logits(x_<i))[x_i]                      nats, float32, summed in float64 (see `lm_head`)
 gap       = (NLL_pruned − NLL_restored) / (NLL_pruned − NLL_dense)    on the same tokens
 """
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .artifacts import Progress, SilentProgress
+from .lm_head import token_losses
 from .models import quiet_transformers
 from .text import ChoiceItem
 from .token_set import TokenSet, padding_id
@@ -23,8 +24,6 @@ from .windows import answer_row
 __all__ = [
     "ChoiceResult", "GapClosed", "NllResult", "gap_closed", "greedy_samples", "multiple_choice", "token_nll",
 ]  # fmt: skip
-
-_CHUNK_ELEMENTS = 1 << 24  # of float32 logits at once: 64 MiB
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def token_nll(model: Any, tokens: TokenSet, *, batch: int = 4, progress: Progres
 
     Args:
         tokens: ids [n, T].
-        batch: rows at once. Logits stand in memory 64 MiB at a time, whatever the batch.
+        batch: rows at once. Logits are never held, whatever the batch (see `lm_head`).
 
     Raises:
         ValueError: no token counts, or rows longer than the model's context.
@@ -69,46 +68,9 @@ def token_nll(model: Any, tokens: TokenSet, *, batch: int = 4, progress: Progres
 
 def _row_sums(model: Any, part: TokenSet) -> Tensor:
     """Σ nll [n] float64 of one batch."""
-    targets = part.labels[:, 1:]
-    rows, places = (targets != -100).nonzero(as_tuple=True)
+    rows = (part.labels[:, 1:] != -100).nonzero()[:, 0]
     total = torch.zeros(len(part), dtype=torch.float64)
-    if rows.numel() == 0:
-        return total
-    hidden, logits_of = _head(model, part)
-    chunk = max(1, _CHUNK_ELEMENTS // int(model.config.get_text_config(decoder=True).vocab_size))
-    for begin in range(0, rows.numel(), chunk):
-        row, place = rows[begin : begin + chunk], places[begin : begin + chunk]
-        logits = logits_of(hidden[row, place]).float()
-        target = logits.gather(1, targets[row, place][:, None]).squeeze(1)
-        total.index_add_(0, row, (logits.logsumexp(1) - target).double())
-    return total
-
-
-def _head(model: Any, part: TokenSet) -> tuple[Tensor, Any]:
-    """(what enters the LM head [n, T, E], a function from its rows to logits), from one stock forward.
-
-    A hook on the stock LM head keeps its input and lets only the last position pass, so [n*T, V] never exists. If the
-    stock class does more after its head (soft-capping, scaling), the logits of that position tell, and the stock
-    forward is run in full: `hidden` then is the logits themselves.
-    """
-    head = model.get_output_embeddings()
-    seen: list[Tensor] = []
-
-    def keep_input(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        seen.append(args[0])
-        return (args[0][:, -1:], *args[1:])
-
-    arguments = {"input_ids": part.ids, "attention_mask": part.attention_mask, "use_cache": False}
-    handle = head.register_forward_pre_hook(keep_input)
-    try:
-        stock = model(**arguments).logits
-    finally:
-        handle.remove()
-    ours = head(seen[0][:, -1:])
-    scale = float(stock.float().abs().max())
-    if ours.shape == stock.shape and bool(((ours - stock).float().abs() <= 1e-3 * scale).all()):
-        return seen[0], head
-    return model(**arguments).logits, lambda logits: logits
+    return total.index_add_(0, rows, token_losses(model, part).double()) if rows.numel() else total
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from .artifacts import Progress, SilentProgress
 from .compensation import Compensation, sparse_output_projections
 from .components import Components
 from .evaluation import token_nll
+from .lm_head import token_losses
 from .models import attention_sites
 from .text import TokenSet
 
@@ -62,11 +63,8 @@ class TrainingResult:
 
 def summed_nll(model: nn.Module, batch: TokenSet) -> tuple[Tensor, int]:
     """(Σ −log p(label), how many labels) of one batch, float32; labels of −100 do not count."""
-    logits = model(input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    labels = batch.labels[:, 1:]
-    counted = labels != -100
-    loss = nn.functional.cross_entropy(logits[:, :-1][counted].float(), labels[counted], reduction="sum")
-    return loss, int(counted.sum())
+    losses = token_losses(model, batch)
+    return losses.sum(), losses.numel()
 
 
 class _Heads(nn.Module):
