@@ -13,6 +13,7 @@ constexpr const char* kNames[kIsaCount] = {"scalar", "avx2", "avx512f", "avx512v
 constexpr int kNotChosen = -1;  // then RLCC_ISA decides
 
 std::atomic<int> g_chosen{kNotChosen};
+std::atomic<bool> g_asked_for{false};  // g_chosen, by name
 
 Isa best_isa() {
   for (int i = kIsaCount - 1; i > 0; --i) {
@@ -48,12 +49,19 @@ Status parse_isa(const char* name, const char* source, Isa* isa) {
 struct EnvironmentWish {
   Isa isa = best_isa();
   Status status;
+  bool asked_for = false;
 
   EnvironmentWish() {
     const char* name = std::getenv("RLCC_ISA");
-    if (name != nullptr && *name != '\0') status = parse_isa(name, "RLCC_ISA", &isa);
+    asked_for = name != nullptr && *name != '\0';
+    if (asked_for) status = parse_isa(name, "RLCC_ISA", &isa);
   }
 };
+
+const EnvironmentWish& environment_wish() {
+  static const EnvironmentWish wish;  // read once, at the first op
+  return wish;
+}
 
 }  // namespace
 
@@ -86,16 +94,23 @@ Status current_isa(Isa* isa) {
     *isa = static_cast<Isa>(chosen);
     return {};
   }
-  static const EnvironmentWish wish;  // read once, at the first op
-  *isa = wish.isa;
-  return wish.status;
+  *isa = environment_wish().isa;
+  return environment_wish().status;
 }
 
 Status force_isa(const char* name) {
   Isa isa = best_isa();
   if (name != nullptr && *name != '\0') RLCC_RETURN_IF_FAILED(parse_isa(name, "isa", &isa));
+  g_asked_for.store(name != nullptr && *name != '\0', std::memory_order_relaxed);
   g_chosen.store(static_cast<int>(isa), std::memory_order_relaxed);
   return {};
+}
+
+Isa isa_for_bf16_panels(Isa isa) {
+  const bool chosen = g_chosen.load(std::memory_order_relaxed) != kNotChosen;
+  const bool asked_for = chosen ? g_asked_for.load(std::memory_order_relaxed) : environment_wish().asked_for;
+  const bool slow = isa == Isa::kAvx512Bf16 && cpu_features().slow_bf16_dot;
+  return slow && !asked_for ? Isa::kAvx512Vbmi2 : isa;
 }
 
 }  // namespace restorelcc

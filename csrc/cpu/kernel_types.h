@@ -95,6 +95,69 @@ using sparse_linear_panel_kernel = panel_kernel;
 using sparse_linear_grad_x_panel_kernel = panel_kernel;
 using sparse_linear_grad_values_panel_kernel = panel_kernel;
 
+// Rows of a dense matrix X [rows, columns], at data + i stride, or at data + offsets[i] where those are set.
+struct DenseMatrix {
+  const void* data;
+  int64_t stride;          // elements
+  const int64_t* offsets;  // [rows] elements, may be null
+  int64_t rows;
+  int64_t columns;
+};
+
+// One block of rows of h against one chunk of the vocabulary: see linear_cross_entropy in params.h.
+//
+// The state of a row is kept without the logit t of its label: max and sum with sum exp(max) = sum_{v != label}
+// exp(l_v), so that neither nll = log(1 + sum exp(max - t)) nor the gradient loses digits where a model is
+// sure.
+struct CrossEntropyJob {
+  rlcc_dtype dtype;       // of W, h and what is written to grad
+  DenseMatrix weight;     // W [V, E]
+  const float* bias;      // [V], may be null
+  DenseMatrix h;          // this block's rows [rows, E]
+  const int64_t* labels;  // [rows], -1: none
+
+  char* h_tiles;  // [ceil(rows / tile_rows)] tiles of depth E: pack() to run()
+  int64_t first;  // the chunk: columns [first, first + count) of the logits; a multiple of panel_columns
+  int64_t count;
+  float* logits;       // [panels of the chunk, logit_rows, panel_columns]
+  int64_t logit_rows;  // rows, rounded up to whole tiles
+
+  float* max;             // [rows] state
+  float* sum;             // [rows] state
+  float* label_logit;     // [rows]; written by the chunk that holds the label
+  const float* lse;       // [rows] backward only: logits become grad_nll (exp(l - lse) - [v = label])
+  const float* grad_nll;  // [rows]
+
+  char* weight_tiles;  // what logits became, packed to be multiplied: rows of h, or (transposed) of W
+  float* products;     // [panels of E, logit_rows or columns of a chunk, panel_columns] fp32, added to
+};
+
+struct linear_cross_entropy_panel_kernel {
+  int64_t tile_rows;                     // rows of A per register tile
+  int64_t panel_columns;                 // columns of B per register tile
+  int64_t (*tile_bytes)(int64_t depth);  // of one packed tile of A
+  int64_t scratch_bytes;                 // of run, gradient and weight_gradient
+  // Packs the rows of h of tiles [begin, end).
+  void (*pack)(const CrossEntropyJob& job, int64_t tile_begin, int64_t tile_end);
+  // Logits of panels [begin, end) of the chunk, without bias.
+  void (*run)(const CrossEntropyJob& job, int64_t panel_begin, int64_t panel_end, char* scratch);
+  // Adds the bias and updates max and sum of rows [begin, end), leaving logits as they were but for the bias.
+  void (*add_to_state)(const CrossEntropyJob& job, int64_t row_begin, int64_t row_end);
+  // The same, and exp(l - max) of the tiles [begin, end) into weight_tiles; products are kept to the new max.
+  void (*exponentials)(const CrossEntropyJob& job, int64_t tile_begin, int64_t tile_end);
+  // Backward: grad_nll (exp(l - lse) - [v = label]) of the tiles, into weight_tiles and into logits.
+  void (*logit_gradients)(const CrossEntropyJob& job, int64_t tile_begin, int64_t tile_end);
+  // products[panel] += weight_tiles W[chunk], for panels [begin, end) of E.
+  void (*gradient)(const CrossEntropyJob& job, int64_t panel_begin, int64_t panel_end, char* scratch);
+  // Packs columns of logits (rows of Wᵀ's gradient) of tiles [begin, end) into weight_tiles, depth rows of h.
+  void (*pack_transposed)(const CrossEntropyJob& job, int64_t tile_begin, int64_t tile_end);
+  // products[panel] += weight_tiles h, for panels [begin, end) of E.
+  void (*weight_gradient)(const CrossEntropyJob& job, int64_t panel_begin, int64_t panel_end, char* scratch);
+  // grad [E] of dtype = factor products[.., row, ..] + label_factor W[label] (no label: -1).
+  void (*finish)(const CrossEntropyJob& job, int64_t product_rows, int64_t row, float factor,
+                 float label_factor, int64_t label, void* grad);
+};
+
 struct head_moments_block_kernel {
   int64_t (*scratch_bytes)(int64_t head_dim);
   // Rows [row_begin, row_end) of one head's Gram matrix (up to the diagonal, mirrored above it), and

@@ -16,6 +16,8 @@
 #include "cpu/panel_sources.inl"
 #include "cpu/panel_pairs.inl"
 #include "cpu/panels.inl"
+#include "cpu/dense_panels.inl"
+#include "cpu/cross_entropy.inl"
 #include "cpu/moments.inl"
 #include "cpu/kernels.def"
 // clang-format on

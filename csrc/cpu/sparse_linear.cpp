@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <cstring>
-#include <memory>
 
+#include "core/aligned_bytes.h"
 #include "core/parallel.h"
 #include "cpu/ops.h"
 #include "cpu/registry.h"
@@ -22,20 +22,6 @@ constexpr int64_t kOutputsTogether = 4;
 constexpr int64_t kRowBlock = 516;  // a multiple of every tile_rows: 4, 6, 12
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Starts at a multiple of 64 bytes.
-class AlignedBytes {
- public:
-  explicit AlignedBytes(int64_t bytes) : storage_(new char[static_cast<size_t>(bytes) + 63]) {
-    const uintptr_t address = reinterpret_cast<uintptr_t>(storage_.get());
-    first_ = storage_.get() + (63 - (address + 63) % 64);
-  }
-  char* get() const { return first_; }
-
- private:
-  std::unique_ptr<char[]> storage_;
-  char* first_;
-};
 
 void run_decode(const sparse_linear_decode_kernel& kernel, const rlcc_sparse_linear_params& p,
                 const Output& output) {

@@ -114,6 +114,26 @@ struct Vector {
   static F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
   static F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
   static F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
+  static F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
+  // The second where either is NaN.
+  static F32 max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
+  static F32 round(F32 v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  // v 2^n, for whole numbers n from -126 to 127.
+  static F32 times_power_of_two(F32 v, F32 n) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_mul_ps(v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+  }
+  static F32 load_lanes(const float* p) { return load(p); }
+  static F32 load_lanes(const Bf16* p) {
+    const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16));
+  }
+  static F32 load_lanes(const F16* p) { return _mm256_cvtph_ps(eight_halves(p)); }
+  // The first kTileRows lanes.
+  static void store_tile_rows(float* p, F32 v) {
+    static_assert(kTileRows == 6, "which lanes the mask keeps");
+    _mm256_maskstore_ps(p, _mm256_set_epi32(0, 0, -1, -1, -1, -1, -1, -1), v);
+  }
   static float sum(F32 v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));

@@ -79,6 +79,17 @@ struct Vector {
   static F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
   static F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
   static F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
+  static F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
+  // The second where either is NaN.
+  static F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
+  static F32 round(F32 v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  // v 2^n, for whole numbers n from -126 to 127.
+  static F32 times_power_of_two(F32 v, F32 n) { return _mm512_scalef_ps(v, n); }
+  static F32 load_lanes(const float* p) { return widen16(p); }
+  static F32 load_lanes(const Bf16* p) { return widen16(p); }
+  static F32 load_lanes(const F16* p) { return widen16(p); }
+  // The first kTileRows lanes.
+  static void store_tile_rows(float* p, F32 v) { _mm512_mask_storeu_ps(p, (1 << kTileRows) - 1, v); }
   static float sum(F32 v) { return _mm512_reduce_add_ps(v); }
 
   static F64 zero64() { return _mm512_setzero_pd(); }
@@ -155,6 +166,11 @@ struct Vector {
   // Pairs (even[i], odd[i]) of places 0 .. 15, and of 16 .. 31.
   static F32 weave_low(Pairs even, Pairs odd) { return weave(even, odd, 0); }
   static F32 weave_high(Pairs even, Pairs odd) { return weave(even, odd, 16); }
+  static Pairs load_pairs(const Bf16* p) { return _mm512_loadu_si512(p); }
+  // Lane i = the neighbours 2 i and 2 i + 1 of the 32 floats (low, high), rounded to bf16.
+  static F32 narrow_to_pairs(F32 low, F32 high) {
+    return _mm512_castsi512_ps((__m512i)_mm512_cvtne2ps_pbh(high, low));
+  }
   static F32 dot_pairs(F32 sum, Pairs w, const Bf16* x) {
     return _mm512_dpbf16_ps(sum, RLCC_PAIRS(w), RLCC_PAIRS(_mm512_loadu_si512(x)));
   }

@@ -61,6 +61,36 @@ struct Vector {
   static F32 broadcast(const float* p) { return F32{*p, *p, *p, *p}; }
   static F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
   static F32 add(F32 a, F32 b) { return a + b; }
+  static F32 sub(F32 a, F32 b) { return a - b; }
+  // The second where either is NaN.
+  static F32 max(F32 a, F32 b) {
+    F32 v;
+    for (int i = 0; i < kLanes; ++i) v[i] = a[i] > b[i] ? a[i] : b[i];
+    return v;
+  }
+  // To nearest, ties to even; for magnitudes below 2^22.
+  static F32 round(F32 v) {
+    F32 shift = {0x1.8p23f, 0x1.8p23f, 0x1.8p23f, 0x1.8p23f};
+    return (v + shift) - shift;
+  }
+  // v 2^n, for whole numbers n from -126 to 127.
+  static F32 times_power_of_two(F32 v, F32 n) {
+    for (int i = 0; i < kLanes; ++i) {
+      // A NaN in n came from a NaN in v, which the product keeps.
+      const int32_t exponent = n[i] == n[i] ? static_cast<int32_t>(n[i]) : 0;
+      v[i] *= from_bits(static_cast<uint32_t>(exponent + 127) << 23);
+    }
+    return v;
+  }
+  template <class Value>
+  static F32 load_lanes(const Value* p) {
+    return F32{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])};
+  }
+  // The first kTileRows lanes.
+  static void store_tile_rows(float* p, F32 v) {
+    static_assert(kTileRows == kLanes, "all of them");
+    store(p, v);
+  }
   static F32 mul(F32 a, F32 b) { return a * b; }
   static float sum(F32 v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 

@@ -159,15 +159,15 @@ typedef struct rlcc_language_head {
   rlcc_dtype dtype;      /* of weight and of every h; not RLCC_I8 */
 } rlcc_language_head;
 
-/* nll and lse of M rows; and d nll[m] / d h[m, e] = sum_v (softmax(l[m])[v] - [v = labels[m]]) W[v, e] in the same
- * pass over W. A row whose label is ignore_index has nll 0 and gradient 0, and costs nothing unless lse is asked
- * for. The bits do not depend on the number of threads. */
+/* nll and lse of M rows; and d nll[m] / d h[m, e] = sum_v (softmax(l[m])[v] - [v = labels[m]]) W[v, e] in the
+ * same pass over W. A row whose label is ignore_index has nll 0 and gradient 0, and costs nothing unless lse is
+ * asked for. The bits do not depend on the number of threads. */
 typedef struct rlcc_linear_cross_entropy_params {
   rlcc_language_head head;
-  const void* h;                 /* [M, E] of head.dtype, row stride h_stride, unit column stride */
-  int64_t rows;                  /* M >= 0 */
-  int64_t h_stride;              /* elements */
-  const int64_t* labels;         /* [M], each in [0, V) or ignore_index */
+  const void* h;         /* [M, E] of head.dtype, row stride h_stride, unit column stride */
+  int64_t rows;          /* M >= 0 */
+  int64_t h_stride;      /* elements */
+  const int64_t* labels; /* [M], each in [0, V) or ignore_index */
   int64_t ignore_index;
   float* nll;                    /* [M] */
   float* lse;                    /* [M]; may be null */
@@ -177,13 +177,14 @@ typedef struct rlcc_linear_cross_entropy_params {
 } rlcc_linear_cross_entropy_params;
 
 /* With g[m, v] = grad_nll[m] (softmax(l[m])[v] - [v = labels[m]]), 0 where labels[m] is ignore_index:
- *   grad_h[m, e] = sum_v g[m, v] W[v, e]   grad_weight[v, e] = sum_m g[m, v] h[m, e]   grad_bias[v] = sum_m g[m, v] */
+ *   grad_h[m, e] = sum_v g[m, v] W[v, e]   grad_weight[v, e] = sum_m g[m, v] h[m, e]   grad_bias[v] = sum_m
+ * g[m, v] */
 typedef struct rlcc_linear_cross_entropy_backward_params {
   rlcc_language_head head;
-  const void* h;                 /* [M, E] of head.dtype */
-  int64_t rows;                  /* M >= 0 */
-  int64_t h_stride;              /* elements */
-  const int64_t* labels;         /* [M], each in [0, V) or ignore_index */
+  const void* h;         /* [M, E] of head.dtype */
+  int64_t rows;          /* M >= 0 */
+  int64_t h_stride;      /* elements */
+  const int64_t* labels; /* [M], each in [0, V) or ignore_index */
   int64_t ignore_index;
   const float* lse;              /* [M], as the forward pass gave it; read where labels count */
   const float* grad_nll;         /* [M] */
@@ -197,17 +198,17 @@ typedef struct rlcc_linear_cross_entropy_backward_params {
 
 /* contrast[g, s] = sum_{m in s} w[m] (nll(h[g, m]) - base_nll[m]) / sum_{m in s} w[m]
  *
- * over the tokens m of segment s whose label is not ignore_index and whose w[m] is not 0; the mean change of the
- * NLL when the hidden states of a base run are replaced by those of edit g. NaN where a segment has no such token.
- * Sums are fp64, in the order of m. */
+ * over the tokens m of segment s whose label is not ignore_index and whose w[m] is not 0; the mean change of
+ * the NLL when the hidden states of a base run are replaced by those of edit g. NaN where a segment has no such
+ * token. Sums are fp64, in the order of m. */
 typedef struct rlcc_head_contrast_params {
   rlcc_language_head head;
-  const void* h;                 /* [G, M, E] of head.dtype, strides group_stride and h_stride, unit column stride */
-  int64_t groups;                /* G >= 0 */
-  int64_t rows;                  /* M >= 0 */
-  int64_t group_stride;          /* elements */
-  int64_t h_stride;              /* elements */
-  const int64_t* labels;         /* [M], each in [0, V) or ignore_index */
+  const void* h;         /* [G, M, E] of head.dtype, strides group_stride and h_stride, unit column stride */
+  int64_t groups;        /* G >= 0 */
+  int64_t rows;          /* M >= 0 */
+  int64_t group_stride;  /* elements */
+  int64_t h_stride;      /* elements */
+  const int64_t* labels; /* [M], each in [0, V) or ignore_index */
   int64_t ignore_index;
   const float* base_nll;         /* [M] */
   const int64_t* segments;       /* [M], each in [0, S), or negative: in no segment; may be null when S = 1 */
