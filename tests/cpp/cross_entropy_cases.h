@@ -15,6 +15,7 @@
 namespace restorelcc::test {
 
 constexpr double kLossSlack = 32;
+constexpr double kVanishing = 0x1p-120;  // a probability below it may be 0, or it
 constexpr int64_t kIgnored = -100;
 
 struct LossShape {
@@ -161,9 +162,10 @@ struct LossCase {
       for (int64_t e = 0; e < params.head.columns; ++e) {
         double sum = 0;
         for (size_t v = 0; v < shares.size(); ++v) {
-          sum += shares[v] * std::fabs(model.weight.get(static_cast<int64_t>(v), e));
+          const double error = (2 * logit + rounding(model.dtype())) * shares[v] + kVanishing;
+          sum += error * std::fabs(model.weight.get(static_cast<int64_t>(v), e));
         }
-        allowed[static_cast<size_t>(m * params.head.columns + e)] = (2 * logit + rounding(model.dtype())) * sum;
+        allowed[static_cast<size_t>(m * params.head.columns + e)] = sum;
       }
     }
     compare_gradients(grad_h, grad_h64, allowed, name + " grad_h");
@@ -218,12 +220,13 @@ struct LossGradientCase {
       const double share_error = 2 * model.logit_error(m) + 2 * lse_error + rounding(model.dtype());
       const std::vector<double> shares = model.shares(m, grad_nll[static_cast<size_t>(m)]);
       for (size_t v = 0; v < shares.size(); ++v) {
-        of_bias[v] += share_error * shares[v];
+        const double error = share_error * shares[v] + kVanishing;
+        of_bias[v] += error;
         for (int64_t e = 0; e < columns; ++e) {
           const double w = std::fabs(model.weight.get(static_cast<int64_t>(v), e));
-          of_h[static_cast<size_t>(m * columns + e)] += share_error * shares[v] * w;
+          of_h[static_cast<size_t>(m * columns + e)] += error * w;
           of_weight[v * static_cast<size_t>(columns) + static_cast<size_t>(e)] +=
-              share_error * shares[v] * std::fabs(model.h.get(m, e));
+              error * std::fabs(model.h.get(m, e));
         }
       }
     }
