@@ -68,7 +68,7 @@ Status validate_edited(const rlcc_head_contrast_params& p) {
 Status validate_segments(const rlcc_head_contrast_params& p) {
   if (p.segment_count < 1) return invalid("segment_count is ", p.segment_count, ", must be at least 1");
   if (p.segments == nullptr) {
-    if (p.segment_count == 1) return {};
+    if (p.segment_count == 1 || p.rows == 0) return {};
     return invalid("segments is null, but segment_count is ", p.segment_count, "; each row needs its segment");
   }
   RLCC_RETURN_IF_FAILED(validate_array("segments", p.segments, p.rows, 8));

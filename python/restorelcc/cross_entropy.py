@@ -46,8 +46,8 @@ def linear_cross_entropy(
                   torch's log_softmax; nll is inf where the label's logit alone is −inf
 
     Gradients flow to h, weight and bias, not from lse (it has none) and not twice (RuntimeError). Where only h asks
-    for one, the forward pass forms d nll / d h beside the nll, and backward just scales it; where weight or bias ask
-    too, backward forms the logits once more.
+    for one, the forward pass forms d nll / d h beside the nll, in h's dtype, and backward just scales it; where weight
+    or bias ask too, backward forms the logits once more.
 
     The bits do not depend on the number of threads. impl="auto" is the compiled op (ImportError where it is not
     built). impl="reference" is plain torch in float64, also for float64 inputs, and then returns float64.

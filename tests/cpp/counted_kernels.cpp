@@ -4,12 +4,14 @@
 #define sparse_linear_panel registered_sparse_linear_panel
 #define sparse_linear_grad_x_panel registered_sparse_linear_grad_x_panel
 #define sparse_linear_grad_values_panel registered_sparse_linear_grad_values_panel
+#define linear_cross_entropy_panel registered_linear_cross_entropy_panel
 #define head_moments_block registered_head_moments_block
 #include "cpu/registry.cpp"
 #undef sparse_linear_decode
 #undef sparse_linear_panel
 #undef sparse_linear_grad_x_panel
 #undef sparse_linear_grad_values_panel
+#undef linear_cross_entropy_panel
 #undef head_moments_block
 
 #include <atomic>
@@ -78,6 +80,9 @@ const panel_kernel& sparse_linear_grad_x_panel(rlcc_dtype values, Isa isa) {
 }
 const panel_kernel& sparse_linear_grad_values_panel(rlcc_dtype values, Isa isa) {
   return counted(registered_sparse_linear_grad_values_panel(values, isa));
+}
+const linear_cross_entropy_panel_kernel& linear_cross_entropy_panel(rlcc_dtype values, Isa isa) {
+  return counted(registered_linear_cross_entropy_panel(values, isa));
 }
 const head_moments_block_kernel& head_moments_block(rlcc_dtype values, Isa isa) {
   return counted(registered_head_moments_block(values, isa));
