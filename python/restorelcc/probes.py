@@ -1,7 +1,8 @@
 """Which heads are worth restoring: one score per head, larger = more worth restoring.
 
-    attribution   s_h = − <Σ_t dNLL/dz_{t,h}, c_h> / tokens     predicted fall of the mean NLL, nats per token
-    random        s_h ~ U(0, 1)                                 the baseline that every probe has to beat
+    perplexity    the contrast of every head with its edit alone, exact
+    attribution   its first-order estimate, all heads from one forward and backward pass
+    random        s_h ~ U(0, 1), the baseline that every probe has to beat
 
 A probe is a function of a `ProbeInput` that gives a `ProbeResult`; add one to PROBES and every verb offers it.
 """
@@ -19,6 +20,7 @@ from .artifacts import Progress, SilentProgress, atomic_write_tensors
 from .components import Components
 from .probe_attribution import attribution
 from .probe_input import ProbeInput, ProbeResult
+from .probe_perplexity import perplexity
 from .step_file import read_step_file
 from .text import TokenSet
 
@@ -54,7 +56,8 @@ def _random(given: ProbeInput) -> ProbeResult:
 
 
 PROBES: dict[str, tuple[Callable[[ProbeInput], ProbeResult], str]] = {
-    "attribution": (attribution, "predicted fall of the mean NLL, nats per token"),
+    "attribution": (attribution, "predicted change of the contrast, nats per token"),
+    "perplexity": (perplexity, "change of the contrast, nats per token"),
     "random": (_random, "uniform random number"),
 }
 

@@ -11,7 +11,6 @@ import torch
 from random_models import SUPPORTED
 from torch.nn import functional
 
-from restorelcc import evaluation
 from restorelcc.evaluation import NllResult, gap_closed, greedy_samples, multiple_choice, token_nll
 from restorelcc.text import ChoiceItem, TokenSet
 
