@@ -3,7 +3,8 @@
     naive    for each layer: all its heads' edits as one batch through the whole stock model, logits, cross_entropy
     exact    restorelcc.contrast_engine.head_contrasts
 
-    restorelcc prune MODEL --pattern 2:4 --out pruned; restorelcc moments --dense MODEL --pruned pruned --out m.safetensors
+    restorelcc prune MODEL --pattern 2:4 --out pruned
+    restorelcc moments --dense MODEL --pruned pruned --out m.safetensors
     python benchmarks/contrast_probe.py pruned m.safetensors --rows 8 --json probe.json
 
 Both take the same rows, one batch of rows after the other, naive and exact in turns; both have one batch of rows and
@@ -126,7 +127,7 @@ def main() -> None:
             seconds, scores = timed(lambda: naive_contrasts(model, batch, vectors))  # noqa: B023
             naive_times.append(seconds)
             naive.append(scores)
-            print(f"rows {number * given.batch}: naive {naive_times[-1]:.1f} s, exact {exact_times[-1]:.1f} s", flush=True)
+            print(f"row {number * given.batch}: naive {seconds:.1f} s, exact {exact_times[-1]:.1f} s", flush=True)
     total = sum(score * weight for score, weight in zip(exact, weights, strict=True)) / sum(weights)
     ratios = [a / b for a, b in zip(naive_times, exact_times, strict=False)]
     both = torch.stack(naive), torch.stack(exact[: len(naive)])
