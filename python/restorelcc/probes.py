@@ -1,6 +1,7 @@
 """Which heads are worth restoring: one score per head, larger = more worth restoring.
 
     perplexity    the contrast of every head with its edit alone, exact
+    adaptive      who is in the best share, for a fraction of that work
     attribution   its first-order estimate, all heads from one forward and backward pass
     random        s_h ~ U(0, 1), the baseline that every probe has to beat
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from .artifacts import Progress, SilentProgress, atomic_write_tensors
 from .components import Components
+from .probe_adaptive import adaptive
 from .probe_attribution import attribution
 from .probe_input import ProbeInput, ProbeResult
 from .probe_perplexity import perplexity
@@ -57,6 +59,7 @@ def _random(given: ProbeInput) -> ProbeResult:
 
 PROBES: dict[str, tuple[Callable[[ProbeInput], ProbeResult], str]] = {
     "attribution": (attribution, "predicted change of the contrast, nats per token"),
+    "adaptive": (adaptive, "estimated change of the contrast, nats per token"),
     "perplexity": (perplexity, "change of the contrast, nats per token"),
     "random": (_random, "uniform random number"),
 }
