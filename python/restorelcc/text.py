@@ -21,7 +21,7 @@ from .prose import prose_windows
 from .token_set import TokenSet, padding_id
 from .windows import answer_row, windows
 
-__all__ = ["ChoiceItem", "TokenSet", "load_choices", "load_text", "prose_windows", "write_own_text"]
+__all__ = ["ChoiceItem", "TokenSet", "json_lines", "load_choices", "load_text", "prose_windows", "write_own_text"]
 
 
 def load_text(
@@ -65,6 +65,16 @@ def _read(path: Path) -> str:
     if not text.strip():
         raise ValueError(f"{path} is empty; give a file with text")
     return text
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each line of a .jsonl that is not blank.
+
+    Raises:
+        ValueError: no such file, not UTF-8, empty, or a line (with its number) that is no JSON object.
+    """
+    path = Path(path)
+    return _objects(path, _read(path))
 
 
 def _objects(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -155,7 +165,7 @@ def load_choices(path: Path) -> list[ChoiceItem]:
     """
     path = Path(path)
     items = []
-    for number, value in _objects(path, _read(path)):
+    for number, value in json_lines(path):
         query = value.get("query")
         if query is None and "premise" in value and "hypothesis" in value:
             query = f"{value['premise']}\nQuestion: {value['hypothesis']} True or False?\nAnswer:"
