@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import rich.progress
 
 __all__ = [
-    "MOST_JSON_BYTES", "Progress", "RichProgress", "SilentProgress", "atomic_directory", "atomic_write_json",
-    "atomic_write_tensors", "fingerprint", "read_json", "refuse_inputs", "reserve",
+    "MOST_JSON_BYTES", "Progress", "RichProgress", "SilentProgress", "atomic_directory", "atomic_file",
+    "atomic_write_json", "atomic_write_tensors", "fingerprint", "read_json", "refuse_inputs", "reserve",
     "versions",
 ]  # fmt: skip
 
@@ -69,12 +69,22 @@ class RichProgress:
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar with its count and its time."""
+        """A bar with its count, the time it took and the time it will take."""
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         if self._display is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            columns = (
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                TextColumn("left"), TimeRemainingColumn(),
+            )  # fmt: skip
             self._display = Progress(*columns, console=Console(stderr=True))
             self._display.start()
         display = self._display
@@ -244,7 +254,16 @@ def _code_in_text(message: str) -> int | None:
 
 
 @contextmanager
-def _atomic_file(path: Path, needed: int) -> Iterator[Path]:
+def atomic_file(path: Path, needed: int = 0) -> Iterator[Path]:
+    """A file that appears complete under its name, or not at all; an old one is replaced.
+
+    Yields:
+        `<path>.partial-<pid>`, to be written.
+
+    Raises:
+        ValueError: `path` is a directory.
+        OSError: no space left, said with the bytes; the old file, if any, is untouched.
+    """
     path = Path(path).expanduser().resolve()
     if path.is_dir():
         raise ValueError(f"{path} is a directory; pass the name of a file")
@@ -294,7 +313,7 @@ def atomic_write_json(path: Path, obj: Any) -> None:
     """
     text = json.dumps(obj, indent=1, sort_keys=True, allow_nan=False, default=_plain) + "\n"
     data = text.encode()
-    with _atomic_file(path, len(data)) as partial:
+    with atomic_file(path, len(data)) as partial:
         partial.write_bytes(data)
 
 
@@ -306,7 +325,7 @@ def atomic_write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Ma
     """
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     needed = sum(tensor.numel() * tensor.element_size() for tensor in ready.values())
-    with _atomic_file(path, needed) as partial:
+    with atomic_file(path, needed) as partial:
         save_file(ready, partial, metadata=dict(metadata))
 
 

@@ -7,9 +7,7 @@ well on either background. Nothing here computes a result; every function takes 
 from __future__ import annotations
 
 import io
-import math
 import re
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -123,38 +121,9 @@ def head_heatmap(
     unit: str,
     chosen: Sequence[Sequence[bool]] | None,
 ) -> str:
-    """Scores [L, H]; a dot marks a head left out.
+    """Scores [L, H] as `heat_map` draws them."""
+    from restorelcc.heat_map import draw_heads, map_size
 
-    Signed scores run from red below zero over white to blue above it; scores of one sign from white to green,
-    so that a map without a meaningful zero does not look like one of gains and losses.
-    """
-    from matplotlib.colors import Normalize, TwoSlopeNorm
-
-    layers, heads = len(scores), len(scores[0])
-    with _canvas(3.7, min(6.2, max(2.8, 1.3 + 0.16 * layers))) as (figure, axes):
-        finite = [abs(value) for row in scores for value in row if math.isfinite(value)]
-        limit = max(finite, default=0.0) or 1.0
-        signed = any(value < 0 for row in scores for value in row)
-        norm = TwoSlopeNorm(vcenter=0.0, vmin=-limit, vmax=limit) if signed else Normalize(vmin=0.0, vmax=limit)
-        colours = "RdBu" if signed else "Greens"
-        mesh = axes.pcolormesh(scores, cmap=colours, norm=norm, edgecolors=_GRID, linewidth=0.15)
-        if chosen is not None and not all(all(row) for row in chosen):
-            out = [(h + 0.5, y + 0.5) for y, row in enumerate(chosen) for h, keep in enumerate(row) if not keep]
-            axes.plot(*zip(*out, strict=True), linestyle="", marker=".", markersize=2.5, color="#555555")
-        axes.set_xticks([h + 0.5 for h in _few(heads, 12)], [str(h) for h in _few(heads, 12)])
-        axes.set_yticks([y + 0.5 for y in _few(layers, 10)], [str(y) for y in _few(layers, 10)])
-        axes.tick_params(length=0)
-        axes.invert_yaxis()
-        axes.set_xlabel("head")
-        axes.set_ylabel("layer")
-        axes.set_title(title, fontsize=9.5)
-        bar = figure.colorbar(mesh, ax=axes, fraction=0.08, pad=0.03, aspect=40)
-        bar.set_label(textwrap.fill(unit, 30), fontsize=8)
-        bar.outline.set_visible(False)
-        bar.ax.ticklabel_format(style="sci", scilimits=(-2, 3))
+    with _canvas(*map_size(len(scores), len(scores[0]))) as (figure, axes):
+        draw_heads(figure, axes, scores, unit, title=title, chosen=chosen, ink=_INK, rule=_GRID)
         return _svg(figure, name, f"{title}, layers by heads")
-
-
-def _few(count: int, most: int) -> list[int]:
-    """0, step, 2 step, ... below count: at most `most` tick places."""
-    return list(range(0, count, max(1, math.ceil(count / most))))

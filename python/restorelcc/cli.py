@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from restorelcc import cli_run, cli_steps
+from restorelcc import cli_probe, cli_run, cli_steps
 from restorelcc.cli_options import (
     METHODS,
     POSITIONS,
@@ -253,6 +253,7 @@ def doctor(as_json: bool) -> int:
 
 
 cli_steps.register(cli)
+cli_probe.register(cli)
 cli_run.register(cli)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,8 +21,13 @@ COMPONENTS = ("svd", "mean")
 TRAINERS = ("lm", "none")
 FOLDS = ("o_proj", "none")
 POSITIONS = ("all", "last", "response")
+CONTRASTS = ("text", "margin")
+EDITS = ("inject", "ablate")
 VALUES = ("bf16", "fp32", "fp16", "int8")
 LM_HEADS = ("dense", "int8")
+PICTURES = (".png", ".svg")
+_UNITS = {"B": 1, **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", start=1)},
+          **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", start=1)}}  # fmt: skip
 
 Verb = Callable[..., Any]
 
@@ -43,6 +49,21 @@ def number_option(name: str, default: int, text: str, least: int = 1) -> Callabl
     """A whole number of at least `least` that fits into 64 bits."""
     kind = click.IntRange(min=least, max=2**63 - 1)
     return click.option(name, type=kind, default=default, show_default=True, help=text)
+
+
+def as_bytes(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    """An amount of memory such as 512MB, 2GB (powers of 1000) or 1.5GiB (of 1024) in bytes; an option's callback."""
+    shown = repr(value[:40])
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) *([A-Za-z]+)", value.strip(), flags=re.ASCII)
+    unit = _UNITS.get(found[2].upper()) if found is not None else None
+    if found is None or unit is None:
+        message = f"{shown} is no amount of memory; give a number and a unit such as 512MB or 2GB"
+        raise click.BadParameter(message, context, parameter)
+    size = int(float(found[1]) * unit)
+    if not 0 < size < 2**63:
+        message = f"{shown} is {'nothing' if size == 0 else 'more than any machine has'}; give an amount such as 2GB"
+        raise click.BadParameter(message, context, parameter)
+    return size
 
 
 def reporting_options(verb: Verb) -> Verb:
@@ -79,6 +100,8 @@ heads_option = click.option(
 trainer_option = choice_option("--train", TRAINERS, "Language-model loss, or none: the closed form with a line search.")
 fold_option = choice_option("--fold", FOLDS, "Into the output projection's bias (a stock checkpoint), or an adapter.")
 pruned_option = path_option("--pruned", "Checkpoint directory of the pruned model.", exists=True, directory=True)
+
+moments_option = path_option("--moments", "File left by `restorelcc moments`.", exists=True)
 
 
 def make_progress(quiet: bool) -> Progress:

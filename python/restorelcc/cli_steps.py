@@ -1,4 +1,7 @@
-"""The steps of restore as verbs of their own: moments, probe, train, fold; each leaves a file for the next."""
+"""The steps of restore as verbs of their own: moments, train, fold; each leaves a file for the next.
+
+Step 2, `probe`, has a file of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import click
 
 from restorelcc.cli_options import (
     POSITIONS,
-    PROBES,
     as_directory,
     choice_option,
     components_option,
@@ -16,6 +18,7 @@ from restorelcc.cli_options import (
     fold_option,
     heads_option,
     make_progress,
+    moments_option,
     path_option,
     pruned_option,
     refuse_existing,
@@ -54,41 +57,9 @@ def moments(dense: str, pruned: Path, out: Path, positions: str, data: Path | No
     emit(as_json, result, [f"{out}: moments of {layers} x {heads} heads over {counted} tokens"])
 
 
-_moments_file = path_option("--moments", "File left by `restorelcc moments`.", exists=True)
-
-
 @click.command()
 @pruned_option
-@_moments_file
-@choice_option("--probe", PROBES, "How heads are scored.")
-@components_option
-@path_option("--out", "Head score file.")
-@writing_options
-def probe(pruned: Path, moments: Path, probe: str, components: str, out: Path, overwrite: bool, seed: int,
-          as_json: bool, quiet: bool) -> None:  # fmt: skip
-    """Step 2: score every head; larger means more worth restoring."""
-    from restorelcc import components as components_module
-    from restorelcc import models, probes
-    from restorelcc import moments as moments_module
-    from restorelcc.text import TokenSet
-
-    refuse_existing(out, overwrite, pruned, moments, text_beside(moments), file=True)
-    lost = components_module.lost_components(moments_module.Moments.load(moments), kind=components)
-    scores = probes.head_scores(
-        probe, models.load_model(pruned).model, TokenSet.load(text_beside(moments)), lost, seed=seed,
-        progress=make_progress(quiet),
-    )  # fmt: skip
-    scores.save(out)
-    best = max(
-        ((value, layer, head) for layer, row in enumerate(scores.scores.tolist()) for head, value in enumerate(row))
-    )
-    result = {"out": out, "probe": scores.kind, "unit": scores.unit, "scores": scores.scores.tolist()}
-    emit(as_json, result, [f"{out}: best head is layer {best[1]} head {best[2]} with {best[0]:.4g} ({scores.unit})"])
-
-
-@click.command()
-@pruned_option
-@_moments_file
+@moments_option
 @path_option(
     "--scores", "File left by `restorelcc probe`; needed when --heads is a share.", required=False, exists=True
 )
@@ -163,6 +134,6 @@ def fold(pruned: Path, compensation: Path, fold: str, out: Path, overwrite: bool
 
 
 def register(group: click.Group) -> None:
-    """Add the four verbs to the command line."""
-    for verb in (moments, probe, train, fold):
+    """Add the three verbs to the command line."""
+    for verb in (moments, train, fold):
         group.add_command(verb)

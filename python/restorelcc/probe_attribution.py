@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .compensation import sparse_output_projections
 from .contrast import ContrastText, contrast_text, edit_vectors
-from .lm_head import token_losses
+from .lm_head import language_head, token_losses
 from .probe_input import ProbeInput, ProbeResult
 
 __all__ = ["attribution", "row_attributions"]
@@ -39,6 +39,7 @@ def row_attributions(given: ProbeInput, text: ContrastText) -> Tensor:
         return (z + moves[-1], *args[1:])
 
     found, begin = [], 0
+    language_head(given.model)  # asked now: it runs the model, and the hooks would take that run for a batch's
     handles = [projection.register_forward_pre_hook(move) for projection in projections]
     try:
         _install(projections, base)

@@ -10,46 +10,27 @@ A probe is a function of a `ProbeInput` that gives a `ProbeResult`; add one to P
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .artifacts import Progress, SilentProgress, atomic_write_tensors
+from .artifacts import Progress, SilentProgress, fingerprint, versions
 from .components import Components
+from .pairs import PairSet
 from .probe_adaptive import adaptive
 from .probe_attribution import attribution
-from .probe_input import ProbeInput, ProbeResult
+from .probe_input import CONTRASTS, EDITS, ProbeInput, ProbeResult
 from .probe_perplexity import perplexity
-from .step_file import read_step_file
+from .resident_memory import watched_peak
+from .score_file import HeadScores
 from .text import TokenSet
 
-__all__ = ["PROBES", "HeadScores", "ProbeInput", "ProbeResult", "head_scores", "select_heads"]
-
-
-@dataclass(frozen=True)
-class HeadScores:
-    """scores [L, H] float64, larger = more worth restoring; `unit` says what the number means."""
-
-    kind: str
-    unit: str
-    scores: Tensor
-
-    def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
-        """Writes the file that load() reads, whole or not at all."""
-        marks = {"kind": "head_scores", "version": "0", "probe": self.kind, "unit": self.unit}
-        atomic_write_tensors(path, {"scores": self.scores}, {**(metadata or {}), **marks})
-
-    @classmethod
-    def load(cls, path: Path) -> HeadScores:
-        """Raises ValueError when the file is missing, damaged or not a score file of this version."""
-        found, metadata = read_step_file(
-            path, "head_scores", {"scores": (torch.float64, "L H")}, name="head score",
-            remedy="make one with `restorelcc probe`", marks=("probe", "unit"),
-        )  # fmt: skip
-        return cls(metadata["probe"], metadata["unit"], found["scores"])
+__all__ = ["PROBES", "HeadScores", "ProbeInput", "ProbeResult", "head_scores", "probe_tokens", "select_heads"]
 
 
 def _random(given: ProbeInput) -> ProbeResult:
@@ -65,6 +46,12 @@ PROBES: dict[str, tuple[Callable[[ProbeInput], ProbeResult], str]] = {
 }
 
 
+def probe_tokens(kind: str) -> int:
+    """How many tokens of text a probe reads unless it is told: few for the exact one, whose cost is their number
+    times half the heads."""
+    return 1024 if kind == "perplexity" else 4096
+
+
 def head_scores(
     kind: str,
     model: nn.Module,
@@ -74,26 +61,66 @@ def head_scores(
     seed: int = 0,
     batch: int = 4,
     progress: Progress | None = None,
+    pairs: PairSet | None = None,
+    contrast: str = "text",
+    edit: str = "inject",
+    compensation: Tensor | None = None,
+    share: float = 0.25,
+    memory: int = 2 << 30,
+    scratch: Path | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> HeadScores:
-    """Scores [L, H] of every head by the probe `kind`.
+    """Scores [L, H] of every head by the probe `kind`; how they came about is in their record.
 
     Args:
         model: the pruned model; its output projections become `SparseLinear` (in place, comp = 0 afterwards).
         tokens: calibration text; the loss counts where `tokens.labels` do.
         components: the lost components c_h.
+        pairs, contrast, edit, compensation, share, memory, scratch: see `ProbeInput`.
+        record: what only the caller knows, such as fingerprints of the files that these arguments are from.
 
     Raises:
-        ValueError: an unknown probe, or components or text of another model.
+        ValueError: an unknown probe, contrast or edit; components, text, pairs or a compensation of another model, or
+            missing ones; too little memory.
     """
     if kind not in PROBES:
         raise ValueError(f"unknown probe {kind!r}; choose one of {', '.join(PROBES)}")
+    for value, allowed, name in ((contrast, CONTRASTS, "contrast"), (edit, EDITS, "edit")):
+        if value not in allowed:
+            raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
     components.check_model(model)
-    tokens.check_model(model)
+    for rows in (tokens, *([pairs.positive, pairs.negative] if pairs is not None else [])):
+        rows.check_model(model)
     probe, unit = PROBES[kind]
     given = ProbeInput(
-        model, tokens, components, seed=seed, batch=batch, progress=progress or SilentProgress()
-    )
-    return HeadScores(kind, unit, probe(given).scores)
+        model, tokens, components, seed=seed, batch=batch, progress=progress or SilentProgress(), pairs=pairs,
+        contrast=contrast, edit=edit, compensation=compensation, share=share, memory=memory, scratch=scratch,
+    )  # fmt: skip
+    begin = time.perf_counter()
+    with watched_peak() as peak:
+        result = probe(given)
+    seconds = time.perf_counter() - begin
+    return HeadScores(
+        kind, unit, result.scores, result.details,
+        {**(record or {}), **_record(kind, given), "seconds": seconds, "memory_used": asdict(peak)},
+    )  # fmt: skip
+
+
+def _record(kind: str, given: ProbeInput) -> dict[str, Any]:
+    """Everything that decides the scores: the settings, and fingerprints of what was read."""
+    pairs, rows = given.pairs, given.tokens
+    return {
+        "probe": kind, "contrast": given.contrast, "edit": given.edit, "share": given.share, "seed": given.seed,
+        "batch": given.batch, "memory": given.memory, "components": given.components.kind,
+        "components_fingerprint": fingerprint(vectors=given.components.vectors),
+        "text": {"name": rows.name, "rows": len(rows), "tokens": rows.tokens, "fingerprint": rows.fingerprint()},
+        "pairs": None if pairs is None else {
+            "name": pairs.positive.name, "pairs": len(pairs), "note": pairs.note, "similarity": pairs.similarity,
+            "fingerprint": pairs.fingerprint(),
+        },
+        "compensation_fingerprint": None if given.compensation is None else fingerprint(vectors=given.compensation),
+        "versions": versions(),
+    }  # fmt: skip
 
 
 def select_heads(scores: Tensor, share: float | str) -> Tensor:

@@ -20,8 +20,9 @@ Fields = Mapping[str, tuple[torch.dtype, str]]
 
 
 def read_step_file(
-    path: Path, kind: str, fields: Fields, *, name: str, remedy: str, marks: Sequence[str] = ()
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+    path: Path, kind: str, fields: Fields, *, name: str, remedy: str, marks: Sequence[str] = (),
+    others: Sequence[tuple[torch.dtype, str]] = (),
+) -> tuple[dict[str, Tensor], dict[str, str]]:  # fmt: skip
     """(tensors, metadata) of a step's file of version 0.
 
     Args:
@@ -29,6 +30,7 @@ def read_step_file(
         fields: tensor name -> (dtype, sizes as letters); equal letters are equal sizes, and all are at least 1.
         name, remedy: what the file is called and how to get one, for the error.
         marks: metadata that must be there besides `kind` and `version`.
+        others: (dtype, sizes) that a tensor of any further name may have. Without it such tensors are not read.
 
     Raises:
         ValueError: no such file, a directory, truncated, of another kind or version, a tensor or a mark that is
@@ -46,12 +48,16 @@ def read_step_file(
             missing += [key for key in marks if key not in metadata]
             if missing:
                 raise ValueError(f"{path} lacks {', '.join(missing)}; {remedy}")
-            tensors = {key: file.get_tensor(key) for key in fields}
+            names = sorted(file.keys()) if others else list(fields)
+            tensors = {key: file.get_tensor(key) for key in names}
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or not a safetensors file ({error}); {remedy}") from error
     sizes: dict[str, int] = {}
     for key, (dtype, letters) in fields.items():
         _check(path, key, tensors[key], dtype, letters.split(), sizes, remedy)
+    for key in (key for key in tensors if key not in fields):
+        form = next((form for form in others if len(form[1].split()) == tensors[key].dim()), others[0])
+        _check(path, key, tensors[key], form[0], form[1].split(), sizes, remedy)
     return tensors, metadata
 
 

@@ -109,6 +109,11 @@ class TokenSet:
         index = torch.as_tensor(rows, dtype=torch.long)
         return TokenSet(self.ids[index], self.lengths[index], self.response_start[index], self.name, self.note)
 
+    def first(self, tokens: int) -> TokenSet:
+        """The first rows that hold at most `tokens` predicted tokens, and at least one row."""
+        before = (self.lengths - self.response_start).clamp(min=0).cumsum(0)
+        return self.subset(range(max(1, int((before <= tokens).sum()))))
+
     def split(self, fraction: float, seed: int) -> tuple[TokenSet, TokenSet]:
         """(train, held out): disjoint rows, about `fraction` of them held out and at least one in each.
 

@@ -1,0 +1,144 @@
+"""The verb `probe`: head scores by one probe, their picture, and the comparison of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from restorelcc.cli_options import (
+    CONTRASTS,
+    EDITS,
+    PICTURES,
+    PROBES,
+    as_bytes,
+    choice_option,
+    components_option,
+    emit,
+    make_progress,
+    moments_option,
+    number_option,
+    path_option,
+    pruned_option,
+    refuse_existing,
+    text_beside,
+    writing_options,
+)
+
+if TYPE_CHECKING:
+    from restorelcc.score_file import HeadScores
+
+_WHOLE = click.IntRange(min=1, max=2**63 - 1)
+
+
+@click.command()
+@pruned_option
+@moments_option
+@choice_option("--probe", PROBES, "How heads are scored.")
+@components_option
+@choice_option("--contrast", CONTRASTS, "The change of the NLL on text, or of the margin between right and wrong.")
+@choice_option("--edit", EDITS, "Give one head of the pruned model its part, or take it out of a restored one.")
+@path_option("--compensation", "For ablate: a file of `restorelcc train`, or an adapter.", required=False, exists=True)
+@path_option("--pairs", ".jsonl with text and label, or query, choices and gold.", required=False, exists=True)
+@click.option("--max-pairs", type=_WHOLE, metavar="N", help="At most so many pairs, drawn by --seed.")
+@number_option("--window", 256, "Tokens per row of a pair.", least=2)
+@click.option("--share", type=float, default=0.25, show_default=True, help="Of heads that will be chosen.")
+@click.option("--tokens", type=_WHOLE, metavar="N", help="Of the text to read.  [default: 4096; perplexity: 1024]")
+@click.option(
+    "--memory", callback=as_bytes, metavar="SIZE", default="2GB", show_default=True, help="To use beside the model."
+)
+@path_option("--heat-map", ".png or .svg of the scores.", required=False)
+@path_option("--out", "Head score file.")
+@writing_options
+def probe(pruned: Path, moments: Path, probe: str, components: str, contrast: str, edit: str,
+          compensation: Path | None, pairs: Path | None, max_pairs: int | None, window: int, share: float,
+          tokens: int | None, memory: int, heat_map: Path | None, out: Path, overwrite: bool, seed: int,
+          as_json: bool, quiet: bool) -> None:  # fmt: skip
+    """Step 2: score every head; larger means more worth restoring."""
+    from restorelcc import probes
+    from restorelcc.probe_sources import SourceFiles, check_choices, read_sources
+
+    check_choices([probe], contrast=contrast, edit=edit, pairs=pairs is not None, compensation=compensation is not None)
+    _check_share(share)
+    text = text_beside(moments)
+    inputs = [pruned, moments, text, *(path for path in (compensation, pairs) if path is not None)]
+    refuse_existing(out, overwrite, *inputs, file=True)
+    if heat_map is not None:
+        _check_picture(heat_map, overwrite, out, *inputs)
+    given = read_sources(
+        SourceFiles(pruned, moments, text, components, compensation, pairs, max_pairs, window, seed)
+    )
+    scores = probes.head_scores(
+        probe, given.model, given.text.first(tokens or probes.probe_tokens(probe)), given.components, seed=seed,
+        progress=make_progress(quiet), pairs=given.pairs, contrast=contrast, edit=edit,
+        compensation=given.compensation, share=share, memory=memory, scratch=out.resolve().parent,
+        record=given.record,
+    )  # fmt: skip
+    scores.save(out)
+    if heat_map is not None:
+        _draw(scores, share, heat_map)
+    result = {
+        "out": out, "probe": scores.kind, "unit": scores.unit, "scores": scores.scores.tolist(),
+        "details": {key: value.tolist() for key, value in scores.details.items()}, "record": scores.record,
+        "heat_map": heat_map,
+    }  # fmt: skip
+    emit(as_json, result, _lines(scores, share, out, heat_map))
+
+
+def _check_share(share: float) -> None:
+    from torch import zeros
+
+    from restorelcc.probes import select_heads
+
+    try:
+        select_heads(zeros(1, 1), share)
+    except ValueError:
+        raise ValueError(f"--share is {share:g}; give a number greater than 0 and at most 1") from None
+
+
+def _check_picture(heat_map: Path, overwrite: bool, *others: Path) -> None:
+    """Before any work: the file's form, its place, and whether pictures can be drawn at all."""
+    import importlib.util
+
+    if heat_map.suffix.lower() not in PICTURES:
+        raise ValueError(f"--heat-map {heat_map} is neither .png nor .svg; end its name in one of them")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("--heat-map needs matplotlib; run: pip install matplotlib")
+    refuse_existing(heat_map, overwrite, *others, file=True)
+    if heat_map.resolve() == others[0].resolve():
+        raise ValueError(f"--heat-map and --out are both {heat_map}; give two names")
+
+
+def _draw(scores: HeadScores, share: float, path: Path) -> None:
+    from restorelcc import heat_map, probes
+
+    heat_map.save_heat_map(
+        path, scores.scores.tolist(), scores.unit, title=heat_map.title_of(scores),
+        chosen=probes.select_heads(scores.scores, share).tolist(),
+        undecided=scores.undecided.tolist() if scores.undecided is not None else None,
+    )  # fmt: skip
+
+
+def _lines(scores: HeadScores, share: float, out: Path, heat_map: Path | None) -> Sequence[str]:
+    best = int(scores.scores.argmax())
+    layer, head = divmod(best, scores.scores.shape[1])
+    memory: dict[str, Any] = scores.record["memory_used"]
+    lines = [
+        f"{out}: best head is layer {layer} head {head} with {float(scores.scores.flatten()[best]):.4g} "
+        f"({scores.unit})",
+        f"{scores.record['seconds']:.1f} s, peak {memory['peak'] / 1e6:,.0f} MB "
+        f"({max(0, memory['peak'] - memory['before']) / 1e6:,.0f} MB more than before)",
+    ]
+    if scores.undecided is not None:
+        lines.append(
+            f"{int(scores.undecided.sum())} of {scores.scores.numel()} heads are undecided: their interval holds the "
+            f"cut of the best {share:.0%}"
+        )
+    return lines if heat_map is None else [*lines, f"{heat_map}: heat map"]
+
+
+def register(group: click.Group) -> None:
+    """Add the verb to the command line."""
+    group.add_command(probe)
