@@ -106,7 +106,7 @@ def head_contrasts(
     """
     sites = attention_sites(model)
     shape = (len(sites), sites[0].heads, sites[0].head_dim)
-    _check(tokens, model, vectors, shape, base, edit, heads, segments, weights)
+    _check(tokens, model, vectors, shape, base, edit, heads, segments, segment_count, weights)
     asked = torch.ones(shape[:2], dtype=torch.bool) if heads is None else heads
     installed = torch.zeros(shape[0], shape[1] * shape[2]) if base is None else base.float()
     edits = int(asked.sum(1).max())
@@ -234,7 +234,7 @@ def _contrast(
 
 def _check(
     tokens: TokenSet, model: Any, vectors: Tensor, shape: tuple[int, int, int], base: Tensor | None, edit: str,
-    heads: Tensor | None, segments: Tensor | None, weights: Tensor | None,
+    heads: Tensor | None, segments: Tensor | None, segment_count: int, weights: Tensor | None,
 ) -> None:  # fmt: skip
     layers, count, size = shape
     if edit not in EDITS:
@@ -250,6 +250,11 @@ def _check(
             raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {wanted}")
     if tokens.tokens == 0:
         raise ValueError(f"no token of {tokens.name} is to be predicted; give longer text")
+    if segments is not None and int(segments.max()) >= segment_count:
+        raise ValueError(f"segments go up to {int(segments.max())}; they must stay below {segment_count}")
+    if weights is not None and not bool((weights.isfinite() & (weights >= 0)).all()):
+        wrong = weights[~(weights.isfinite() & (weights >= 0))][0]
+        raise ValueError(f"weights hold {float(wrong):g}; they must be finite and at least 0")
     if heads is not None and not bool(heads.any()):
         raise ValueError("heads asks for no head at all; set at least one")
     tokens.check_model(model)
