@@ -108,6 +108,7 @@ def main() -> None:
         "cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "dtype": given.dtype,
         "rows": len(tokens), "tokens": tokens.tokens, "width": tokens.ids.shape[1], "heads": vectors[..., 0].numel(),
     }  # fmt: skip
+    tokens = tokens.subset(tokens.lengths.argsort(descending=True, stable=True))  # rows of like length together
     batches = list(tokens.batches(given.batch))
     with torch.no_grad():
         for batch in batches[:1]:

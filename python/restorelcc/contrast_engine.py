@@ -106,10 +106,11 @@ def head_contrasts(
     """
     sites = attention_sites(model)
     shape = (len(sites), sites[0].heads, sites[0].head_dim)
-    _check(tokens, model, vectors, shape, base, edit, heads, segments, weights)
+    _check(tokens, model, vectors, shape, base, edit, heads, segments, segment_count, weights)
     asked = torch.ones(shape[:2], dtype=torch.bool) if heads is None else heads
     installed = torch.zeros(shape[0], shape[1] * shape[2]) if base is None else base.float()
-    plan = contrast_plan(model, tokens, int(asked.sum(1).max()), memory)
+    edits = int(asked.sum(1).max())
+    contrast_plan(model, int(tokens.lengths.max()), len(tokens), edits, memory)  # too little memory: said before work
     head = language_head(model)
     wanted = asked.any(1).nonzero().flatten().tolist()
     totals = _Totals(*shape[:2], segment_count)
@@ -120,9 +121,14 @@ def head_contrasts(
             assert projection.comp is not None
             projection.comp.copy_(vector)
         with (progress or SilentProgress()).task("contrasts", len(tokens) * max(1, int(asked.sum()))) as advance:
-            for begin in range(0, len(tokens), plan.rows):
-                rows = slice(begin, begin + plan.rows)
-                batch = next(tokens.subset(range(len(tokens))[rows]).batches(plan.rows))
+            # Rows of like length together, so that little is padded; the longest first.
+            order = tokens.lengths.argsort(descending=True, stable=True)
+            begin = 0
+            while begin < len(order):
+                plan = contrast_plan(model, int(tokens.lengths[order[begin]]), len(order) - begin, edits, memory)
+                rows = order[begin : begin + plan.rows]
+                begin += len(rows)
+                batch = next(tokens.subset(rows).batches(len(rows)))
                 places = _Places(batch, segments, weights, rows)
                 with StateStore(_spill_folder(plan, scratch)) as states:
                     run = run_base(model, sites, batch, states, wanted)
@@ -160,7 +166,7 @@ def _groups(asked: Tensor, most: int) -> Iterator[tuple[int, Tensor]]:
 class _Places:
     """The counted tokens of a batch: where they are predicted, their labels, segments and weights, all [M]."""
 
-    def __init__(self, batch: TokenSet, segments: Tensor | None, weights: Tensor | None, rows: slice) -> None:
+    def __init__(self, batch: TokenSet, segments: Tensor | None, weights: Tensor | None, rows: Tensor) -> None:
         labels = batch.labels[:, 1:]
         self.counted = labels != -100  # [n, T - 1]: position t predicts token t + 1
         width = batch.ids.shape[1]
@@ -228,7 +234,7 @@ def _contrast(
 
 def _check(
     tokens: TokenSet, model: Any, vectors: Tensor, shape: tuple[int, int, int], base: Tensor | None, edit: str,
-    heads: Tensor | None, segments: Tensor | None, weights: Tensor | None,
+    heads: Tensor | None, segments: Tensor | None, segment_count: int, weights: Tensor | None,
 ) -> None:  # fmt: skip
     layers, count, size = shape
     if edit not in EDITS:
@@ -244,6 +250,11 @@ def _check(
             raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {wanted}")
     if tokens.tokens == 0:
         raise ValueError(f"no token of {tokens.name} is to be predicted; give longer text")
+    if segments is not None and int(segments.max()) >= segment_count:
+        raise ValueError(f"segments go up to {int(segments.max())}; they must stay below {segment_count}")
+    if weights is not None and not bool((weights.isfinite() & (weights >= 0)).all()):
+        wrong = weights[~(weights.isfinite() & (weights >= 0))][0]
+        raise ValueError(f"weights hold {float(wrong):g}; they must be finite and at least 0")
     if heads is not None and not bool(heads.any()):
         raise ValueError("heads asks for no head at all; set at least one")
     tokens.check_model(model)

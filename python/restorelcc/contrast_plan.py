@@ -12,7 +12,6 @@ from typing import Any
 
 from .architectures import attention_sites
 from .lm_head import language_head
-from .token_set import TokenSet
 
 __all__ = ["ContrastPlan", "RowCost", "contrast_plan", "plan_batches", "row_cost"]
 
@@ -72,7 +71,6 @@ def plan_batches(cost: RowCost, *, rows: int, length: int, edits: int, memory: i
     return ContrastPlan(batch, edits, spill=batch * (cost.states + edits * cost.flight) > memory)
 
 
-def contrast_plan(model: Any, tokens: TokenSet, edits: int, memory: int) -> ContrastPlan:
-    """`plan_batches` for the longest row of `tokens`."""
-    length = int(tokens.lengths.max())
-    return plan_batches(row_cost(model, length), rows=len(tokens), length=length, edits=edits, memory=memory)
+def contrast_plan(model: Any, length: int, rows: int, edits: int, memory: int) -> ContrastPlan:
+    """`plan_batches` for `rows` rows of `model` of at most `length` tokens."""
+    return plan_batches(row_cost(model, length), rows=rows, length=length, edits=edits, memory=memory)

@@ -72,13 +72,15 @@ class BaseRun:
     """What one forward of the base leaves: per layer its input and z, the input of its output projection.
 
     `end` is what `continue_from` gives as well, [n, T, E] or [n, T, V].
-    `returned[l]` is how the attention of layer l returned: None for a tensor, else the tuple it stood first in.
+    `returned[l]` is how the attention of layer l returned: None for a tensor, else the tuple it stood first in;
+    `adds` are the layers whose attention adds something to its output projection.
     """
 
     batch: TokenSet
     end: Tensor
     states: StateStore
     returned: dict[int, tuple[Any, ...] | None] = field(default_factory=dict)
+    adds: set[int] = field(default_factory=set)
 
 
 def _attention_name(site: AttentionSite) -> str:
@@ -104,6 +106,7 @@ def run_base(model: Any, sites: list[AttentionSite], batch: TokenSet, states: St
     """One stock forward of `batch`; keeps what `continue_from` needs for the `wanted` layers."""
     run = BaseRun(batch, torch.empty(0), states)
     _, layers = decoder_layers(model)
+    products: dict[int, Tensor] = {}
     with _hooks() as handles:
         for index in wanted:
             site = sites[index]
@@ -114,11 +117,20 @@ def run_base(model: Any, sites: list[AttentionSite], batch: TokenSet, states: St
             def keep_z(_: nn.Module, args: Any, index: int = index) -> None:
                 states.put(("z", index), args[0])
 
+            def keep_product(_: nn.Module, __: Any, y: Tensor, index: int = index) -> None:
+                products[index] = y
+
             def keep_structure(_: nn.Module, __: Any, output: Any, index: int = index) -> None:
                 run.returned[index] = (None, *(None for _ in output[1:])) if isinstance(output, tuple) else None
+                first = output[0] if isinstance(output, tuple) else output
+                y = products.pop(index).reshape(first.shape)
+                if not torch.equal(first, y):  # Bloom adds the residual inside its attention
+                    states.put(("added", index), first - y)
+                    run.adds.add(index)
 
             handles.append(layers[index].register_forward_pre_hook(keep_input, with_kwargs=True))
             handles.append(get_module(model, site.name).register_forward_pre_hook(keep_z))
+            handles.append(get_module(model, site.name).register_forward_hook(keep_product))
             handles.append(get_module(model, _attention_name(site)).register_forward_hook(keep_structure))
         run.end = _end_of_forward(model, batch)
     return run
@@ -193,6 +205,8 @@ def continue_from(model: Any, site: AttentionSite, base: BaseRun, comp: Tensor) 
         z.reshape(1, rows, length, -1).expand(groups, -1, -1, -1).reshape(groups * rows, length, -1),
         projection.packed, comp=comp, comp_index=index, bias=projection.bias,
     )  # fmt: skip
+    if site.layer in base.adds:
+        output = output + base.states.get(("added", site.layer)).repeat(groups, 1, 1)
     entered = base.states.get(("input", site.layer)).repeat(groups, 1, 1)
     edited = TokenSet(
         base.batch.ids.repeat(groups, 1), base.batch.lengths.repeat(groups),

@@ -89,12 +89,12 @@ def _nothing_behind(model: Any, module: nn.Module) -> bool:
 
 @contextmanager
 def head_input(model: Any) -> Iterator[list[Tensor]]:
-    """Inside, every forward of `model` adds what enters its LM head, [n, T, E], and forms logits of one position."""
+    """Inside, every forward of `model` adds what enters its LM head, [n, T, E], and forms the logits of one token."""
     seen: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         seen.append(args[0])
-        return (args[0][:, -1:], *args[1:])
+        return (args[0][:1, -1:], *args[1:])
 
     handle = model.get_output_embeddings().register_forward_pre_hook(keep)
     try:
