@@ -1,6 +1,7 @@
 """Which heads are worth restoring: one score per head, larger = more worth restoring.
 
     attribution   s_h = − <Σ_t dNLL/dz_{t,h}, c_h> / tokens     predicted fall of the mean NLL, nats per token
+    linear        share of right and wrong answers told apart   validation accuracy of one classifier per head
     random        s_h ~ U(0, 1)                                 the baseline that every probe has to beat
 
 A probe is a function of a `ProbeInput` that gives a `ProbeResult`; add one to PROBES and every verb offers it.
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 
 from .artifacts import Progress, SilentProgress, atomic_write_tensors
 from .components import Components
+from .pairs import PairSet
 from .probe_attribution import attribution
 from .probe_input import ProbeInput, ProbeResult
+from .probe_linear import linear_probe
 from .step_file import read_step_file
 from .text import TokenSet
 
@@ -55,6 +58,7 @@ def _random(given: ProbeInput) -> ProbeResult:
 
 PROBES: dict[str, tuple[Callable[[ProbeInput], ProbeResult], str]] = {
     "attribution": (attribution, "predicted fall of the mean NLL, nats per token"),
+    "linear": (linear_probe, "validation accuracy of a linear probe"),
     "random": (_random, "uniform random number"),
 }
 
@@ -68,6 +72,7 @@ def head_scores(
     seed: int = 0,
     batch: int = 4,
     progress: Progress | None = None,
+    pairs: PairSet | None = None,
 ) -> HeadScores:
     """Scores [L, H] of every head by the probe `kind`.
 
@@ -75,6 +80,7 @@ def head_scores(
         model: the pruned model; its output projections become `SparseLinear` (in place, comp = 0 afterwards).
         tokens: calibration text; the loss counts where `tokens.labels` do.
         components: the lost components c_h.
+        pairs: right and wrong answers, for the linear probe.
 
     Raises:
         ValueError: an unknown probe, or components or text of another model.
@@ -85,7 +91,7 @@ def head_scores(
     tokens.check_model(model)
     probe, unit = PROBES[kind]
     given = ProbeInput(
-        model, tokens, components, seed=seed, batch=batch, progress=progress or SilentProgress()
+        model, tokens, components, seed=seed, batch=batch, progress=progress or SilentProgress(), pairs=pairs
     )
     return HeadScores(kind, unit, probe(given).scores)
 
