@@ -61,7 +61,7 @@ class SilentProgress:
 
 
 class RichProgress:
-    """Bars on stderr, drawn by rich; tasks may nest."""
+    """Bars on stderr, drawn by rich; tasks may nest, and the bar of an inner one goes when it ends."""
 
     def __init__(self) -> None:
         self._display: rich.progress.Progress | None = None
@@ -94,7 +94,9 @@ class RichProgress:
             yield lambda count: display.advance(identity, count)
         finally:
             self._depth -= 1
-            if self._depth == 0:
+            if self._depth:
+                display.remove_task(identity)
+            else:
                 display.stop()
                 self._display = None
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # The libraries' own lists stand in modules that import torch; a test keeps these equal to them.
 METHODS = ("wanda", "magnitude")
-PROBES = ("attribution", "adaptive", "perplexity", "random")
+PROBES = ("attribution", "adaptive", "perplexity", "linear", "random")
 COMPONENTS = ("svd", "mean")
 TRAINERS = ("lm", "none")
 FOLDS = ("o_proj", "none")

@@ -38,7 +38,7 @@ class ProbeInput:
     linear probe. edit: `inject` gives one head its lost component in the pruned model; `ablate` takes one head's
     part out of `compensation` [L, H, D], which all other heads keep. share: of heads that will be chosen (a probe may
     settle no more than who is among them). memory: bytes that a probe may use beside the model. scratch: a folder for
-    what does not fit into them.
+    what does not fit into them. dense: the model before pruning, for the linear probe as the paper's authors have it.
     """
 
     model: nn.Module
@@ -54,6 +54,7 @@ class ProbeInput:
     share: float = 0.25
     memory: int = 2 << 30
     scratch: Path | None = None
+    dense: nn.Module | None = None
 
 
 @dataclass(frozen=True)

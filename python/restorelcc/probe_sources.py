@@ -3,6 +3,7 @@
     pruned checkpoint + moments + the text beside them        always
     pairs of right and wrong answers                          for contrast=margin and the linear probe
     compensation                                              for edit=ablate
+    dense model                                               for the linear probe as the paper's authors have it
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class SourceFiles:
     components: str = "svd"
     compensation: Path | None = None
     pairs: Path | None = None
+    dense: Path | None = None
     max_pairs: int | None = None
     window: int = 256
     seed: int = 0
@@ -56,10 +58,13 @@ class ProbeSources:
     components: Components
     pairs: PairSet | None = None
     compensation: Tensor | None = None
+    dense: nn.Module | None = None
     record: dict[str, Any] = field(default_factory=dict)
 
 
-def check_choices(kinds: Sequence[str], *, contrast: str, edit: str, pairs: bool, compensation: bool) -> None:
+def check_choices(
+    kinds: Sequence[str], *, contrast: str, edit: str, pairs: bool, compensation: bool, dense: bool = False
+) -> None:
     """Whether these probes can run on what is there; loads nothing.
 
     Raises:
@@ -77,6 +82,8 @@ def check_choices(kinds: Sequence[str], *, contrast: str, edit: str, pairs: bool
         raise ValueError("the linear probe tells right answers from wrong ones; give some with --pairs FILE.jsonl")
     if pairs and contrast == "text" and "linear" not in kinds:
         raise ValueError("--pairs is read by --contrast margin and by the linear probe; ask for one of them")
+    if dense and "linear" not in kinds:
+        raise ValueError("--dense is read by the linear probe alone; ask for that or leave it out")
     if edit == "ablate" and not compensation:
         raise ValueError(
             "edit=ablate takes heads out of a restored model; give its compensation with --compensation, "
@@ -109,6 +116,7 @@ def read_sources(files: SourceFiles) -> ProbeSources:
         )
     named = {
         "pruned": files.pruned, "moments": files.moments, "compensation": files.compensation, "pairs": files.pairs,
+        "dense": files.dense,
     }  # fmt: skip
     record: dict[str, Any] = {
         "files": {
@@ -118,8 +126,9 @@ def read_sources(files: SourceFiles) -> ProbeSources:
     if pairs is not None:
         record["pair_settings"] = {"max_pairs": files.max_pairs, "window": files.window, "seed": files.seed}
     return ProbeSources(
-        loaded.model, loaded.tokenizer, text, components, pairs, None if found is None else found.vectors, record
-    )
+        loaded.model, loaded.tokenizer, text, components, pairs, None if found is None else found.vectors,
+        None if files.dense is None else load_model(files.dense).model, record,
+    )  # fmt: skip
 
 
 def _compensation(path: Path) -> Compensation:

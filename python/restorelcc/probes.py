@@ -3,6 +3,7 @@
     perplexity    the contrast of every head with its edit alone, exact
     adaptive      who is in the best share, for a fraction of that work
     attribution   its first-order estimate, all heads from one forward and backward pass
+    linear        how well the head's output tells right answers from wrong ones; the paper's
     random        s_h ~ U(0, 1), the baseline that every probe has to beat
 
 A probe is a function of a `ProbeInput` that gives a `ProbeResult`; add one to PROBES and every verb offers it.
@@ -25,6 +26,7 @@ from .pairs import PairSet
 from .probe_adaptive import adaptive
 from .probe_attribution import attribution
 from .probe_input import CONTRASTS, EDITS, ProbeInput, ProbeResult
+from .probe_linear import linear_probe
 from .probe_perplexity import perplexity
 from .resident_memory import watched_peak
 from .score_file import HeadScores
@@ -42,6 +44,7 @@ PROBES: dict[str, tuple[Callable[[ProbeInput], ProbeResult], str]] = {
     "attribution": (attribution, "predicted change of the contrast, nats per token"),
     "adaptive": (adaptive, "estimated change of the contrast, nats per token"),
     "perplexity": (perplexity, "change of the contrast, nats per token"),
+    "linear": (linear_probe, "validation accuracy of a linear probe"),
     "random": (_random, "uniform random number"),
 }
 
@@ -68,6 +71,7 @@ def head_scores(
     share: float = 0.25,
     memory: int = 2 << 30,
     scratch: Path | None = None,
+    dense: nn.Module | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> HeadScores:
     """Scores [L, H] of every head by the probe `kind`; how they came about is in their record.
@@ -76,7 +80,7 @@ def head_scores(
         model: the pruned model; its output projections become `SparseLinear` (in place, comp = 0 afterwards).
         tokens: calibration text; the loss counts where `tokens.labels` do.
         components: the lost components c_h.
-        pairs, contrast, edit, compensation, share, memory, scratch: see `ProbeInput`.
+        pairs, contrast, edit, compensation, share, memory, scratch, dense: see `ProbeInput`.
         record: what only the caller knows, such as fingerprints of the files that these arguments are from.
 
     Raises:
@@ -89,12 +93,14 @@ def head_scores(
         if value not in allowed:
             raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
     components.check_model(model)
-    for rows in (tokens, *([pairs.positive, pairs.negative] if pairs is not None else [])):
-        rows.check_model(model)
+    tokens.check_model(model)
+    if pairs is not None:
+        pairs.check_model(model)
     probe, unit = PROBES[kind]
     given = ProbeInput(
         model, tokens, components, seed=seed, batch=batch, progress=progress or SilentProgress(), pairs=pairs,
         contrast=contrast, edit=edit, compensation=compensation, share=share, memory=memory, scratch=scratch,
+        dense=dense,
     )  # fmt: skip
     begin = time.perf_counter()
     with watched_peak() as peak:
@@ -112,6 +118,7 @@ def _record(kind: str, given: ProbeInput) -> dict[str, Any]:
     return {
         "probe": kind, "contrast": given.contrast, "edit": given.edit, "share": given.share, "seed": given.seed,
         "batch": given.batch, "memory": given.memory, "components": given.components.kind,
+        "dense": given.dense is not None,
         "components_fingerprint": fingerprint(vectors=given.components.vectors),
         "text": {"name": rows.name, "rows": len(rows), "tokens": rows.tokens, "fingerprint": rows.fingerprint()},
         "pairs": None if pairs is None else {

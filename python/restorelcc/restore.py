@@ -35,6 +35,7 @@ from .training import TrainingResult, TrainingSettings, closed_form, train_compe
 __all__ = ["RestoreReport", "restore", "train_control", "training_text"]
 
 TRAINERS = ("lm", "none")
+ALWAYS_SCORED = ("attribution", "random")  # cheap, and in need of nothing but the text
 
 
 @dataclass
@@ -169,6 +170,8 @@ def restore(
     ):
         if value not in allowed:
             raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
+    if probe == "linear":
+        raise ValueError("restore has no pairs of right and wrong answers for the linear probe; choose another probe")
     select_heads(torch.zeros(1, 1), heads)  # refuses a bad share before any work
     dense, pruned, out = Path(dense), Path(pruned), Path(out)
     refuse_inputs(out, dense, pruned, *([Path(data)] if data is not None else []))
@@ -224,7 +227,7 @@ def _restore(
     model = loaded.model
     scores = {
         kind: _scores(steps, kind, model, text, probe_tokens, lost, moment_stamp, components, seed, progress)
-        for kind in PROBES
+        for kind in dict.fromkeys((probe, *ALWAYS_SCORED))
     }
     chosen = select_heads(scores[probe].scores, heads)
     result = _trained(steps, model, text, lost, chosen, train, settings, moment_stamp, components, progress)

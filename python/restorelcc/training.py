@@ -36,7 +36,8 @@ class TrainingSettings:
     """How to train. Learning rates are in units of u per step.
 
     A step takes rows (windows, or prompt-answer pairs) until `batch_tokens` tokens are predicted: small steps, because
-    at a fixed amount of text their number matters more than their noise.
+    at a fixed amount of text their number matters more than their noise. `steps`: at most so many; the learning rate
+    falls over those that are made.
     """
 
     learning_rates: tuple[float, ...] = (0.015, 0.03, 0.06)
@@ -47,6 +48,7 @@ class TrainingSettings:
     evaluations: int = 6
     patience: int = 3
     seed: int = 0
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -150,16 +152,18 @@ def train_compensation(
     The same seed, threads, CPU and versions give the same bits.
 
     Raises:
-        ValueError: fewer than two rows (nothing could be held out), components or text of another model, or a loss
-            that is not finite.
+        ValueError: fewer than two rows (nothing could be held out), no steps, components or text of another model, or a
+            loss that is not finite.
     """
     settings, progress = settings or TrainingSettings(), progress or SilentProgress()
     if tokens.ids.shape[0] < 2:
         raise ValueError(f"training needs at least 2 rows of text, one of them held out; got {tokens.ids.shape[0]}")
+    if settings.steps is not None and settings.steps < 1:
+        raise ValueError(f"training of {settings.steps} steps learns nothing; make at least 1")
     components.check_model(model)
     tokens.check_model(model)
     train, heldout = tokens.split(settings.heldout_share, seed=settings.seed)
-    batches = _shuffled(train, settings)
+    batches = _shuffled(train, settings)[: settings.steps]
 
     def measure() -> float:
         return token_nll(model, heldout, batch=4).mean

@@ -1,0 +1,101 @@
+"""The report of a comparison of probes as tables, for a terminal and as Markdown. No number is computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Rows", "markdown", "show", "tables"]
+
+_TEXTS = {"heldout": "held-out rows", "other": "other text"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table: its title, the names of its columns (the first is left-aligned), and its cells."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def tables(report: Mapping[str, Any]) -> list[Rows]:
+    """All tables of a report, the most important one first."""
+    return [_worth(report), _probes(report), _matrix(report, "spearman", "Spearman's rank correlation"),
+            _matrix(report, "overlap", f"Shared heads of the best {report['settings']['share']:.0%}")]  # fmt: skip
+
+
+def _worth(report: Mapping[str, Any]) -> Rows:
+    texts = [name for name in _TEXTS if name in report["pruned"]]
+    columns = ["choice", "heads"]
+    for name in texts:
+        columns += [f"perplexity, {_TEXTS[name]}", "NLL − random's"]
+    untouched: list[str] = ["pruned model", "0"]
+    for name in texts:
+        untouched += [f"{report['pruned'][name]['perplexity']:.4g}", ""]
+    rows = [tuple(untouched)]
+    for choice, found in report["worth"].items():
+        row = [choice, str(found["heads"])]
+        for name in texts:
+            difference = found[name]["nll_minus_random"]
+            shown = "" if difference is None or choice == "random" else _spread(difference, "+.4f", ".4f")
+            row += [_spread(found[name]["perplexity"], ".4g", ".2g"), shown]
+        rows.append(tuple(row))
+    seeds = report["settings"]["seeds"]
+    return Rows(f"What each choice is worth after training ({seeds} seeds, mean ± standard deviation)",
+                tuple(columns), rows)  # fmt: skip
+
+
+def _spread(found: Mapping[str, Any], mean: str, std: str) -> str:
+    return format(found["mean"], mean) + ("" if found["std"] is None else f" ± {found['std']:{std}}")
+
+
+def _probes(report: Mapping[str, Any]) -> Rows:
+    rows = []
+    for kind, entry in report["probes"].items():
+        memory, numbers = entry["memory_used"], entry["numbers"]
+        more = max(0, memory["peak"] - memory["before"])
+        notes = [f"{numbers['forward_passes']:.4g} forward passes"] if "forward_passes" in numbers else []
+        notes += [f"{numbers['work']:.1%} of the exact work"] if "work" in numbers else []
+        notes += [f"{entry['undecided']:.1%} of the heads undecided"] if "undecided" in entry else []
+        if entry.get("decided_agreement") is not None:
+            notes.append(f"{entry['decided_agreement']:.1%} of the others as perplexity has them")
+        rows.append((kind, f"{entry['seconds']:.3g}", f"{memory['peak'] / 1e6:,.0f}" if memory["own"] else "",
+                     f"{more / 1e6:,.0f}" if memory["own"] else "", "; ".join(notes)))  # fmt: skip
+    return Rows("Probes", ("probe", "seconds", "peak MB", "MB more than before", "note"), rows)
+
+
+def _matrix(report: Mapping[str, Any], key: str, title: str) -> Rows:
+    names = list(report["probes"])
+    rows: list[tuple[str, ...]] = [
+        (a, *("–" if report[key][a][b] is None else f"{report[key][a][b]:.2f}" for b in names)) for a in names
+    ]
+    return Rows(title, ("", *names), rows)
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """All tables, each under its title."""
+    parts = []
+    for table in tables(report):
+        rule = ["---"] + ["---:"] * (len(table.columns) - 1)
+        lines = [table.columns, rule, *table.rows]
+        parts.append("\n".join([f"## {table.title}", "", *(f"| {' | '.join(row)} |" for row in lines), ""]))
+    return "\n".join(parts)
+
+
+def show(report: Mapping[str, Any], notes: Sequence[str]) -> None:
+    """The tables and a few lines below them on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    for found in tables(report):
+        table = Table(title=found.title)
+        for index, name in enumerate(found.columns):
+            table.add_column(name, justify="right" if index and name != "note" else "left")
+        for row in found.rows:
+            table.add_row(*row)
+        console.print(table)
+    for note in notes:
+        console.print(note, markup=False, soft_wrap=True)
