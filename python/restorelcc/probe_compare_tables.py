@@ -8,7 +8,8 @@ from typing import Any
 
 __all__ = ["Rows", "markdown", "show", "tables"]
 
-_TEXTS = {"heldout": "held-out rows", "other": "other text"}
+_TEXTS = {"heldout": "held out", "other": "other text"}
+_NOTE = "note"  # the one column of words besides the first
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def _worth(report: Mapping[str, Any]) -> Rows:
     columns = ["choice", "heads"]
     for name in texts:
         columns += [f"perplexity, {_TEXTS[name]}", "NLL − random's"]
-    untouched: list[str] = ["pruned model", "0"]
+    untouched: list[str] = ["untouched", "0"]
     for name in texts:
         untouched += [f"{report['pruned'][name]['perplexity']:.4g}", ""]
     rows = [tuple(untouched)]
@@ -39,7 +40,7 @@ def _worth(report: Mapping[str, Any]) -> Rows:
         row = [choice, str(found["heads"])]
         for name in texts:
             difference = found[name]["nll_minus_random"]
-            shown = "" if difference is None or choice == "random" else _spread(difference, "+.4f", ".4f")
+            shown = "" if difference is None or choice == "random" else _spread(difference, "+.3f", ".3f")
             row += [_spread(found[name]["perplexity"], ".4g", ".2g"), shown]
         rows.append(tuple(row))
     seeds = report["settings"]["seeds"]
@@ -52,7 +53,7 @@ def _spread(found: Mapping[str, Any], mean: str, std: str) -> str:
 
 
 def _probes(report: Mapping[str, Any]) -> Rows:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for kind, entry in report["probes"].items():
         memory, numbers = entry["memory_used"], entry["numbers"]
         more = max(0, memory["peak"] - memory["before"])
@@ -63,7 +64,7 @@ def _probes(report: Mapping[str, Any]) -> Rows:
             notes.append(f"{entry['decided_agreement']:.1%} of the others as perplexity has them")
         rows.append((kind, f"{entry['seconds']:.3g}", f"{memory['peak'] / 1e6:,.0f}" if memory["own"] else "",
                      f"{more / 1e6:,.0f}" if memory["own"] else "", "; ".join(notes)))  # fmt: skip
-    return Rows("Probes", ("probe", "seconds", "peak MB", "MB more than before", "note"), rows)
+    return Rows("Probes", ("probe", "seconds", "peak MB", "of it new", _NOTE), rows)
 
 
 def _matrix(report: Mapping[str, Any], key: str, title: str) -> Rows:
@@ -78,7 +79,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     """All tables, each under its title."""
     parts = []
     for table in tables(report):
-        rule = ["---"] + ["---:"] * (len(table.columns) - 1)
+        rule = ["---:" if index and name != _NOTE else "---" for index, name in enumerate(table.columns)]
         lines = [table.columns, rule, *table.rows]
         parts.append("\n".join([f"## {table.title}", "", *(f"| {' | '.join(row)} |" for row in lines), ""]))
     return "\n".join(parts)
@@ -86,16 +87,17 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 def show(report: Mapping[str, Any], notes: Sequence[str]) -> None:
     """The tables and a few lines below them on stdout."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
     for found in tables(report):
-        table = Table(title=found.title)
+        table = Table(title=found.title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for index, name in enumerate(found.columns):
-            table.add_column(name, justify="right" if index and name != "note" else "left")
+            table.add_column(name, justify="right" if index and name != _NOTE else "left")
         for row in found.rows:
-            table.add_row(*row)
+            table.add_row(*(cell.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}") for cell in row))
         console.print(table)
     for note in notes:
         console.print(note, markup=False, soft_wrap=True)
