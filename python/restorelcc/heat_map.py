@@ -1,6 +1,7 @@
 """Head scores [L, H] as a picture: heads across, layers down.
 
-    scores that are changes (in nats)     from red below 0 over white to blue above, so that 0 is white in every picture
+    scores that are changes (in nats)     from red below 0 over white to blue above: 0 is white in every picture; a few
+                                          far outliers are beyond the scale, and its ends are then pointed
     all others (accuracies, random)       from white at the smallest to green at the largest
 
 Chosen heads are outlined, undecided ones hatched. `charts.head_heatmap` puts the same drawing into the report.
@@ -26,6 +27,7 @@ __all__ = ["draw_heads", "has_zero", "map_size", "save_heat_map", "title_of"]
 
 _INK, _RULE, _MISSING = "#1b1f24", "#d0d4da", "#b9bdc3"
 _FORMS = (".png", ".svg")
+_WITHIN = 0.98  # of the heads, whose colours tell them apart
 
 Marks = Sequence[Sequence[bool]]
 
@@ -65,8 +67,15 @@ def draw_heads(
     values = np.ma.masked_invalid(np.asarray(scores, dtype=np.float64))
     low, high = (float(values.min()), float(values.max())) if values.count() else (0.0, 1.0)
     norm: Normalize
+    extend = "neither"
     if has_zero(unit):
-        limit = max(abs(low), abs(high)) or 1.0
+        limit = largest = max(abs(low), abs(high)) or 1.0
+        if values.count():
+            most = float(np.quantile(np.abs(values.compressed()), _WITHIN))
+            if 0 < 1.5 * most < largest:
+                limit = most
+        below, above = low < -limit, high > limit
+        extend = "both" if below and above else "min" if below else "max" if above else "neither"
         colours, norm = "RdBu", TwoSlopeNorm(vcenter=0.0, vmin=-limit, vmax=limit)
     else:
         colours, norm = "Greens", Normalize(vmin=low, vmax=high if high > low else low + 1.0)
@@ -83,7 +92,7 @@ def draw_heads(
     width, height = figure.get_size_inches()
     figure.suptitle(textwrap.fill(title, round(12 * width)), fontsize=9.5)
     _mark(figure, axes, chosen, undecided, ink)
-    bar = figure.colorbar(mesh, ax=axes, fraction=0.08, pad=0.03, aspect=40)
+    bar = figure.colorbar(mesh, ax=axes, fraction=0.08, pad=0.03, aspect=40, extend=extend)
     bar.set_label(textwrap.fill(unit, round(8 * height)), fontsize=8)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8)
@@ -102,7 +111,7 @@ def _mark(figure: Figure, axes: Axes, chosen: Marks | None, undecided: Marks | N
         axes.add_collection(lines)
         legend.append(Patch(fill=False, edgecolor=ink, linewidth=1.2, label=f"chosen ({sum(map(sum, chosen))})"))
     if undecided is not None and any(map(any, undecided)):
-        hatch: dict[str, Any] = {"fill": False, "hatch": "//////", "edgecolor": ink, "linewidth": 0}
+        hatch: dict[str, Any] = {"fill": False, "hatch": "/////", "edgecolor": ink, "linewidth": 0}
         for layer, row in enumerate(undecided):
             for head in (head for head, marked in enumerate(row) if marked):
                 axes.add_patch(Rectangle((head, layer), 1, 1, **hatch))
@@ -152,7 +161,7 @@ def save_heat_map(
     except ImportError as error:
         raise ImportError("a heat map needs matplotlib; run: pip install matplotlib") from error
     style: dict[Any, Any] = {
-        "font.size": 9.0, "svg.fonttype": "none", "svg.hashsalt": "restorelcc", "hatch.linewidth": 0.6,
+        "font.size": 9.0, "svg.fonttype": "none", "svg.hashsalt": "restorelcc", "hatch.linewidth": 0.5,
         "axes.edgecolor": _RULE, "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _INK, "ytick.color": _INK,
     }  # fmt: skip
     with matplotlib.rc_context(style):

@@ -36,7 +36,8 @@ def _worth(report: Mapping[str, Any]) -> Rows:
     for name in texts:
         untouched += [f"{report['pruned'][name]['perplexity']:.4g}", ""]
     rows = [tuple(untouched)]
-    for choice, found in report["worth"].items():
+    for choice in (*report["settings"]["probes"], "all"):
+        found = report["worth"][choice]
         row = [choice, str(found["heads"])]
         for name in texts:
             difference = found[name]["nll_minus_random"]
@@ -54,7 +55,8 @@ def _spread(found: Mapping[str, Any], mean: str, std: str) -> str:
 
 def _probes(report: Mapping[str, Any]) -> Rows:
     rows: list[tuple[str, ...]] = []
-    for kind, entry in report["probes"].items():
+    for kind in report["settings"]["probes"]:
+        entry = report["probes"][kind]
         memory, numbers = entry["memory_used"], entry["numbers"]
         more = max(0, memory["peak"] - memory["before"])
         notes = [f"{numbers['forward_passes']:.4g} forward passes"] if "forward_passes" in numbers else []
@@ -68,7 +70,7 @@ def _probes(report: Mapping[str, Any]) -> Rows:
 
 
 def _matrix(report: Mapping[str, Any], key: str, title: str) -> Rows:
-    names = list(report["probes"])
+    names = report["settings"]["probes"]
     rows: list[tuple[str, ...]] = [
         (a, *("–" if report[key][a][b] is None else f"{report[key][a][b]:.2f}" for b in names)) for a in names
     ]
@@ -95,9 +97,13 @@ def show(report: Mapping[str, Any], notes: Sequence[str]) -> None:
     for found in tables(report):
         table = Table(title=found.title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for index, name in enumerate(found.columns):
-            table.add_column(name, justify="right" if index and name != _NOTE else "left")
+            words = name == _NOTE
+            table.add_column(
+                name.replace(", ", ",\n").replace("− ", "−\n"), no_wrap=not words,
+                justify="right" if index and not words else "left",
+            )  # fmt: skip
         for row in found.rows:
-            table.add_row(*(cell.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}") for cell in row))
+            table.add_row(*row)
         console.print(table)
     for note in notes:
         console.print(note, markup=False, soft_wrap=True)
