@@ -13,6 +13,7 @@ from restorelcc.cli_options import (
     EDITS,
     PICTURES,
     PROBES,
+    SIMILARITIES,
     Verb,
     as_bytes,
     as_directory,
@@ -56,6 +57,7 @@ def _whole_option(name: str, text: str) -> Callable[[Verb], Verb]:
 @click.option("--dense", metavar="MODEL", help="For linear: answers' outputs from this model, as its authors do.")
 @_whole_option("--max-pairs", "At most so many pairs, drawn by --seed.")
 @number_option("--window", 256, "Tokens per row of a pair.", least=2)
+@choice_option("--similarity", SIMILARITIES, "By which wrong answers are chosen; auto: embeddings where installed.")
 @click.option("--share", type=float, default=0.25, show_default=True, help="Of heads that will be chosen.")
 @_whole_option("--tokens", "Of the text to read.  [default: 4096; perplexity: 1024; --compare: the least of them]")
 @click.option(
@@ -72,9 +74,9 @@ def _whole_option(name: str, text: str) -> Callable[[Verb], Verb]:
 @writing_options
 def probe(pruned: Path, moments: Path, probe: str, components: str, contrast: str, edit: str,
           compensation: Path | None, pairs: Path | None, dense: str | None, max_pairs: int | None, window: int,
-          share: float, tokens: int | None, memory: int, heat_map: Path | None, compare: str | None, seeds: int,
-          train_steps: int | None, train_tokens: int | None, eval_text: Path | None, eval_tokens: int, out: Path,
-          overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
+          similarity: str, share: float, tokens: int | None, memory: int, heat_map: Path | None,
+          compare: str | None, seeds: int, train_steps: int | None, train_tokens: int | None, eval_text: Path | None,
+          eval_tokens: int, out: Path, overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
     """Step 2: score every head; larger means more worth restoring.
 
     With --compare, several probes at once, and what the heads that each one chooses are worth after the same
@@ -97,7 +99,9 @@ def probe(pruned: Path, moments: Path, probe: str, components: str, contrast: st
     progress = make_progress(quiet)
     whole = None if dense is None else as_directory(dense, moments.with_suffix(".dense"), progress)
     given = read_sources(
-        SourceFiles(pruned, moments, text, components, compensation, pairs, whole, max_pairs, window, seed)
+        SourceFiles(
+            pruned, moments, text, components, compensation, pairs, whole, max_pairs, window, similarity, seed
+        )
     )
     if compare is not None:
         from restorelcc.probe_compare import CompareSettings
@@ -109,10 +113,12 @@ def probe(pruned: Path, moments: Path, probe: str, components: str, contrast: st
         return
     from restorelcc import probes
 
+    place = out.resolve().parent
+    place.mkdir(parents=True, exist_ok=True)  # states that do not fit into memory go there
     scores = probes.head_scores(
         probe, given.model, given.text.first(tokens or probes.probe_tokens(probe)), given.components, seed=seed,
         progress=progress, pairs=given.pairs, contrast=contrast, edit=edit, compensation=given.compensation,
-        share=share, memory=memory, scratch=out.resolve().parent, dense=given.dense, record=given.record,
+        share=share, memory=memory, scratch=place, dense=given.dense, record=given.record,
     )  # fmt: skip
     scores.save(out)
     if heat_map is not None:

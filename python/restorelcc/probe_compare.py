@@ -154,6 +154,7 @@ class _Work:
         self.train = rest if settings.train_tokens is None else _at_least_two(rest, settings.train_tokens)
         self.eval_text = eval_text
         self.pairs = None if given.pairs is None else pairs_apart(given.pairs, self.heldout)
+        folder.mkdir(parents=True, exist_ok=True)
         sparse_output_projections(given.model)  # now, so that it is in no probe's memory
         self.sources = {name: entry["sha256"] for name, entry in given.record.get("files", {}).items()}
         self.base = fingerprint(

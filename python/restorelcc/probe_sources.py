@@ -45,6 +45,7 @@ class SourceFiles:
     dense: Path | None = None
     max_pairs: int | None = None
     window: int = 256
+    similarity: str = "auto"
     seed: int = 0
 
 
@@ -112,8 +113,9 @@ def read_sources(files: SourceFiles) -> ProbeSources:
     pairs = None
     if files.pairs is not None:
         pairs = contrastive_pairs(
-            files.pairs, loaded.tokenizer, window=files.window, max_pairs=files.max_pairs, seed=files.seed
-        )
+            files.pairs, loaded.tokenizer, window=files.window, max_pairs=files.max_pairs, seed=files.seed,
+            similarity=files.similarity,
+        )  # fmt: skip
     named = {
         "pruned": files.pruned, "moments": files.moments, "compensation": files.compensation, "pairs": files.pairs,
         "dense": files.dense,
@@ -124,7 +126,9 @@ def read_sources(files: SourceFiles) -> ProbeSources:
         }
     }
     if pairs is not None:
-        record["pair_settings"] = {"max_pairs": files.max_pairs, "window": files.window, "seed": files.seed}
+        record["pair_settings"] = {
+            "max_pairs": files.max_pairs, "window": files.window, "seed": files.seed, "similarity": files.similarity,
+        }  # fmt: skip
     return ProbeSources(
         loaded.model, loaded.tokenizer, text, components, pairs, None if found is None else found.vectors,
         None if files.dense is None else load_model(files.dense).model, record,

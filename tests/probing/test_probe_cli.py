@@ -11,7 +11,7 @@ import torch
 from cli_calls import invoke, refuse, succeed
 from small_pair import HEADS, LAYERS, ROWS, SmallPair, small_pair
 
-from restorelcc import cli_options, probe_input
+from restorelcc import cli_options, probe_input, similarity
 from restorelcc.adapter import save_adapter
 from restorelcc.compensation import Compensation
 from restorelcc.components import lost_components
@@ -30,6 +30,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> SmallPair:
 def test_choices_are_those_of_the_library() -> None:
     assert cli_options.CONTRASTS == probe_input.CONTRASTS
     assert cli_options.EDITS == probe_input.EDITS
+    assert cli_options.SIMILARITIES == similarity.SIMILARITIES
 
 
 @pytest.mark.parametrize("probe", cli_options.PROBES)
@@ -105,6 +106,29 @@ def test_tokens_bound_what_is_read(files: SmallPair, tmp_path: Path) -> None:
         found = succeed("probe", *files.arguments, "--tokens", asked, "--out", tmp_path / f"{asked}")
         assert found["record"]["text"]["rows"] == rows
     assert text.first(text.tokens - 1).tokens < text.tokens
+
+
+def test_states_that_do_not_fit_go_beside_the_output(
+    files: SmallPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from restorelcc import contrast_run
+
+    arguments = ("probe", *files.arguments, "--probe", "perplexity")
+    whole = succeed(*arguments, "--out", tmp_path / "whole")
+    places = []
+    stock = contrast_run.tempfile.TemporaryDirectory
+
+    def watched(*, dir: Path, prefix: str) -> object:
+        places.append(dir)
+        return stock(dir=dir, prefix=prefix)
+
+    monkeypatch.setattr(contrast_run.tempfile, "TemporaryDirectory", watched)
+    new = tmp_path / "new" / "folder"
+    spilt = succeed(*arguments, "--memory", "50kB", "--out", new / "s")
+    assert places
+    assert set(places) == {new.resolve()}
+    assert [path.name for path in new.iterdir()] == ["s"]
+    torch.testing.assert_close(torch.tensor(spilt["scores"]), torch.tensor(whole["scores"]), atol=1e-5, rtol=1e-4)
 
 
 def test_what_a_person_reads(files: SmallPair, tmp_path: Path) -> None:
