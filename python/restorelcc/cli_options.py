@@ -166,3 +166,9 @@ def refuse_existing(out: Path, overwrite: bool, *inputs: str | Path, file: bool 
 def text_beside(moments: Path) -> Path:
     """Where `moments` leaves the text that `probe` and `train` read."""
     return moments.with_name(moments.name.removesuffix(".safetensors") + ".text.safetensors")
+
+
+def text_of(moments: Path) -> Path:
+    """The text that a moments file was made of: beside it, or where `restore` leaves it in its work directory."""
+    beside, restored = text_beside(moments), moments.with_name("text.safetensors")
+    return restored if moments.name == "moments.safetensors" and restored.is_file() and not beside.exists() else beside

@@ -26,7 +26,7 @@ from restorelcc.cli_options import (
     path_option,
     pruned_option,
     refuse_existing,
-    text_beside,
+    text_of,
     writing_options,
 )
 
@@ -91,7 +91,7 @@ def probe(pruned: Path, moments: Path, probe: str, components: str, contrast: st
         dense=dense is not None,
     )  # fmt: skip
     _check_share(share)
-    text = text_beside(moments)
+    text = text_of(moments)
     inputs = [path for path in (pruned, moments, text, compensation, pairs, eval_text) if path is not None]
     refuse_existing(out, overwrite, *inputs, file=compare is None)
     if heat_map is not None:

@@ -23,6 +23,7 @@ from restorelcc.cli_options import (
     pruned_option,
     refuse_existing,
     text_beside,
+    text_of,
     text_options,
     trainer_option,
     writing_options,
@@ -76,7 +77,7 @@ def train(pruned: Path, moments: Path, scores: Path | None, heads: str, componen
     from restorelcc.moments import Moments
     from restorelcc.text import TokenSet
 
-    refuse_existing(out, overwrite, pruned, moments, text_beside(moments), *([scores] if scores else []), file=True)
+    refuse_existing(out, overwrite, pruned, moments, text_of(moments), *([scores] if scores else []), file=True)
     found = Moments.load(moments)
     lost = lost_components(found, kind=components)
     if scores is not None:
@@ -88,7 +89,7 @@ def train(pruned: Path, moments: Path, scores: Path | None, heads: str, componen
     if values.shape != lost.unit.shape:
         raise ValueError(f"{scores} has {tuple(values.shape)} heads, {moments} has {tuple(lost.unit.shape)}")
     chosen = probes.select_heads(values, heads)
-    model, rows = models.load_model(pruned).model, TokenSet.load(text_beside(moments))
+    model, rows = models.load_model(pruned).model, TokenSet.load(text_of(moments))
     progress = make_progress(quiet)
     if train == "lm":
         settings = training.TrainingSettings(seed=seed)

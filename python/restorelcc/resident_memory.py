@@ -41,7 +41,8 @@ def watched_peak() -> Iterator[Peak]:
     try:
         yield found
     finally:
-        found.peak = _status("VmHWM") or _whole_process()
+        # the system counts in batches of pages: a part that takes nothing may seem to end below its beginning
+        found.peak = max(found.before, _status("VmHWM") or _whole_process())
 
 
 def _status(key: str) -> int:

@@ -9,7 +9,7 @@ import click
 import pytest
 import torch
 from cli_calls import invoke, refuse, succeed
-from small_pair import HEADS, LAYERS, ROWS, SmallPair, small_pair
+from small_pair import HEADS, LAYERS, ROWS, SmallPair, sentence, small_pair
 
 from restorelcc import cli_options, probe_input, similarity
 from restorelcc.adapter import save_adapter
@@ -106,6 +106,17 @@ def test_tokens_bound_what_is_read(files: SmallPair, tmp_path: Path) -> None:
         found = succeed("probe", *files.arguments, "--tokens", asked, "--out", tmp_path / f"{asked}")
         assert found["record"]["text"]["rows"] == rows
     assert text.first(text.tokens - 1).tokens < text.tokens
+
+
+def test_the_work_directory_of_restore_will_do(files: SmallPair, tmp_path: Path) -> None:
+    data = tmp_path / "text.jsonl"
+    data.write_text("".join(json.dumps({"text": sentence(14)}) + "\n" for _ in range(8)))
+    succeed("restore", "--dense", files.dense, "--pruned", files.pruned, "--out", tmp_path / "r", "--data", data,
+            "--train", "none", "--quiet")  # fmt: skip
+    moments = tmp_path / "r.work" / "moments.safetensors"
+    found = succeed("probe", "--pruned", files.pruned, "--moments", moments, "--out", tmp_path / "s", "--quiet")
+    text = TokenSet.load(moments.with_name("text.safetensors"))
+    assert found["record"]["text"]["fingerprint"] == text.fingerprint()
 
 
 def test_states_that_do_not_fit_go_beside_the_output(

@@ -1,0 +1,41 @@
+"""The peak of a part of a run: what it allots is counted, what was let go before it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from restorelcc import resident_memory
+from restorelcc.resident_memory import watched_peak
+
+MUCH = 96 << 20
+
+
+def test_a_part_counts_what_it_takes_alone() -> None:
+    with watched_peak() as first:
+        np.ones(MUCH, dtype=np.uint8)
+    if not first.own:
+        pytest.skip("this system does not set the high-water mark back")
+    assert first.peak - first.before > MUCH // 2
+    with watched_peak() as second:
+        pass
+    assert second.peak - second.before < MUCH // 2
+    assert second.peak < first.peak
+
+
+def test_a_system_without_the_mark_gives_that_of_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(resident_memory, "_STATUS", tmp_path / "none")
+    monkeypatch.setattr(resident_memory, "_RESET", tmp_path / "no" / "none")
+    with watched_peak() as found:
+        pass
+    assert not found.own
+    assert found.before == 0
+    assert found.peak > 1 << 20
+
+
+def test_a_part_that_fails_is_counted_too() -> None:
+    with pytest.raises(ZeroDivisionError), watched_peak() as found:
+        raise ZeroDivisionError
+    assert found.peak >= found.before
