@@ -114,7 +114,8 @@ def main() -> None:
     vectors = lost.vectors.float()
     report: dict[str, Any] = {
         "cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "dtype": given.dtype,
-        "rows": len(tokens), "counted_tokens": tokens.tokens, "positions": int(tokens.lengths.sum()), "heads": vectors[..., 0].numel(),
+        "rows": len(tokens), "counted_tokens": tokens.tokens, "positions": int(tokens.lengths.sum()),
+        "heads": vectors[..., 0].numel(),
     }  # fmt: skip
     tokens = tokens.subset(tokens.lengths.argsort(descending=True, stable=True))  # rows of like length together
     batches = list(tokens.batches(given.batch))

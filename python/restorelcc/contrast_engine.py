@@ -221,7 +221,7 @@ def _contrast(
     head: LanguageHead, end: Tensor, base: Tensor, places: _Places, segment_count: int
 ) -> Tensor:
     """[G, S]: mean change of the NLL over this batch's tokens, by segment."""
-    if head.plain and end.dtype == head.module.weight.dtype:
+    if head.takes(end):
         return ops.head_contrast(
             places.pick(end), head.module.weight, places.labels, base, segments=places.segments,
             segment_count=segment_count, weights=places.weights, bias=head.module.bias,

@@ -23,6 +23,7 @@ from .token_set import TokenSet
 
 __all__ = ["LanguageHead", "head_input", "language_head", "logit_losses", "token_losses"]
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the compiled op
 _CHUNK_ELEMENTS = 1 << 24  # of float32 logits at once, where there are any: 64 MiB
 
 
@@ -34,9 +35,13 @@ class LanguageHead:
     plain: bool
     last: bool  # nothing happens to the logits behind the module
 
+    def takes(self, hidden: Tensor) -> bool:
+        """Whether the compiled op computes what the module's logits of `hidden` would give."""
+        return self.plain and hidden.dtype == self.module.weight.dtype and hidden.dtype in _DTYPES
+
     def losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """nll [M] float32 of hidden [M, E] against labels [M]; gradients flow to hidden (and to the head's weight)."""
-        if self.plain and hidden.dtype == self.module.weight.dtype:
+        if self.takes(hidden):
             nll = ops.linear_cross_entropy(hidden, self.module.weight, labels, bias=self.module.bias)
             assert isinstance(nll, Tensor)
             return nll
@@ -63,8 +68,7 @@ def language_head(model: Any) -> LanguageHead:
     if known is not None and known.module is module:
         return known
     last = _nothing_behind(model, module)
-    plain = last and type(module) is nn.Linear and module.weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    _heads[model] = LanguageHead(module, plain, last)
+    _heads[model] = LanguageHead(module, last and type(module) is nn.Linear, last)
     return _heads[model]
 
 
