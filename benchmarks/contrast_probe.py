@@ -30,11 +30,12 @@ from restorelcc.artifacts import SilentProgress
 from restorelcc.compensation import sparse_output_projections
 from restorelcc.components import lost_components
 from restorelcc.contrast_engine import edited_compensation, head_contrasts
-from restorelcc.models import load_model
+from restorelcc.models import load_model, load_tokenizer
 from restorelcc.moments import Moments
 from restorelcc.ops import compensation_rows
 from restorelcc.probe_attribution import attribution
 from restorelcc.probe_input import ProbeInput
+from restorelcc.text import load_text
 from restorelcc.token_set import TokenSet
 
 
@@ -92,6 +93,9 @@ def main() -> None:
     parser.add_argument("pruned", type=Path)
     parser.add_argument("moments", type=Path)
     parser.add_argument("--rows", type=int, default=8, help="rows of the text beside the moments")
+    parser.add_argument("--text", type=Path, help=".txt or .jsonl to use instead, in windows of --window tokens")
+    parser.add_argument("--window", type=int, default=96)
+    parser.add_argument("--width", type=int, default=1 << 30, help="rows of at most so many tokens")
     parser.add_argument("--batch", type=int, default=2, help="rows at once")
     parser.add_argument("--naive-rows", type=int, help="rows that the naive loop runs too; all by default")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -99,14 +103,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
 
-    text = TokenSet.load(given.moments.with_name(given.moments.name.removesuffix(".safetensors") + ".text.safetensors"))
-    tokens = text.subset(range(min(given.rows, len(text))))
+    if given.text is None:
+        beside = given.moments.name.removesuffix(".safetensors") + ".text.safetensors"
+        text = TokenSet.load(given.moments.with_name(beside))
+    else:
+        text = load_text(given.text, load_tokenizer(given.pruned), window=given.window)
+    tokens = text.subset((text.lengths <= given.width).nonzero().flatten()[: given.rows])
     lost = lost_components(Moments.load(given.moments))
     model = load_model(given.pruned, dtype=getattr(torch, given.dtype)).model
     vectors = lost.vectors.float()
     report: dict[str, Any] = {
         "cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "dtype": given.dtype,
-        "rows": len(tokens), "tokens": tokens.tokens, "width": tokens.ids.shape[1], "heads": vectors[..., 0].numel(),
+        "rows": len(tokens), "counted_tokens": tokens.tokens, "positions": int(tokens.lengths.sum()), "heads": vectors[..., 0].numel(),
     }  # fmt: skip
     tokens = tokens.subset(tokens.lengths.argsort(descending=True, stable=True))  # rows of like length together
     batches = list(tokens.batches(given.batch))
