@@ -155,7 +155,7 @@ def prune(model: str, method: str, pattern: str, out: Path, data: Path | None, t
 @click.option("--dense", required=True, metavar="MODEL", help="The model before pruning.")
 @pruned_option
 @path_option("--out", "Directory of the restored checkpoint.")
-@choice_option("--probe", PROBES, "How heads are ranked; matters when --heads is a share. Both are always reported.")
+@choice_option("--probe", PROBES, "How heads are ranked; matters when --heads is a share.")
 @heads_option
 @components_option
 @trainer_option

@@ -45,8 +45,8 @@ def _worth(report: Mapping[str, Any]) -> Rows:
             row += [_spread(found[name]["perplexity"], ".4g", ".2g"), shown]
         rows.append(tuple(row))
     seeds = report["settings"]["seeds"]
-    return Rows(f"What each choice is worth after training ({seeds} seeds, mean ± standard deviation)",
-                tuple(columns), rows)  # fmt: skip
+    over = "1 seed" if seeds == 1 else f"{seeds} seeds, mean ± standard deviation"
+    return Rows(f"What each choice is worth after training ({over})", tuple(columns), rows)
 
 
 def _spread(found: Mapping[str, Any], mean: str, std: str) -> str:
