@@ -27,6 +27,7 @@ from .fold import FOLDS, FoldTarget, fold, fold_target
 from .models import check_pair, load_model
 from .moments import POSITIONS, Moments, collect_moments
 from .probes import PROBES, HeadScores, head_scores, select_heads
+from .probes import probe_tokens as probe_tokens_of
 from .pruning import sparsity_table
 from .resume import is_finished, mark_finished, only_call
 from .text import TokenSet, load_text, write_own_text
@@ -137,7 +138,7 @@ def restore(
     skip_first: int = 1,
     tokens: int = 16384,
     window: int = 256,
-    probe_tokens: int = 4096,
+    probe_tokens: int | None = None,
     training: TrainingSettings | None = None,
     seed: int = 0,
     work: Path | None = None,
@@ -153,7 +154,8 @@ def restore(
         heads: `all`, or a share in (0, 1].
         components: `svd` or `mean`. train: `lm`, or `none` for the line-searched closed form.
         data: .txt or .jsonl; without it the dense model writes its own text.
-        probe_tokens: of the text, for the head scores. They are means over tokens, so a part will do.
+        probe_tokens: of the text, for the head scores; each probe's own default otherwise (`probes.probe_tokens`).
+            They are means over tokens, so a part will do.
         fold_into: `o_proj` for a stock checkpoint, `none` for an adapter directory.
         work: where the steps leave their files; `out` + ".work" by default.
 
@@ -194,7 +196,7 @@ def restore(
 def _restore(
     report: RestoreReport, dense: Path, pruned: Path, out: Path, steps: _Steps, settings: TrainingSettings,
     progress: Progress, *, probe: str, heads: str | float, components: str, train: str, data: Path | None,
-    fold_into: str, positions: str, skip_first: int, tokens: int, window: int, probe_tokens: int, seed: int,
+    fold_into: str, positions: str, skip_first: int, tokens: int, window: int, probe_tokens: int | None, seed: int,
     overwrite: bool,
 ) -> None:
     """The steps, with what `restore` has checked; fills the report."""
@@ -257,23 +259,19 @@ def _restore(
 
 
 def _scores(
-    steps: _Steps, kind: str, model: Any, text: TokenSet, tokens: int, lost: Components, moment_stamp: str,
+    steps: _Steps, kind: str, model: Any, text: TokenSet, tokens: int | None, lost: Components, moment_stamp: str,
     components: str, seed: int, progress: Progress,
 ) -> HeadScores:
+    count = probe_tokens_of(kind) if tokens is None else tokens
+
     def make(path: Path) -> HeadScores:
-        scores = head_scores(kind, model, _some(text, tokens), lost, seed=seed, progress=progress)
+        scores = head_scores(kind, model, text.first(count), lost, seed=seed, scratch=steps.work, progress=progress)
         scores.save(path)
         return scores
 
-    stamp = fingerprint(moments=moment_stamp, probe=kind, components=components, seed=seed, tokens=tokens)
+    stamp = fingerprint(moments=moment_stamp, probe=kind, components=components, seed=seed, tokens=count)
     value: HeadScores = steps.run(f"scores_{kind}", stamp, make, HeadScores.load)
     return value
-
-
-def _some(text: TokenSet, tokens: int) -> TokenSet:
-    """The first rows of `text` that hold about `tokens` predicted tokens."""
-    before = (text.lengths - text.response_start).cumsum(0)
-    return text.subset(range(max(1, int((before <= tokens).sum()))))
 
 
 def _trained(
