@@ -33,6 +33,7 @@ from restorelcc.contrast_engine import edited_compensation, head_contrasts
 from restorelcc.models import load_model, load_tokenizer
 from restorelcc.moments import Moments
 from restorelcc.ops import compensation_rows
+from restorelcc.probe_agreement import spearman
 from restorelcc.probe_attribution import attribution
 from restorelcc.probe_input import ProbeInput
 from restorelcc.text import load_text
@@ -69,17 +70,6 @@ def naive_contrasts(model: Any, batch: TokenSet, vectors: Tensor) -> Tensor:
         finally:
             handle.remove()
     return torch.stack(found)
-
-
-def ranks(values: Tensor) -> Tensor:
-    order = torch.empty_like(values)
-    order[values.argsort()] = torch.arange(len(values), dtype=values.dtype)
-    return order
-
-
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Rank correlation (scores have no ties)."""
-    return float(torch.corrcoef(torch.stack([ranks(a.flatten()), ranks(b.flatten())]))[0, 1])
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
