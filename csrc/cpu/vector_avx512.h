@@ -28,6 +28,7 @@
 // (measured).
 #define RLCC_FRESH(vector) __asm__("" : "+v"(vector))
 #define RLCC_PAIRS(vector) (__m512bh)(vector)
+#define RLCC_FROM_PAIRS(pairs) (__m512i)(pairs)
 #endif
 
 namespace restorelcc::cpu {
@@ -169,7 +170,7 @@ struct Vector {
   static Pairs load_pairs(const Bf16* p) { return _mm512_loadu_si512(p); }
   // Lane i = the neighbours 2 i and 2 i + 1 of the 32 floats (low, high), rounded to bf16.
   static F32 narrow_to_pairs(F32 low, F32 high) {
-    return _mm512_castsi512_ps((__m512i)_mm512_cvtne2ps_pbh(high, low));
+    return _mm512_castsi512_ps(RLCC_FROM_PAIRS(_mm512_cvtne2ps_pbh(high, low)));
   }
   static F32 dot_pairs(F32 sum, Pairs w, const Bf16* x) {
     return _mm512_dpbf16_ps(sum, RLCC_PAIRS(w), RLCC_PAIRS(_mm512_loadu_si512(x)));

@@ -60,10 +60,26 @@ inline __m512 emulated_dpbf16_ps(__m512 sum, __m512i a, __m512i b) {
   return simde_mm512_loadu_ps(sums);
 }
 
+// 32 floats, low first, as bf16: to nearest, ties to even, subnormal inputs read as 0, as vcvtne2ps2bf16 does.
+inline __m512i emulated_cvtne2ps_pbh(__m512 high, __m512 low) {
+  uint32_t from[32];
+  uint16_t to[32];
+  std::memcpy(from, &low, sizeof(low));
+  std::memcpy(from + 16, &high, sizeof(high));
+  for (int lane = 0; lane < 32; ++lane) {
+    const uint32_t bits = (from[lane] & 0x7f800000u) == 0 ? from[lane] & 0x80000000u : from[lane];
+    const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    to[lane] = static_cast<uint16_t>(nan ? (bits >> 16) | 0x40u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  }
+  return simde_mm512_loadu_si512(to);
+}
+
 }  // namespace
 }  // namespace restorelcc::cpu
 
 #define RLCC_PAIRS(vector) (vector)
+#define RLCC_FROM_PAIRS(pairs) (pairs)
+#define _mm512_cvtne2ps_pbh(high, low) emulated_cvtne2ps_pbh(high, low)
 #define _mm512_mask_expand_epi8(source, keep, packed) \
   emulated_expand<uint8_t>(source, static_cast<uint64_t>(keep), packed)
 #define _mm512_mask_expand_epi16(source, keep, packed) \
