@@ -60,6 +60,15 @@ inline __m512 emulated_dpbf16_ps(__m512 sum, __m512i a, __m512i b) {
   return simde_mm512_loadu_ps(sums);
 }
 
+// SIMDe stores all sixteen lanes, the others as it has read them: a race with whoever writes those.
+inline void emulated_mask_storeu_ps(float* to, uint16_t keep, __m512 v) {
+  float lanes[16];
+  simde_mm512_storeu_ps(lanes, v);
+  for (int lane = 0; lane < 16; ++lane) {
+    if (((keep >> lane) & 1) != 0) to[lane] = lanes[lane];
+  }
+}
+
 // 32 floats, low first, as bf16: to nearest, ties to even, subnormal inputs read as 0, as vcvtne2ps2bf16 does.
 inline __m512i emulated_cvtne2ps_pbh(__m512 high, __m512 low) {
   uint32_t from[32];
@@ -79,6 +88,8 @@ inline __m512i emulated_cvtne2ps_pbh(__m512 high, __m512 low) {
 
 #define RLCC_PAIRS(vector) (vector)
 #define RLCC_FROM_PAIRS(pairs) (pairs)
+#undef _mm512_mask_storeu_ps
+#define _mm512_mask_storeu_ps(to, keep, v) emulated_mask_storeu_ps(to, static_cast<uint16_t>(keep), v)
 #define _mm512_cvtne2ps_pbh(high, low) emulated_cvtne2ps_pbh(high, low)
 #define _mm512_mask_expand_epi8(source, keep, packed) \
   emulated_expand<uint8_t>(source, static_cast<uint64_t>(keep), packed)
