@@ -33,9 +33,11 @@ from restorelcc.contrast_engine import edited_compensation, head_contrasts
 from restorelcc.models import load_model, load_tokenizer
 from restorelcc.moments import Moments
 from restorelcc.ops import compensation_rows
-from restorelcc.probe_agreement import spearman
+from restorelcc.probe_adaptive import adaptive
+from restorelcc.probe_agreement import decided_agreement, spearman
 from restorelcc.probe_attribution import attribution
 from restorelcc.probe_input import ProbeInput
+from restorelcc.probes import select_heads
 from restorelcc.text import load_text
 from restorelcc.token_set import TokenSet
 
@@ -89,7 +91,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2, help="rows at once")
     parser.add_argument("--naive-rows", type=int, help="rows that the naive loop runs too; all by default")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--share", type=float, default=0.25)
+    parser.add_argument("--share", type=float, default=0.25, help="whose members the adaptive probe settles")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
 
@@ -134,7 +136,16 @@ def main() -> None:
     seconds, first_order = timed(
         lambda: attribution(ProbeInput(model, tokens, lost, batch=given.batch, progress=SilentProgress()))
     )
+    settled_seconds, settled = timed(lambda: adaptive(ProbeInput(model, tokens, lost, share=given.share)))
+    undecided = settled.details["undecided"] != 0
     report |= {
+        "adaptive": {
+            "seconds": settled_seconds, "exact_seconds": sum(exact_times),
+            "work": float(settled.details["work"]), "undecided": float(undecided.double().mean()),
+            "agreement_of_the_others": decided_agreement(
+                settled.details["inside"] != 0, undecided, select_heads(-total, given.share)
+            ),
+        },
         "naive_over_exact": {"median": statistics.median(ratios), "each": ratios},
         "naive_seconds_per_row": statistics.median(naive_times) / given.batch,
         "exact_seconds_per_row": statistics.median(exact_times) / given.batch,

@@ -182,7 +182,9 @@ def _reference_nll(h: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | Non
         picked = logits.gather(-1, targets[span, None]).squeeze(-1)
         found.append(log_rest - (picked - top))
     nll = torch.zeros(flat.shape, dtype=torch.float64)
-    return (nll.index_put((counted,), torch.cat(found)) if found else nll).reshape(labels.shape)
+    if not found:  # no row counts: zeros all the same, whose gradients are zeros
+        return (nll + rows.double().sum() + wide[:0].sum()).reshape(labels.shape)
+    return nll.index_put((counted,), torch.cat(found)).reshape(labels.shape)
 
 
 @torch.no_grad()

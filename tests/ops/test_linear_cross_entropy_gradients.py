@@ -165,3 +165,15 @@ def test_no_gradient_of_lse_and_no_second_one(names: tuple[str, ...]) -> None:
     assert not lse.requires_grad
     with pytest.raises(RuntimeError, match="no second derivative; pass impl='reference'"):
         torch.autograd.grad(nll.sum(), tuple(leaves.values()), create_graph=True)
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+@pytest.mark.parametrize("rows", [0, 3])
+def test_where_no_row_counts_gradients_are_zero(rows: int, impl: str) -> None:
+    h = torch.randn(rows, 4, requires_grad=True)
+    weight = torch.randn(5, 4, requires_grad=True)
+    labels = torch.full((rows,), -100)
+    nll = ops.linear_cross_entropy(h, weight, labels, impl=impl)
+    grad_h, grad_weight = torch.autograd.grad(nll.sum(), (h, weight))
+    assert torch.equal(grad_h, torch.zeros(rows, 4))
+    assert torch.equal(grad_weight, torch.zeros(5, 4))
