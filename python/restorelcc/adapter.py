@@ -13,7 +13,7 @@ from typing import Any
 
 from .artifacts import atomic_directory, atomic_write_json, read_json, refuse_inputs
 from .compensation import Compensation, apply_compensation, check_fits
-from .fold import skeleton_of, stored_config
+from .fold_target import skeleton_of, stored_config
 from .models import load_model
 
 __all__ = ["adapter_base", "adapter_compensation", "is_adapter", "load_adapter", "save_adapter"]

@@ -109,7 +109,7 @@ def cli(debug: bool) -> None:
 
 @cli.command()
 @click.argument("model")
-@choice_option("--method", METHODS, "Score of a weight: |w| times the norm of its input, or |w| alone.")
+@choice_option("--method", METHODS, "|w| times the norm of its input; the same with second order; |w| alone.")
 @click.option("--pattern", required=True, metavar="0.5|2:4|4:8", help="Share of zeros, or N of M weights kept.")
 @path_option("--out", "Directory of the pruned checkpoint.")
 @text_options
@@ -118,7 +118,7 @@ def prune(model: str, method: str, pattern: str, out: Path, data: Path | None, t
           overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
     """Prune MODEL and save it as a stock checkpoint with zeros.
 
-    Wanda needs text (--data; without it the model writes its own); magnitude does not.
+    Wanda and SparseGPT need text (--data; without it the model writes its own); magnitude does not.
     """
     from restorelcc import models, pruning, text
 
@@ -127,7 +127,7 @@ def prune(model: str, method: str, pattern: str, out: Path, data: Path | None, t
     progress = make_progress(quiet)
     loaded = models.load_model(model)
     calibration = None
-    if method == "wanda":
+    if method != "magnitude":
         calibration = (
             text.load_text(data, loaded.tokenizer, window=window, max_tokens=tokens, seed=seed)
             if data is not None
@@ -136,7 +136,7 @@ def prune(model: str, method: str, pattern: str, out: Path, data: Path | None, t
             )
         )
     elif data is not None:
-        raise ValueError("--data is for --method wanda; magnitude looks at no text")
+        raise ValueError("--data is for --method wanda and sparsegpt; magnitude looks at no text")
     pruning.prune_model(
         loaded.model, loaded.tokenizer, method=method, pattern=wanted, calibration=calibration, progress=progress
     )

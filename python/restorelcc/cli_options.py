@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from restorelcc.artifacts import Progress
 
 # The libraries' own lists stand in modules that import torch; a test keeps these equal to them.
-METHODS = ("wanda", "magnitude")
+METHODS = ("wanda", "sparsegpt", "magnitude")
 PROBES = ("attribution", "adaptive", "perplexity", "linear", "random")
 COMPONENTS = ("svd", "mean")
 TRAINERS = ("lm", "none")

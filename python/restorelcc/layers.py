@@ -53,6 +53,7 @@ class LayerStream:
         self.model = model.eval().requires_grad_(False)
         self.config = config
         self._files = tensor_files(self.path)
+        self.stored: dict[str, torch.dtype] = {}  # of the tensors read so far, in the file
         self.prefix, self._layers = decoder_layers(self.model)
         self.layer_count = len(self._layers)
         base = self.model.base_model
@@ -76,6 +77,7 @@ class LayerStream:
                 f"{self.path} holds {name} of shape {list(value.shape)}, its config.json asks for {list(shape)}; "
                 "weights and configuration are not of the same model"
             )
+        self.stored[name] = value.dtype
         return value.to(self.dtype)
 
     @staticmethod

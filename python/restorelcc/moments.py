@@ -11,21 +11,20 @@ restated). One dense and one pruned layer are resident; hidden states ping-pong 
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import ops
-from .artifacts import Progress, SilentProgress, atomic_write_json, atomic_write_tensors, fingerprint, reserve
+from .artifacts import Progress, SilentProgress, atomic_write_tensors, fingerprint
 from .head_moments import HeadMoments
-from .layers import LayerStream, run_layer
+from .layer_pairs import LayerPair, stream_pairs
+from .layers import LayerStream
 from .models import attention_sites
-from .resume import only_call, read_record
+from .resume import only_call
 from .step_file import read_step_file
 
 if TYPE_CHECKING:
@@ -149,138 +148,46 @@ def collect_moments(
     work = out.with_name(out.name + ".work")
     stamp = fingerprint(dense=Path(dense), pruned=Path(pruned), ids=tokens.fingerprint(), positions=positions,
                         skip_first=skip_first, batch=batch, dtype=str(dtype))
-    rows, length = tokens.ids.shape
-    with only_call(work, out):
-        hidden = _HiddenFiles(work, rows, length, streams[0].config.hidden_size)
-        done = _finished_layers(work, stamp, hidden)
-        hidden.open()
-        with progress.task("moments", layer_count) as advance:
-            advance(done)
-            for index in range(done, layer_count):
-                names = [s.name for s in sites]
-                state = _one_layer(streams, index, names, tokens, keep, hidden, batch, heads, head_dim)
-                hidden.flush()
-                tensors = {"count": torch.tensor([state.count]), "total": state.total, "gram": state.gram}
-                atomic_write_tensors(_layer_file(work, index), tensors, {"kind": "layer", "version": "0"})
-                progress_record = {"fingerprint": stamp, "layers": index + 1}
-                atomic_write_json(work / "progress.json", progress_record)
-                advance(1)
+    names = [site.name for site in sites]
 
-        parts = [_read_layer(work, index) for index in range(layer_count)]
+    def visit(pair: LayerPair) -> dict[str, Tensor]:
+        state = _one_layer(pair, names[pair.index], keep, heads, head_dim)
+        return {"count": torch.tensor([state.count]), "total": state.total, "gram": state.gram}
+
+    with only_call(work, out):
+        parts = list(stream_pairs(
+            streams, tokens, visit, work=work, stamp=stamp, fields=_LAYER, batch=batch, task="moments",
+            progress=progress,
+        ))  # fmt: skip
         metadata = {"fingerprint": stamp, "positions": positions, "skip_first": str(skip_first),
-                    "sites": json.dumps([s.name for s in sites])}
+                    "sites": json.dumps(names)}
         moments = Moments(torch.cat([p["count"] for p in parts]), torch.stack([p["total"] for p in parts]),
                           torch.stack([p["gram"] for p in parts]), metadata)
         moments.save(out)
-        hidden.close()
         for file in work.iterdir():
             file.unlink()
         work.rmdir()
     return moments
 
 
-def _layer_file(work: Path, index: int) -> Path:
-    return work / f"layer_{index:04d}.safetensors"
-
-
-def _read_layer(work: Path, index: int) -> dict[str, Tensor]:
-    return read_step_file(_layer_file(work, index), "layer", _LAYER, name="layer", remedy="run it again")[0]
-
-
-class _HiddenFiles:
-    """Hidden states [n, T, E] of both models in two files each: a layer reads one and writes the other.
-
-    Stored as float32 whatever the computation type, which loses nothing of bf16 and fp16.
-    """
-
-    def __init__(self, work: Path, rows: int, length: int, width: int) -> None:
-        self.shape = (rows, length, width)
-        self.size = rows * length * width * 4
-        self.maps: dict[tuple[int, int], np.memmap[Any, Any]] = {}
-        self.files = {
-            (model, parity): work / f"hidden_{('dense', 'pruned')[model]}_{parity}.f32"
-            for model in (0, 1)
-            for parity in (0, 1)
-        }
-
-    def whole(self) -> bool:
-        """Whether an earlier call left all of them, in this size."""
-        return all(path.is_file() and path.stat().st_size == self.size for path in self.files.values())
-
-    def open(self) -> None:
-        """Maps those that are there, and makes the others.
-
-        Raises:
-            OSError: not enough room.
-        """
-        if not self.whole():
-            reserve(list(self.files.values()), self.size)
-        for key, path in self.files.items():
-            self.maps[key] = np.memmap(path, dtype=np.float32, mode="r+", shape=self.shape)
-
-    def read(self, model: int, index: int, begin: int, end: int) -> Tensor:
-        return torch.from_numpy(np.array(self.maps[model, index % 2][begin:end]))
-
-    def write(self, model: int, index: int, begin: int, value: Tensor) -> None:
-        """Output of layer `index`, which is the input of layer index + 1."""
-        self.maps[model, (index + 1) % 2][begin : begin + value.shape[0], : value.shape[1]] = value.float().numpy()
-
-    def flush(self) -> None:
-        for array in self.maps.values():
-            array.flush()
-
-    def close(self) -> None:
-        self.maps.clear()
-
-
-def _finished_layers(work: Path, stamp: str, hidden: _HiddenFiles) -> int:
-    """Layers a killed call with the same fingerprint finished; everything else in `work` is of no use."""
-    state = read_record(work / "progress.json")
-    layers = state.get("layers")
-    if state.get("fingerprint") == stamp and isinstance(layers, int) and hidden.whole():
-        with suppress(ValueError):  # a damaged layer: begin again
-            for index in range(layers):
-                _read_layer(work, index)
-            return layers
-    for file in work.iterdir():
-        file.unlink()
-    return 0
-
-
-def _one_layer(
-    streams: tuple[LayerStream, LayerStream],
-    index: int,
-    sites: list[str],
-    tokens: TokenSet,
-    keep: Tensor,
-    hidden: _HiddenFiles,
-    batch: int,
-    heads: int,
-    head_dim: int,
-) -> HeadMoments:
-    """Runs layer `index` of both models over all text, writes its outputs and returns its head moments."""
+def _one_layer(pair: LayerPair, site: str, keep: Tensor, heads: int, head_dim: int) -> HeadMoments:
+    """Runs a layer of both models over all text and returns its head moments."""
     state: HeadMoments | None = None
-    rows = tokens.ids.shape[0]
-    with streams[0].layer(index) as dense, streams[1].layer(index) as pruned, torch.no_grad():
-        for begin in range(0, rows, batch):
-            end = min(begin + batch, rows)
-            length = int(tokens.lengths[begin:end].max())
-            ids, mask = tokens.ids[begin:end, :length], tokens.attention_mask[begin:end, :length]
-            picked: list[Tensor] = []
-            for model, (stream, layer) in enumerate(zip(streams, (dense, pruned), strict=True)):
-                entered, arguments = stream.embed(ids, mask)
-                if index > 0:
-                    entered = hidden.read(model, index, begin, end)[:, :length].to(stream.dtype)
-                projection = stream.model.get_submodule(sites[index])
-                seen: list[Tensor] = []
-                handle = projection.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
-                try:
-                    out = run_layer(layer, entered, arguments[index])
-                finally:
-                    handle.remove()
-                hidden.write(model, index, begin, out)
-                z = seen[0].reshape(end - begin, length, heads, head_dim)
-                picked.append(z[keep[begin:end, :length]])
-            state = ops.head_moments(picked[0], picked[1], state)
+    local = site.removeprefix(pair.name + ".")
+    for batch in pair.batches():
+        rows, length = batch.mask.shape
+        picked: list[Tensor] = []
+        for model, layer in enumerate(pair.layers):
+            seen: list[Tensor] = []
+            handle = layer.get_submodule(local).register_forward_pre_hook(
+                lambda _, args, seen=seen: seen.append(args[0])
+            )
+            try:
+                pair.run(model, batch)
+            finally:
+                handle.remove()
+            z = seen[0].reshape(rows, length, heads, head_dim)
+            picked.append(z[keep[batch.begin : batch.end, :length]])
+        state = ops.head_moments(picked[0], picked[1], state)
     assert state is not None  # keep has a token and every batch was seen
     return state

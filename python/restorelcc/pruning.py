@@ -2,15 +2,17 @@
 
     magnitude:  score_ij = |W_ij|                    compared within the matrix (N:M: within each group of M columns)
     wanda:      score_ij = |W_ij| * ||x_j||_2        compared within each output row i
+    sparsegpt:  score_ij = W_ij² / [H⁻¹]_jj          and the weights that stay make up for those that go
 
-where x_j is input column j of the projection over all calibration tokens (Wanda: arXiv 2306.11695). Wanda goes
-through the layers in order, and the activations of a layer are those behind the already pruned earlier layers, as in
-the authors' code; within a layer all projections are scored on one pass before any of them is pruned, as there.
+where x_j is input column j of the projection over all calibration tokens, H = Σ x xᵀ (Wanda: arXiv 2306.11695;
+SparseGPT: arXiv 2301.00774, see `sparsegpt`). Both go through the layers in order, and the activations of a layer are
+those behind the already pruned earlier layers, as in the authors' code; within a layer all projections are looked at on
+one pass before any of them is pruned, as there.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,86 +22,14 @@ from torch import Tensor, nn
 
 from .architectures import decoder_layers, prunable_linears, prunable_weights, record_layer_calls
 from .artifacts import Progress, SilentProgress
+from .pruning_pattern import Pattern
+from .sparsegpt import sparsegpt
 from .text import TokenSet
+from .wording import one_line
 
 __all__ = ["Pattern", "PruneReport", "masks_equal", "prune_model", "sparsity_table"]
 
-METHODS = ("magnitude", "wanda")
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """How many weights stay: a fraction (unstructured), or `keep` of every `group` columns of a row (N:M)."""
-
-    text: str
-    fraction: float  # share of weights pruned
-    keep: int = 0
-    group: int = 0  # 0: unstructured
-
-    @classmethod
-    def parse(cls, text: str) -> Pattern:
-        """ "0.5" prunes half of the weights; "2:4" keeps 2 of every 4 neighbours along a row.
-
-        Raises:
-            ValueError: neither form, a fraction outside of (0, 1), or N:M with N not in 1..M-1.
-        """
-        known = f"unknown pattern {text!r}; "
-        pair = re.fullmatch(r"([0-9]+):([0-9]+)", text.strip())
-        if pair:
-            keep, group = int(pair[1]), int(pair[2])
-            if not 0 < keep < group:
-                raise ValueError(f"{known}N:M keeps N of every M weights and needs 0 < N < M, such as 2:4 or 4:8")
-            return cls(text.strip(), 1 - keep / group, keep, group)
-        try:
-            fraction = float(text)
-        except ValueError:
-            raise ValueError(f"{known}give the share of weights to prune, such as 0.5, or N:M, such as 2:4") from None
-        if not 0 < fraction < 1:
-            raise ValueError(f"{known}the share of weights to prune lies between 0 and 1, such as 0.5")
-        return cls(text.strip(), fraction)
-
-    @property
-    def sparsity(self) -> float:
-        """Share of zeros this pattern makes."""
-        return self.fraction
-
-    def mask(self, scores: Tensor, *, compare: str = "row") -> Tensor:
-        """Keep-mask [N, K] bool: the highest scores of each comparison group stay.
-
-        Ties keep the lowest column (then row) index, so the mask is a function of the scores alone.
-
-        Args:
-            scores: [N, K], finite or infinite, not NaN.
-            compare: "row" or "matrix", for unstructured patterns; int(size * fraction) weights of each group go.
-
-        Raises:
-            ValueError: K not divisible by M; NaN in the scores; another `compare`.
-        """
-        if compare not in ("row", "matrix"):
-            raise ValueError(f"unknown comparison {compare!r}; scores are compared per row or per matrix")
-        rows, columns = scores.shape
-        if bool(torch.isnan(scores).any()):
-            raise ValueError(f"{int(torch.isnan(scores).sum())} of the {scores.numel()} scores are NaN")
-        if self.group:
-            if columns % self.group:
-                raise ValueError(
-                    f"{columns} columns are not divisible by {self.group}, which pattern {self.text} needs; "
-                    "use an unstructured pattern such as 0.5"
-                )
-            return _highest(scores.reshape(-1, self.group), self.keep).reshape(rows, columns)
-        grouped = scores if compare == "row" else scores.reshape(1, -1)
-        size = grouped.shape[1]
-        return _highest(grouped, size - int(size * self.fraction)).reshape(rows, columns)
-
-
-def _highest(scores: Tensor, keep: int) -> Tensor:
-    """Mask of the `keep` highest entries of each row [R, C]; of equal ones the first. O(C) a row, no sort."""
-    if keep == scores.shape[1]:
-        return torch.ones_like(scores, dtype=torch.bool)
-    threshold = scores.kthvalue(scores.shape[1] - keep + 1, dim=1, keepdim=True).values
-    above, equal = scores > threshold, scores == threshold
-    open_places = keep - above.sum(1, keepdim=True)
-    return above | (equal & (equal.cumsum(1) <= open_places))
+METHODS = ("magnitude", "wanda", "sparsegpt")
 
 
 @dataclass(frozen=True)
@@ -128,13 +58,13 @@ def prune_model(
     Args:
         model: a stock causal language model.
         tokenizer: not used by the methods that are here; kept so that all steps are called alike.
-        method: "magnitude" needs no text; "wanda" needs `calibration`.
+        method: "magnitude" needs no text; "wanda" and "sparsegpt" need `calibration`.
         pattern: a `Pattern` or its text.
         calibration: ids [n, T]; padding is left out. Hidden states [n, T, E] are held in memory.
         batch: rows at once.
 
     Raises:
-        ValueError: unknown method or pattern, wanda without text, columns not divisible by M, NaN or infinite
+        ValueError: unknown method or pattern, calibration that is missing, columns not divisible by M, NaN or infinite
             weights (the matrix is named), or matrices that are no nn.Linear. Nothing has been pruned then.
     """
     del tokenizer
@@ -152,9 +82,9 @@ def prune_model(
                 _apply(linear, chosen.mask(linear.weight.detach().float().abs(), compare="matrix"))
                 advance(1)
     elif calibration is None or calibration.ids.shape[0] == 0:
-        raise ValueError("wanda needs calibration text; pass some, or use magnitude, which needs none")
+        raise ValueError(f"{method} needs calibration text; pass some, or use magnitude, which needs none")
     else:
-        _wanda(model, chosen, calibration, batch, progress)
+        _layer_by_layer(model, _Wanda(chosen) if method == "wanda" else _SparseGpt(chosen), calibration, batch, progress)
     table = sparsity_table(model)
     zeros, total = sum(row["zeros"] for row in table), sum(row["rows"] * row["columns"] for row in table)
     seen = 0 if method == "magnitude" or calibration is None else int(calibration.lengths.sum())
@@ -178,8 +108,36 @@ def _apply(linear: nn.Linear, keep: Tensor) -> None:
         linear.weight.masked_fill_(~keep, 0.0)
 
 
+class _Wanda:
+    """Statistic: Σ x_j² [K]."""
+
+    def __init__(self, pattern: Pattern) -> None:
+        self.pattern = pattern
+
+    def statistic(self, x: Tensor) -> Tensor:
+        return x.double().square().sum(0)
+
+    def prune(self, linear: nn.Linear, squares: Tensor) -> None:
+        _apply(linear, self.pattern.mask(linear.weight.abs().float() * squares.sqrt().float()))
+
+
+class _SparseGpt:
+    """Statistic: Σ x xᵀ [K, K]."""
+
+    def __init__(self, pattern: Pattern) -> None:
+        self.pattern = pattern
+
+    def statistic(self, x: Tensor) -> Tensor:
+        return (x.T.float() @ x.float()).double()
+
+    def prune(self, linear: nn.Linear, gram: Tensor) -> None:
+        linear.weight.copy_(sparsegpt(linear.weight, gram, self.pattern))
+
+
 @torch.no_grad()
-def _wanda(model: Any, pattern: Pattern, calibration: TokenSet, batch: int, progress: Progress) -> None:
+def _layer_by_layer(
+    model: Any, method: _Wanda | _SparseGpt, calibration: TokenSet, batch: int, progress: Progress
+) -> None:
     prefix, layers = decoder_layers(model)
     linears = dict(prunable_linears(model))
     hidden, calls, masks = [], [], []
@@ -188,17 +146,19 @@ def _wanda(model: Any, pattern: Pattern, calibration: TokenSet, batch: int, prog
         hidden.append(entered)
         calls.append(layer_calls)
         masks.append(part.attention_mask.bool().reshape(-1))
-    with progress.task("wanda", len(layers)) as advance:
+    with progress.task(type(method).__name__.lstrip("_").lower(), len(layers)) as advance:
         for index, layer in enumerate(layers):
             inside = {name: linear for name, linear in linears.items() if name.startswith(f"{prefix}.{index}.")}
-            norms = _InputNorms(inside)
-            with norms:
+            statistics = _InputStatistics(inside, method.statistic)
+            with statistics:
                 for state, layer_calls, mask in zip(hidden, calls, masks, strict=True):
-                    norms.mask = mask
+                    statistics.next_batch(mask)
                     _run(layer, state, layer_calls[index])
             for name, linear in inside.items():
-                score = linear.weight.abs().float() * norms.squares[name].sqrt().float()
-                _apply(linear, pattern.mask(score))
+                try:
+                    method.prune(linear, statistics.sums.pop(name))
+                except (ValueError, torch.linalg.LinAlgError) as error:
+                    raise ValueError(f"{name} cannot be pruned: {one_line(error)}") from error
             for place, layer_calls in enumerate(calls):
                 hidden[place] = _run(layer, hidden[place], layer_calls[index])
             advance(1)
@@ -211,21 +171,29 @@ def _run(layer: nn.Module, hidden: Tensor, call: tuple[tuple[Any, ...], dict[str
     return state
 
 
-class _InputNorms:
-    """Collects Σ x_j² [K] float64 over the tokens that enter each projection, padding left out."""
+class _InputStatistics:
+    """Sums `statistic(x)` over the tokens that enter each projection, padding left out; once for those that share x."""
 
-    def __init__(self, linears: dict[str, nn.Linear]) -> None:
-        self.linears = linears
-        self.squares = {name: torch.zeros(linear.in_features, dtype=torch.float64) for name, linear in linears.items()}
-        self.mask = torch.ones(0, dtype=torch.bool)
+    def __init__(self, linears: dict[str, nn.Linear], statistic: Callable[[Tensor], Tensor]) -> None:
+        self.linears, self.statistic = linears, statistic
+        self.sums: dict[str, Tensor] = {}
+        self._mask = torch.ones(0, dtype=torch.bool)
+        self._last: tuple[Tensor, Tensor] | None = None
         self._handles: list[Any] = []
 
-    def __enter__(self) -> _InputNorms:
+    def next_batch(self, mask: Tensor) -> None:
+        """The rows of x that count in the coming call of the layer."""
+        self._mask, self._last = mask, None
+
+    def __enter__(self) -> _InputStatistics:
         for name, linear in self.linears.items():
 
             def note(_: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
-                rows = args[0].reshape(-1, args[0].shape[-1])[self.mask]
-                self.squares[name] += rows.double().square().sum(0)
+                if self._last is None or self._last[0] is not args[0]:
+                    rows = args[0].reshape(-1, args[0].shape[-1])[self._mask]
+                    self._last = (args[0], self.statistic(rows))
+                found = self._last[1]
+                self.sums[name] = self.sums[name] + found if name in self.sums else found
 
             self._handles.append(linear.register_forward_pre_hook(note))
         return self

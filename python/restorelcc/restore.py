@@ -23,7 +23,8 @@ from .adapter import save_adapter
 from .artifacts import Progress, SilentProgress, atomic_write_json, fingerprint, read_json, refuse_inputs, versions
 from .compensation import Compensation
 from .components import COMPONENTS, Components, lost_components
-from .fold import FOLDS, FoldTarget, fold, fold_target
+from .fold import FOLDS, fold
+from .fold_target import FoldTarget, fold_target
 from .models import check_pair, load_model
 from .moments import POSITIONS, Moments, collect_moments
 from .probes import PROBES, HeadScores, head_scores, select_heads

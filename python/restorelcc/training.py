@@ -10,8 +10,6 @@ step 0 (no compensation) included, so that training never returns something wors
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -25,30 +23,11 @@ from .evaluation import token_nll
 from .lm_head import token_losses
 from .models import attention_sites
 from .text import TokenSet
+from .training_loop import TrainingSettings, batch_of, ceiling, fit, schedule, shuffled_rows
 
 __all__ = ["SCALES", "TrainingResult", "TrainingSettings", "closed_form", "summed_nll", "train_compensation"]
 
 SCALES = (0.0, 0.0625, 0.125, 0.25, 0.5, 0.75, 1.0)
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How to train. Learning rates are in units of u per step.
-
-    A step takes rows (windows, or prompt-answer pairs) until `batch_tokens` tokens are predicted: small steps, because
-    at a fixed amount of text their number matters more than their noise. `steps`: at most so many; the learning rate
-    falls over those that are made.
-    """
-
-    learning_rates: tuple[float, ...] = (0.015, 0.03, 0.06)
-    search_steps: int = 8
-    epochs: float = 1.0
-    batch_tokens: int = 256
-    heldout_share: float = 0.1
-    evaluations: int = 6
-    patience: int = 3
-    seed: int = 0
-    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,12 +78,7 @@ class _Trainer:
         self.comps = [p.comp for p in sparse_output_projections(model)]
         self.heads = _Heads(components, heads)
         self.optimiser = torch.optim.Adam(self.heads.parameters(), lr=rate, betas=(0.9, 0.95))
-        warmup = max(1, min(5, steps // 10))
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimiser,
-            lambda step: min(1.0, (step + 1) / warmup)
-            * (0.55 + 0.45 * math.cos(math.pi * min(1.0, step / max(1, steps)))),
-        )
+        self.schedule = schedule(self.optimiser, steps)
 
     def install(self) -> None:
         """Writes the current vectors into the projections."""
@@ -112,6 +86,10 @@ class _Trainer:
             for comp, vector in zip(self.comps, self.heads.vectors(), strict=True):
                 assert comp is not None
                 comp.copy_(vector)
+
+    def state(self) -> Tensor:
+        """The current vectors c [L, H·D]."""
+        return self.heads.vectors().detach().clone()
 
     def step(self, batch: TokenSet) -> float:
         """One update; returns the mean NLL of the batch before it, nats per token."""
@@ -156,63 +134,21 @@ def train_compensation(
             loss that is not finite.
     """
     settings, progress = settings or TrainingSettings(), progress or SilentProgress()
-    if tokens.ids.shape[0] < 2:
-        raise ValueError(f"training needs at least 2 rows of text, one of them held out; got {tokens.ids.shape[0]}")
-    if settings.steps is not None and settings.steps < 1:
-        raise ValueError(f"training of {settings.steps} steps learns nothing; make at least 1")
+    settings.check(len(tokens))
     components.check_model(model)
     tokens.check_model(model)
     train, heldout = tokens.split(settings.heldout_share, seed=settings.seed)
-    batches = _shuffled(train, settings)[: settings.steps]
-
-    def measure() -> float:
-        return token_nll(model, heldout, batch=4).mean
-
-    _Trainer(model, components, heads, 0.0, 1).install()
-    before = measure()
-    search = []
-    rates = settings.learning_rates
-    probe_steps = min(settings.search_steps, len(batches))
-    total = len(batches) + (probe_steps * len(rates) if len(rates) > 1 else 0)
-    with progress.task("training", total) as advance:
-        if len(rates) > 1:
-            for rate in rates:
-                trial = _Trainer(model, components, heads, rate, len(batches))
-                for batch in batches[:probe_steps]:
-                    trial.step(batch)
-                    advance(1)
-                trial.install()
-                search.append({"learning_rate": rate, "steps": probe_steps, "heldout_nll": _ceiling(measure())})
-        # every candidate that diverged has the same worst score; min() then takes the first, the smallest rate
-        rate = min(search, key=lambda row: row["heldout_nll"])["learning_rate"] if search else rates[0]
-
-        trainer = _Trainer(model, components, heads, rate, len(batches))
-        best, best_vectors = before, trainer.heads.vectors().detach().clone()
-        history = [{"step": 0.0, "heldout_nll": before}]
-        every = max(1, math.ceil(len(batches) / settings.evaluations))
-        losses: list[float] = []
-        stale = 0
-        for index, batch in enumerate(batches, start=1):
-            losses.append(trainer.step(batch))
-            advance(1)
-            if not math.isfinite(losses[-1]):
-                raise ValueError(f"the training loss became {losses[-1]} at step {index}; use a smaller learning rate")
-            if index % every and index != len(batches):
-                continue
-            trainer.install()
-            now = _ceiling(measure())
-            history.append({"step": float(index), "train_nll": sum(losses) / len(losses), "heldout_nll": now})
-            losses = []
-            if now < best:
-                best, best_vectors, stale = now, trainer.heads.vectors().detach().clone(), 0
-            else:
-                stale += 1
-                if stale >= settings.patience:
-                    break
+    found = fit(
+        lambda rate, steps: _Trainer(model, components, heads, rate, steps),
+        [batch_of(train, rows) for rows in shuffled_rows(train, settings)[: settings.steps]],
+        lambda: token_nll(model, heldout, batch=4).mean,
+        settings,
+        progress,
+    )
     names = [site.name for site in attention_sites(model)]
-    result = Compensation(best_vectors, heads.clone(), names, {"train": "lm", "learning_rate": repr(rate)})
+    result = Compensation(found.state, heads.clone(), names, {"train": "lm", "learning_rate": repr(found.rate)})
     _install(model, result.vectors)
-    return TrainingResult(result, before, best, history, search, train.tokens)
+    return TrainingResult(result, found.before, found.after, found.history, found.search, train.tokens)
 
 
 def closed_form(
@@ -245,7 +181,7 @@ def closed_form(
     with (progress or SilentProgress()).task("line search", len(scales)) as advance:
         for scale in scales:
             _install(model, scale * full)
-            search.append({"scale": float(scale), "heldout_nll": _ceiling(token_nll(model, heldout, batch=4).mean)})
+            search.append({"scale": float(scale), "heldout_nll": ceiling(token_nll(model, heldout, batch=4).mean)})
             advance(1)
     before = next(row["heldout_nll"] for row in search if row["scale"] == 0.0)
     best = min(search, key=lambda row: (row["heldout_nll"], row["scale"]))
@@ -255,34 +191,8 @@ def closed_form(
     return TrainingResult(result, before, best["heldout_nll"], [], search, 0)
 
 
-def _ceiling(nll: float) -> float:
-    """NaN and infinity as the largest float: a destroyed model compares as worst, and JSON can hold it."""
-    return nll if math.isfinite(nll) else sys.float_info.max
-
-
 def _install(model: nn.Module, vectors: Tensor) -> None:
     for projection, vector in zip(sparse_output_projections(model), vectors, strict=True):
         assert projection.comp is not None
         with torch.no_grad():
             projection.comp.copy_(vector)
-
-
-def _shuffled(train: TokenSet, settings: TrainingSettings) -> list[TokenSet]:
-    """The batches of all epochs, rows in a seeded order; a fraction of an epoch takes its first rows."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    rows = train.ids.shape[0]
-    order: list[Tensor] = []
-    left = settings.epochs
-    while left > 0:
-        count = max(1, round(rows * min(1.0, left)))
-        order.append(torch.randperm(rows, generator=generator)[:count])
-        left -= 1.0
-    batches: list[list[int]] = []
-    picked: list[int] = []
-    predicted = (train.lengths - train.response_start).clamp(min=0).tolist()
-    for row in torch.cat(order).tolist():
-        picked.append(row)
-        if sum(predicted[r] for r in picked) >= 0.75 * settings.batch_tokens:
-            batches.append(picked)
-            picked = []
-    return [batch for rows in (*batches, picked) if rows for batch in train.subset(rows).batches(len(rows))]

@@ -13,6 +13,7 @@ from random_models import SUPPORTED
 from torch import Tensor
 
 from restorelcc.models import prunable_linears, save_checkpoint
+from restorelcc.sparsegpt import sparsegpt
 from restorelcc.pruning import Pattern, masks_equal, prune_model, sparsity_table
 
 Build = Callable[[str], Any]
@@ -80,38 +81,46 @@ def test_magnitude_keeps_the_largest_weights(pattern: str, random_model: Build) 
     assert torch.equal(model.lm_head.weight, before.lm_head.weight)
 
 
-def plain_wanda(model: Any, tokens: Any, pattern: Pattern) -> None:
-    """Wanda without propagation tricks: per layer, a whole stock forward of the model as pruned so far."""
+def plain(model: Any, tokens: Any, pattern: Pattern, method: str) -> None:
+    """Without propagation tricks: per layer, a whole stock forward of the model as pruned so far."""
     names = [name for name, _ in prunable_linears(model)]
     layers = sorted({name.rpartition("layers.")[2].split(".")[0] for name in names}, key=int)
     for layer in layers:
         chosen = {n: m for n, m in prunable_linears(model) if f"layers.{layer}." in n}
-        squares = {name: torch.zeros(linear.in_features, dtype=torch.float64) for name, linear in chosen.items()}
+        seen: dict[str, Tensor] = {}
 
-        def note(total: Tensor) -> Callable[[Any, Any], None]:
+        def note(name: str) -> Callable[[Any, Any], None]:
             def hook(_: Any, args: Any) -> None:
                 flat = args[0].reshape(-1, args[0].shape[-1])
-                total.add_(flat[tokens.attention_mask.reshape(-1).bool()].double().square().sum(0))
+                seen[name] = flat[tokens.attention_mask.reshape(-1).bool()].double()
 
             return hook
 
-        handles = [linear.register_forward_pre_hook(note(squares[name])) for name, linear in chosen.items()]
+        handles = [linear.register_forward_pre_hook(note(name)) for name, linear in chosen.items()]
         with torch.no_grad():
             model(input_ids=tokens.ids, attention_mask=tokens.attention_mask, use_cache=False)
             for handle in handles:
                 handle.remove()
             for name, linear in chosen.items():
-                score = linear.weight.abs() * squares[name].sqrt().float()
-                linear.weight.mul_(pattern.mask(score))
+                x = seen[name]
+                if method == "wanda":
+                    linear.weight.mul_(pattern.mask(linear.weight.abs() * x.square().sum(0).sqrt().float()))
+                else:
+                    linear.weight.copy_(sparsegpt(linear.weight, x.T @ x, pattern))
 
 
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 @pytest.mark.parametrize("name", SUPPORTED)
-def test_wanda_prunes_layer_after_layer(name: str, random_model: Build, token_set: Callable[..., Any]) -> None:
+def test_prunes_layer_after_layer(
+    name: str, method: str, random_model: Build, token_set: Callable[..., Any]
+) -> None:
     tokens, pattern = token_set(5, 14, ragged=True), Pattern.parse("2:4")
-    ours, plain = random_model(name), random_model(name)
-    report = prune_model(ours, None, method="wanda", pattern=pattern, calibration=tokens, batch=5)
-    plain_wanda(plain, tokens, pattern)
-    masks_equal(ours, plain)
+    ours, slow = random_model(name), random_model(name)
+    report = prune_model(ours, None, method=method, pattern=pattern, calibration=tokens, batch=5)
+    plain(slow, tokens, pattern, method)
+    masks_equal(ours, slow)
+    for (_, one), (_, other) in zip(prunable_linears(ours), prunable_linears(slow), strict=True):
+        torch.testing.assert_close(one.weight, other.weight, rtol=1e-3, atol=1e-3 * float(other.weight.abs().max()))
     assert report.calibration_tokens == int(tokens.lengths.sum())
     assert {row["sparsity"] for row in report.table} == {0.5}
 
@@ -126,23 +135,26 @@ def test_padding_does_not_reach_wanda(random_model: Build, token_set: Callable[.
     masks_equal(*models)
 
 
-def test_wanda_on_a_real_model_beats_magnitude(stories: Any) -> None:
+def test_on_a_real_model_sparsegpt_beats_wanda_and_wanda_magnitude(stories: Any) -> None:
     from restorelcc.evaluation import token_nll
     from restorelcc.text import write_own_text
 
     text = write_own_text(stories.model, stories.tokenizer, tokens=1500, window=96, temperature=1.0)
     calibration, held = text.split(0.3, seed=0)
-    other = copy.deepcopy(stories.model)
+    other, best = copy.deepcopy(stories.model), copy.deepcopy(stories.model)
     dense = token_nll(stories.model, held).mean
     prune_model(stories.model, None, method="wanda", pattern="0.5", calibration=calibration)
     prune_model(other, None, method="magnitude", pattern="0.5")
-    assert dense < token_nll(stories.model, held).mean < token_nll(other, held).mean
+    prune_model(best, None, method="sparsegpt", pattern="0.5", calibration=calibration)
+    found = [token_nll(model, held).mean for model in (best, stories.model, other)]
+    assert dense < found[0] < found[1] < found[2]
 
 
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
-        (None, {"method": "sparsegpt"}, "unknown method 'sparsegpt'; choose one of magnitude, wanda"),
+        (None, {"method": "lottery"}, "unknown method 'lottery'; choose one of magnitude, wanda, sparsegpt"),
+        (None, {"method": "sparsegpt"}, "sparsegpt needs calibration text"),
         (None, {"method": "wanda"}, "wanda needs calibration text"),
         (None, {"method": "magnitude", "pattern": "2:5"}, r"q_proj has 32 columns, not divisible by the 5"),
         ("nan", {"method": "magnitude"}, r"layers\.1\.mlp\.down_proj has 1 NaN or infinite weights"),

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from restorelcc.adapter import save_adapter
 from restorelcc.compensation import Compensation, apply_compensation
-from restorelcc.fold import fold, fold_target
+from restorelcc.fold import fold
+from restorelcc.fold_target import fold_target
 from restorelcc.loading import load
 from restorelcc.models import attention_sites, load_model, save_checkpoint
 

@@ -123,9 +123,10 @@ def test_a_killed_collection_goes_on_at_its_layer(
     real = module._one_layer
     ran: list[int] = []
 
-    def dies_in_layer_three(streams, index, *rest):  # type: ignore[no-untyped-def]
+    def dies_in_layer_three(pair, *rest):  # type: ignore[no-untyped-def]
+        index = pair.index
         ran.append(index)
-        state = real(streams, index, *rest)
+        state = real(pair, *rest)
         if index == 3 and ran.count(3) == 1:
             raise KeyboardInterrupt  # after it wrote hidden states, before it was recorded
         return state

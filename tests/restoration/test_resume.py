@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from restorelcc import moments as moments_module
 from restorelcc.artifacts import atomic_directory
+from restorelcc.layer_pairs import LayerPair
 from restorelcc.moments import Moments, collect_moments
 from restorelcc.restore import restore
 from restorelcc.resume import is_finished, mark_finished, only_call, read_record
@@ -81,10 +82,10 @@ def test_killed_moments_with_damaged_scratch_begin_again(
     want = collect_moments(*pair, tokens, out=tmp_path / "whole.safetensors")
     stock = moments_module._one_layer
 
-    def killed(streams: Any, index: int, *rest: Any) -> Any:
-        if index == 1:
+    def killed(pair: LayerPair, *rest: Any) -> Any:
+        if pair.index == 1:
             raise KeyboardInterrupt
-        return stock(streams, index, *rest)
+        return stock(pair, *rest)
 
     out = tmp_path / "killed.safetensors"
     monkeypatch.setattr(moments_module, "_one_layer", killed)

@@ -1,0 +1,135 @@
+"""Where a bias can live in a stock checkpoint, decided by building stock classes, before anything is trained.
+
+    o_proj_bias      the class has that bias at every output projection, or can be told to (`attention_bias`)
+    llama_reexport   the same function as a Llama with `attention_bias` (Mistral, Qwen2, no sliding window)
+    adapter          no stock class is known that computes the same with one
+
+Asked for `everywhere`, biases at all projections inside the decoder layers that a stock class can have.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .models import attention_sites, plain_errors, prunable_linears
+
+__all__ = ["FoldTarget", "fold_target", "skeleton_of", "stored_config"]
+
+# Configurations that a Llama with attention_bias reproduces exactly when there is no sliding window.
+_LLAMA_TWINS = ("mistral", "qwen2")
+_LLAMA_FIELDS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "use_cache",
+    "pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings", "rope_parameters", "attention_dropout",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FoldTarget:
+    """Where W_o c can live.
+
+    kind: `o_proj_bias` (the stock class has, or can be told to have, that bias), `llama_reexport` (the same
+    function as a Llama with attention_bias), or `adapter` (no place in a stock checkpoint).
+    new_parameters: biases that the target class has and the source has not; they start at zero.
+    """
+
+    kind: str
+    reason: str
+    config: Any
+    new_parameters: list[str] = field(default_factory=list)
+
+    @property
+    def biased(self) -> list[str]:
+        """Names of the projections inside the decoder layers that have a bias in the target."""
+        names = [name for name, linear in prunable_linears(skeleton_of(self.config)) if linear.bias is not None]
+        return names
+
+
+def skeleton_of(config: Any) -> nn.Module:
+    """The stock class of `config`, without storage."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return model
+
+
+def stored_config(path: Path) -> Any:
+    """The stock configuration of a checkpoint directory; ValueError when there is none."""
+    from transformers import AutoConfig
+
+    with plain_errors(path):
+        return AutoConfig.from_pretrained(path, local_files_only=True)
+
+
+def _sliding_window(config: Any) -> bool:
+    if getattr(config, "sliding_window", None) is None:
+        return False
+    kinds = getattr(config, "layer_types", None)
+    return kinds is None or any(kind != "full_attention" for kind in kinds)
+
+
+def _as_llama(config: Any, everywhere: bool) -> Any:
+    from transformers import LlamaConfig
+
+    fields = {name: copy.deepcopy(getattr(config, name)) for name in _LLAMA_FIELDS if hasattr(config, name)}
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    llama = LlamaConfig(**fields, head_dim=head_dim, attention_bias=True, mlp_bias=everywhere)
+    llama.architectures = ["LlamaForCausalLM"]
+    llama.dtype = getattr(config, "dtype", None)
+    return llama
+
+
+def fold_target(source: Path | Any, *, everywhere: bool = False) -> FoldTarget:
+    """Chooses where a compensation of this architecture can be folded; decides by building stock classes.
+
+    Args:
+        source: a checkpoint directory, or its stock configuration.
+        everywhere: not only the output projections' biases, but those of all projections that a class can have.
+
+    Raises:
+        ValueError: an architecture whose attention output projections are unknown.
+    """
+    config = stored_config(source) if isinstance(source, Path) else source
+    skeleton = skeleton_of(config)
+    names = set(dict(skeleton.named_parameters()))
+    outputs = [f"{site.name}.bias" for site in attention_sites(skeleton)]
+    told = [switch for switch in ("attention_bias", "mlp_bias")[: 1 + everywhere] if hasattr(config, switch)]
+    if all(name in names for name in outputs) and not (everywhere and told):
+        return FoldTarget("o_proj_bias", f"{config.model_type} has a bias at every output projection", config)
+    if told:
+        changed = copy.deepcopy(config)
+        for switch in told:
+            setattr(changed, switch, True)
+        added = _added(changed, names)
+        if all(name in names or name in added for name in outputs) and all(name.endswith(".bias") for name in added):
+            return FoldTarget("o_proj_bias", f"{config.model_type} with {' and '.join(told)}", changed, added)
+    if config.model_type in _LLAMA_TWINS:
+        if _sliding_window(config):
+            return FoldTarget(
+                "adapter",
+                f"this {config.model_type} model uses a sliding window of {config.sliding_window} tokens, which the "
+                "Llama class it would be re-exported as lacks; the compensation is written as an adapter directory",
+                config,
+            )
+        llama = _as_llama(config, everywhere)
+        return FoldTarget(
+            "llama_reexport", f"{config.model_type} is a Llama with attention_bias", llama, _added(llama, names)
+        )
+    return FoldTarget(
+        "adapter",
+        f"the stock {config.model_type} class has no bias at its attention output projections, and no stock class "
+        "is known that computes the same with one; the compensation is written as an adapter directory",
+        config,
+    )
+
+
+def _added(config: Any, names: set[str]) -> list[str]:
+    """Parameters of the class of `config` that are not among `names`."""
+    return sorted(set(dict(skeleton_of(config).named_parameters())) - names)

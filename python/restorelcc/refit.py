@@ -1,0 +1,234 @@
+"""Refit: the surviving weights solved anew, so that the pruned model follows the dense one on its own inputs.
+
+    min over W, b under the mask:   Σ_m ‖ t_m − W x_m − b ‖²  +  ρ Σ_nk g_k (w_nk − w°_nk)²
+
+    x   what enters the projection in the pruned model, whose earlier projections are refitted already
+    t   W_d x_d + b_d, what the dense model's projection gives on its own input; for those that add to the residual
+        stream, h_d + W_d x_d + b_d − h_p, so that they also take back what the stream lost before
+    w°  the pruned weights;  g_k  the mean over k of Σ_m x_mk² (or that of column k itself)
+
+No zero changes: a row is solved on its surviving columns alone (see `masked_least_squares`). The layers are visited in
+order, one pair resident; only x xᵀ and t xᵀ of one group of projections are kept at a time. Least squares towards the
+dense layer's outputs: as in AdaPrune and SparseGPT's reconstruction, but on inputs of the pruned model, and towards the
+dense residual stream. The bias is solved for where the stock class can hold one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .artifacts import Progress, SilentProgress, fingerprint
+from .layer_pairs import DENSE, PRUNED, LayerPair, PairBatch, stream_pairs
+from .layers import LayerStream, run_layer
+from .masked_least_squares import masked_least_squares
+from .models import attention_sites, decoder_layers
+from .projection_taps import projection_groups, tapped
+from .text import TokenSet
+
+__all__ = ["RefitSettings", "refit"]
+
+RIDGES = ("mean", "column")
+
+
+@dataclass(frozen=True)
+class RefitSettings:
+    """ridge: ρ. ridge_of: whose g_k, the `mean` over the columns or each `column`'s own. batch: rows at once.
+
+    iterations, tolerance: of the conjugate gradients (see `masked_least_squares`).
+    """
+
+    ridge: float = 0.1
+    ridge_of: str = "mean"
+    iterations: int = 40
+    tolerance: float = 1e-2
+    batch: int = 4
+
+
+def refit(
+    dense: Path,
+    pruned: Path,
+    tokens: TokenSet,
+    *,
+    work: Path,
+    biased: Collection[str] = (),
+    settings: RefitSettings | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """name -> tensor of what changed: every projection's weight, and its bias where it may have one.
+
+    Args:
+        dense, pruned: checkpoint directories with the same shapes.
+        tokens: calibration text; position 0 counts, padding does not.
+        work: a directory of this step alone. Finished layers stand there, behind which a killed call goes on.
+        biased: names of the projections that may get a bias; those that have one keep it in any case.
+
+    The tensors are of the types that the pruned checkpoint stores. No zero of a weight changes, and none is added.
+    Memory: one layer of each model, the embeddings, x xᵀ and t xᵀ of one group of projections. Time: about 6 forward
+    passes of one model over the text, and up to `iterations` products of 2 N K² for each projection.
+
+    Raises:
+        ValueError: models of different shape, text that is not for them, activations that are not finite, or layers
+            that call a projection more than once.
+    """
+    settings = settings or RefitSettings()
+    if settings.ridge_of not in RIDGES:
+        raise ValueError(f"unknown ridge {settings.ridge_of!r}; choose one of {', '.join(RIDGES)}")
+    streams = (LayerStream(dense), LayerStream(pruned))
+    tokens.check_model(streams[DENSE].model)
+    sites = attention_sites(streams[DENSE].model)
+    allowed = frozenset(biased)
+    stamp = fingerprint(dense=Path(dense), pruned=Path(pruned), ids=tokens.fingerprint(), settings=asdict(settings),
+                        biased=sorted(allowed))  # fmt: skip
+
+    def visit(pair: LayerPair) -> dict[str, Tensor]:
+        return _LayerRefit(pair, sites[pair.index].name, allowed, streams[PRUNED].stored, settings).run()
+
+    prefix, layers = decoder_layers(streams[PRUNED].model)
+    found: dict[str, Tensor] = {}
+    parts = stream_pairs(
+        streams, tokens, visit, work=work, stamp=stamp, fields=_fields(layers[0], prefix, allowed), batch=settings.batch,
+        task="refit", progress=progress or SilentProgress(),
+    )  # fmt: skip
+    for index, part in enumerate(parts):
+        for name, value in part.items():
+            full = f"{prefix}.{index}.{name}"
+            found[full] = value.to(streams[PRUNED].stored.get(full, value.dtype))
+    return found
+
+
+def _fields(layer: nn.Module, prefix: str, biased: frozenset[str]) -> dict[str, tuple[torch.dtype, str]]:
+    """What a layer's file holds: the refitted tensors as float32."""
+    fields = {}
+    for place, (name, linear) in enumerate(_linears(layer)):
+        fields[f"{name}.weight"] = (torch.float32, f"N{place} K{place}")
+        if linear.bias is not None or f"{prefix}.0.{name}" in biased:
+            fields[f"{name}.bias"] = (torch.float32, f"N{place}")
+    return fields
+
+
+def _linears(layer: nn.Module) -> list[tuple[str, nn.Linear]]:
+    return [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+
+
+class _Sums:
+    """Σ x xᵀ, Σ x and, for each projection of a group, Σ t xᵀ and Σ t, in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.gram: Any = 0
+        self.x: Any = 0
+        self.cross: dict[str, Any] = {}
+        self.t: dict[str, Any] = {}
+
+    def add(self, x: Tensor, targets: dict[str, Tensor]) -> None:
+        self.count += x.shape[0]
+        self.gram = self.gram + (x.T @ x).double()
+        self.x = self.x + x.double().sum(0)
+        for name, t in targets.items():
+            self.cross[name] = self.cross.get(name, 0) + (t.T @ x).double()
+            self.t[name] = self.t.get(name, 0) + t.double().sum(0)
+
+
+class _LayerRefit:
+    """One layer: its groups of projections in the order in which the stock layer calls them."""
+
+    def __init__(
+        self, pair: LayerPair, site: str, biased: frozenset[str], stored: dict[str, torch.dtype],
+        settings: RefitSettings,
+    ) -> None:  # fmt: skip
+        self.pair, self.biased, self.stored, self.settings = pair, biased, stored, settings
+        self.attention = site.removeprefix(pair.name + ".")
+        first = next(pair.batches())
+        self.groups = projection_groups(pair.layers[PRUNED], first.entered[PRUNED], first.calls[PRUNED])
+        self.ffn = self.groups[-1][-1]
+        self.adds = self._adds_to_stream(first)
+
+    def run(self) -> dict[str, Tensor]:
+        made: dict[str, Tensor] = {}
+        pruned = self.pair.layers[PRUNED]
+        for group in self.groups:
+            sums = self._sums(group)
+            for name in group:
+                linear: Any = pruned.get_submodule(name)
+                weight, bias = self._solved(name, linear, sums)
+                linear.weight.copy_(weight)
+                made[f"{name}.weight"] = weight
+                if bias is not None:
+                    linear.bias = nn.Parameter(bias, requires_grad=False)
+                    made[f"{name}.bias"] = bias
+        for batch in self.pair.batches():
+            self.pair.run(DENSE, batch)
+            self.pair.run(PRUNED, batch)
+        return made
+
+    def _adds_to_stream(self, batch: PairBatch) -> bool:
+        """Whether h + y_attention + y_ffn is what the layer gives: not where outputs are scaled or normalised first."""
+        layer, entered, call = self.pair.layers[DENSE], batch.entered[DENSE], batch.calls[DENSE]
+        _, ys = tapped(layer, entered, call, outputs=(self.attention, self.ffn))
+        out = run_layer(layer, entered, call)
+        if any(y.numel() != out.numel() for y in ys.values()):
+            return False
+        added = entered + sum(y.reshape(out.shape) for y in ys.values())
+        return torch.allclose(out, added, rtol=1e-3, atol=1e-4 * float(out.abs().max()))
+
+    def _sums(self, group: list[str]) -> _Sums:
+        sums = _Sums()
+        last = self.ffn in group
+        beside = (self.attention,) if last and self.attention not in group else ()
+        for batch in self.pair.batches():
+            _, theirs = tapped(
+                self.pair.layers[DENSE], batch.entered[DENSE], batch.calls[DENSE], outputs=(*group, *beside)
+            )
+            xs, ours = tapped(
+                self.pair.layers[PRUNED], batch.entered[PRUNED], batch.calls[PRUNED], inputs=group[:1], outputs=beside
+            )
+            keep = batch.mask
+            behind = (batch.entered[DENSE] - batch.entered[PRUNED])[keep] if self.adds else None
+            targets = {}
+            for name in group:
+                t = theirs[name].reshape(*keep.shape, -1)[keep]
+                if behind is not None and name in (self.attention, self.ffn):
+                    t = t + behind
+                    for other in beside:
+                        t = t + (theirs[other] - ours[other]).reshape(*keep.shape, -1)[keep]
+                targets[name] = t
+            sums.add(xs[group[0]].reshape(*keep.shape, -1)[keep], targets)
+        return sums
+
+    def _solved(self, name: str, linear: Any, sums: _Sums) -> tuple[Tensor, Tensor | None]:
+        """(weight, bias) of the types that the checkpoint stores, as float32; no bias where it may have none."""
+        settings, full = self.settings, f"{self.pair.name}.{name}"
+        may_shift = linear.bias is not None or full in self.biased
+        gram, cross, t = sums.gram, sums.cross[name], sums.t[name]
+        if may_shift:  # the best bias leaves the same problem on what differs from the means
+            gram = gram - torch.outer(sums.x, sums.x) / sums.count
+            cross = cross - torch.outer(t, sums.x) / sums.count
+        diagonal = gram.diagonal().clamp(min=0)
+        ridge = settings.ridge * (diagonal if settings.ridge_of == "column" else diagonal.mean().expand_as(diagonal))
+        start = linear.weight
+        try:
+            solution = masked_least_squares(
+                gram.float(), cross.float(), start != 0, start, ridge.float(), tolerance=settings.tolerance,
+                iterations=settings.iterations,
+            )
+        except ValueError as error:
+            raise ValueError(f"{full} cannot be refitted: {error}") from error
+        dtype = self.stored.get(f"{full}.weight", torch.float32)
+        weight = rounded(solution.weight, start != 0, dtype)
+        if not may_shift:
+            return weight, None
+        bias = (t - weight.double() @ sums.x) / sums.count
+        return weight, bias.to(dtype).float()
+
+
+def rounded(weight: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """`weight` as `dtype` holds it, in float32; a surviving weight stays one, however small it has become."""
+    rounded = weight.to(dtype).float()
+    least = torch.tensor(torch.finfo(dtype).smallest_normal)
+    return torch.where(mask & (rounded == 0), least, rounded)

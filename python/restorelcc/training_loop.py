@@ -1,0 +1,189 @@
+"""The loop of every training here: a rate from a short search, steps, and the best state that held-out text has seen.
+
+    rate  = the one of `learning_rates` with the lowest held-out NLL after `search_steps` steps from the start
+    state = the one with the lowest held-out NLL among the start and `evaluations` moments of the run
+
+So training never returns something worse, on the held-out part, than what it was given. What is trained, and by which
+loss, is the business of the `Trainer` that the caller makes.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from .artifacts import Progress
+from .text import TokenSet
+
+__all__ = [
+    "LoopResult", "Trainer", "TrainingSettings", "batch_of", "ceiling", "fit", "schedule",
+    "shuffled_rows",
+]  # fmt: skip
+
+
+Batch = TypeVar("Batch", contravariant=True)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train. Learning rates are in units of what is trained (of u for a compensation), per step.
+
+    A step takes rows (windows, or prompt-answer pairs) until `batch_tokens` tokens are predicted: small steps, because
+    at a fixed amount of text their number matters more than their noise. `steps`: at most so many; the learning rate
+    falls over those that are made.
+    """
+
+    learning_rates: tuple[float, ...] = (0.015, 0.03, 0.06)
+    search_steps: int = 8
+    epochs: float = 1.0
+    batch_tokens: int = 256
+    heldout_share: float = 0.1
+    evaluations: int = 6
+    patience: int = 3
+    seed: int = 0
+    steps: int | None = None
+
+    def check(self, rows: int) -> None:
+        """Raises ValueError where nothing could be learnt or held out of `rows` rows."""
+        if rows < 2:
+            raise ValueError(f"training needs at least 2 rows of text, one of them held out; got {rows}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"training of {self.steps} steps learns nothing; make at least 1")
+
+
+class Trainer(Protocol[Batch]):
+    """One run from the start: `step` learns from a batch, `install` puts what was learnt where `measure` sees it."""
+
+    def step(self, batch: Batch) -> float:
+        """One update; returns the mean loss of the batch before it."""
+        ...
+
+    def install(self) -> None:
+        """Makes the model what was learnt so far."""
+        ...
+
+    def state(self) -> Any:
+        """A copy of what was learnt so far."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """The best state, its held-out NLL and that of the start, in nats per token, and how it came about."""
+
+    state: Any
+    before: float
+    after: float
+    rate: float
+    history: list[dict[str, float]] = field(default_factory=list)
+    search: list[dict[str, float]] = field(default_factory=list)
+
+
+def fit(
+    start: Callable[[float, int], Trainer[Batch]],
+    batches: Sequence[Batch],
+    measure: Callable[[], float],
+    settings: TrainingSettings,
+    progress: Progress,
+) -> LoopResult:
+    """The best state of one run over `batches`.
+
+    Args:
+        start: makes a trainer of a rate and a number of steps, whose first `install` restores the start.
+        measure: the held-out NLL of what is installed.
+
+    Raises:
+        ValueError: a loss that is not finite.
+    """
+    first = start(0.0, 1)
+    first.install()
+    before = measure()
+    best, best_state = before, first.state()
+    del first
+    search = []
+    rates = settings.learning_rates
+    probe_steps = min(settings.search_steps, len(batches))
+    total = len(batches) + (probe_steps * len(rates) if len(rates) > 1 else 0)
+    with progress.task("training", total) as advance:
+        if len(rates) > 1:
+            for rate in rates:
+                trial = start(rate, len(batches))
+                for batch in batches[:probe_steps]:
+                    trial.step(batch)
+                    advance(1)
+                trial.install()
+                search.append({"learning_rate": rate, "steps": probe_steps, "heldout_nll": ceiling(measure())})
+                del trial
+        # every candidate that diverged has the same worst score; min() then takes the first, the smallest rate
+        rate = min(search, key=lambda row: row["heldout_nll"])["learning_rate"] if search else rates[0]
+
+        trainer = start(rate, len(batches))
+        history = [{"step": 0.0, "heldout_nll": before}]
+        every = max(1, math.ceil(len(batches) / settings.evaluations))
+        losses: list[float] = []
+        stale = 0
+        for index, batch in enumerate(batches, start=1):
+            losses.append(trainer.step(batch))
+            advance(1)
+            if not math.isfinite(losses[-1]):
+                raise ValueError(f"the training loss became {losses[-1]} at step {index}; use a smaller learning rate")
+            if index % every and index != len(batches):
+                continue
+            trainer.install()
+            now = ceiling(measure())
+            history.append({"step": float(index), "train_nll": sum(losses) / len(losses), "heldout_nll": now})
+            losses = []
+            if now < best:
+                best, best_state, stale = now, trainer.state(), 0
+            else:
+                stale += 1
+                if stale >= settings.patience:
+                    break
+    return LoopResult(best_state, before, best, rate, history, search)
+
+
+def schedule(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """A short rise, then a cosine from the full rate down to a tenth of it over `steps`."""
+    warmup = max(1, min(5, steps // 10))
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimiser,
+        lambda step: min(1.0, (step + 1) / warmup)
+        * (0.55 + 0.45 * math.cos(math.pi * min(1.0, step / max(1, steps)))),
+    )
+
+
+def ceiling(nll: float) -> float:
+    """NaN and infinity as the largest float: a destroyed model compares as worst, and JSON can hold it."""
+    return nll if math.isfinite(nll) else sys.float_info.max
+
+
+def shuffled_rows(train: TokenSet, settings: TrainingSettings) -> list[list[int]]:
+    """Row numbers of the batches of all epochs, in a seeded order; a fraction of an epoch takes its first rows."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    rows = train.ids.shape[0]
+    order: list[Tensor] = []
+    left = settings.epochs
+    while left > 0:
+        count = max(1, round(rows * min(1.0, left)))
+        order.append(torch.randperm(rows, generator=generator)[:count])
+        left -= 1.0
+    batches: list[list[int]] = []
+    picked: list[int] = []
+    predicted = (train.lengths - train.response_start).clamp(min=0).tolist()
+    for row in torch.cat(order).tolist():
+        picked.append(row)
+        if sum(predicted[r] for r in picked) >= 0.75 * settings.batch_tokens:
+            batches.append(picked)
+            picked = []
+    return [rows for rows in (*batches, picked) if rows]
+
+
+def batch_of(train: TokenSet, rows: Sequence[int]) -> TokenSet:
+    """These rows as one batch, no wider than the longest of them."""
+    return next(iter(train.subset(rows).batches(len(rows))))

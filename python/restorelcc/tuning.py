@@ -1,0 +1,240 @@
+"""Masked tuning: the surviving weights (and biases) trained by gradient descent; what is zero stays zero.
+
+    min over the surviving w and the biases:   (1 − a) NLL(labels)  +  a KL(dense ‖ tuned)  +  m ‖h − h_d‖² / ‖h_d‖²
+
+Every projection is a `SparseLinear`, whose gradient is that of the surviving values alone, in the packed order: mask
+bits cannot change, and gradient and optimiser state exist for survivors only. a: share of the distillation from the
+dense model's next-token distribution, on every token; m: weight of the distance to its last hidden state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .artifacts import Progress, SilentProgress
+from .distillation import distillation_losses
+from .evaluation import token_nll
+from .lm_head import head_input, language_head, token_losses
+from .models import prunable_linears, replace_module
+from .packed import pack
+from .sparse_linear import SparseLinear
+from .text import TokenSet
+from .training_loop import TrainingSettings, batch_of, fit, schedule, shuffled_rows
+
+__all__ = ["TuningObjective", "TuningResult", "teacher_states", "tune"]
+
+WEIGHT_RATES = (0.001, 0.002, 0.004)
+
+
+@dataclass(frozen=True)
+class TuningObjective:
+    """distill: a, 0 to 1. hidden: m. Both need the dense model's hidden states."""
+
+    distill: float = 0.0
+    hidden: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.distill <= 1:
+            raise ValueError(f"distill is {self.distill}; it must lie between 0 and 1")
+        if not 0 <= self.hidden < float("inf"):
+            raise ValueError(f"hidden is {self.hidden}; it must be 0 or more")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the dense model takes part."""
+        return self.distill > 0 or self.hidden > 0
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """tensors: name -> weight [N, K] or bias [N], float32. NLLs are means in nats per token on the held-out rows."""
+
+    tensors: dict[str, Tensor]
+    heldout_before: float
+    heldout_after: float
+    rate: float
+    history: list[dict[str, float]] = field(default_factory=list)
+    search: list[dict[str, float]] = field(default_factory=list)
+    tokens: int = 0
+
+
+@torch.no_grad()
+def teacher_states(dense: Any, tokens: TokenSet, *, batch: int = 8, progress: Progress | None = None) -> Tensor:
+    """h_d [n, T, E]: what enters the dense model's LM head, zero at padding. Memory: as many float32 numbers."""
+    states: Tensor | None = None
+    row = 0
+    with (progress or SilentProgress()).task("teacher", len(tokens)) as advance:
+        for part in tokens.batches(batch):
+            with head_input(dense) as seen:
+                dense(input_ids=part.ids, attention_mask=part.attention_mask, use_cache=False)
+            if states is None:
+                states = seen[0].new_zeros(*tokens.ids.shape, seen[0].shape[-1])
+            states[row : row + len(part), : part.ids.shape[1]] = seen[0] * part.attention_mask[..., None]
+            row += len(part)
+            advance(len(part))
+    if states is None:
+        raise ValueError("there is no text to learn from")
+    return states
+
+
+class _Survivors:
+    """The projections of `model` as trainable `SparseLinear`, and where their values and biases began."""
+
+    def __init__(self, model: nn.Module, biased: Collection[str]) -> None:
+        self.modules: dict[str, SparseLinear] = {}
+        for name, linear in prunable_linears(model):
+            module = SparseLinear(pack(linear.weight.float()), _bias(linear, name in biased))
+            replace_module(model, name, module.requires_grad_(False))
+            self.modules[name] = module
+        self.leaves = [leaf for module in self.modules.values() for leaf in _leaves(module)]
+        self.start = [leaf.detach().clone() for leaf in self.leaves]
+        self.units = [_unit(module) for module in self.modules.values() for _ in _leaves(module)]
+
+    def restore(self, values: list[Tensor]) -> None:
+        with torch.no_grad():
+            for leaf, value in zip(self.leaves, values, strict=True):
+                leaf.copy_(value)
+
+    def tensors(self, values: list[Tensor]) -> dict[str, Tensor]:
+        self.restore(values)
+        found = {}
+        for name, module in self.modules.items():
+            found[f"{name}.weight"] = module.packed.unpack()
+            if module.bias is not None:
+                found[f"{name}.bias"] = module.bias.detach().clone()
+        return found
+
+
+def _bias(linear: nn.Linear, wanted: bool) -> Tensor | None:
+    if linear.bias is not None:
+        return linear.bias.detach().float()
+    return torch.zeros(linear.out_features) if wanted else None
+
+
+def _leaves(module: SparseLinear) -> list[Tensor]:
+    return [module.values] if module.bias is None else [module.values, module.bias]
+
+
+def _unit(module: SparseLinear) -> float:
+    """Root mean square of the surviving weights: rates are in units of it, so that one suits every matrix."""
+    values = module.packed.unpack()
+    return float((values.double().square().sum() / max(1, module.packed.nnz)).sqrt()) or 1.0
+
+
+def tune(
+    model: Any,
+    tokens: TokenSet,
+    *,
+    biased: Collection[str] = (),
+    dense: Any = None,
+    objective: TuningObjective | None = None,
+    settings: TrainingSettings | None = None,
+    progress: Progress | None = None,
+) -> TuningResult:
+    """Trains the surviving weights of every projection, and its bias where it has one or may have one.
+
+    Args:
+        model: the pruned model, float32, refitted or not. Its projections become `SparseLinear` in place; afterwards
+            they hold what is returned.
+        tokens: text; the NLL is that of `tokens.labels`, distillation sees every token.
+        biased: names of projections that may get a bias that they have not.
+        dense: the model before pruning, where the objective asks for it; asked once for every row.
+        settings: rates are in units of a matrix's root mean square weight.
+
+    Memory: the model, and 20 bytes for every survivor. The same seed, threads, CPU and versions give the same bits.
+
+    Raises:
+        ValueError: fewer than two rows, no steps, text of another model, a loss that is not finite, an objective out
+            of range, or one that asks for a dense model that is not given or whose logits are scaled or capped.
+    """
+    objective, settings = objective or TuningObjective(), settings or TrainingSettings(learning_rates=WEIGHT_RATES)
+    progress = progress or SilentProgress()
+    settings.check(len(tokens))
+    tokens.check_model(model)
+    if objective.needs_teacher and dense is None:
+        raise ValueError("distillation needs the dense model; pass dense=")
+    train, heldout = tokens.split(settings.heldout_share, seed=settings.seed)
+    states = teacher_states(dense, train, progress=progress) if objective.needs_teacher else None
+    task = _Task(model, _Survivors(model, biased), objective, train, states)
+    found = fit(
+        lambda rate, steps: _Trainer(task, rate, steps), shuffled_rows(train, settings)[: settings.steps],
+        lambda: token_nll(model, heldout, batch=4).mean, settings, progress,
+    )  # fmt: skip
+    tensors = task.survivors.tensors(found.state)
+    return TuningResult(tensors, found.before, found.after, found.rate, found.history, found.search, train.tokens)
+
+
+class _Task:
+    """The loss of some rows of `train`."""
+
+    def __init__(
+        self, model: Any, survivors: _Survivors, objective: TuningObjective, train: TokenSet, states: Tensor | None
+    ) -> None:
+        self.model, self.survivors, self.objective, self.train, self.states = model, survivors, objective, train, states
+        self.head = language_head(model)
+        if states is not None and not self.head.plain:
+            raise ValueError(
+                f"{type(model).__name__} scales or caps its logits, which distillation does not know; tune with the "
+                "language-model loss alone (distill 0, hidden 0)"
+            )
+
+    def loss(self, rows: list[int]) -> Tensor:
+        batch = batch_of(self.train, rows)
+        if self.states is None:
+            return token_losses(self.model, batch).mean()
+        with head_input(self.model) as seen:
+            self.model(input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False)
+        tokens = batch.attention_mask.bool()
+        ours, theirs = seen[0][tokens], self.states[rows][:, : batch.ids.shape[1]][tokens]
+        total = ours.new_zeros(())
+        if self.objective.distill < 1:
+            labels = batch.labels[:, 1:]
+            counted = labels != -100
+            nll = self.head.losses(seen[0][:, :-1][counted], labels[counted])
+            total = total + (1 - self.objective.distill) * nll.mean()
+        if self.objective.distill > 0:
+            kl = distillation_losses(ours, theirs, self.head.module.weight, self.head.module.bias)
+            total = total + self.objective.distill * kl.mean()
+        if self.objective.hidden > 0:
+            total = total + self.objective.hidden * (ours - theirs).square().sum() / theirs.square().sum()
+        return total
+
+
+class _Trainer:
+    """One run; the survivors are the model's own, so nothing has to be installed."""
+
+    def __init__(self, task: _Task, rate: float, steps: int) -> None:
+        self.task = task
+        survivors = task.survivors
+        survivors.restore(survivors.start)
+        groups = [
+            {"params": [leaf], "lr": rate * unit} for leaf, unit in zip(survivors.leaves, survivors.units, strict=True)
+        ]
+        self.optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True)
+        self.schedule = schedule(self.optimiser, steps)
+
+    def install(self) -> None:
+        """Nothing to do: the leaves are the model's own."""
+
+    def state(self) -> list[Tensor]:
+        """Copies of the leaves."""
+        return [leaf.detach().clone() for leaf in self.task.survivors.leaves]
+
+    def step(self, rows: list[int]) -> float:
+        """One update; returns the loss before it."""
+        leaves = self.task.survivors.leaves
+        for leaf in leaves:
+            leaf.requires_grad_(True)
+        loss = self.task.loss(rows)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        self.schedule.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        for leaf in leaves:
+            leaf.requires_grad_(False)
+        return float(loss.detach())

@@ -1,0 +1,162 @@
+"""Masked tuning and its objectives: against dense autograd, on small random models and a real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from restoration_models import random_pair
+from test_moments import ragged_tokens
+from torch import Tensor, nn
+
+from restorelcc import tuning
+from restorelcc.distillation import distillation_losses
+from restorelcc.lm_head import head_input
+from restorelcc.models import load_model, prunable_linears
+from restorelcc.packed import PackedWeight
+from restorelcc.sparse_linear import SparseLinear
+from restorelcc.text import TokenSet, write_own_text
+from restorelcc.training_loop import TrainingSettings
+from restorelcc.tuning import TuningObjective, teacher_states, tune
+
+SHORT = TrainingSettings(learning_rates=(0.01,), epochs=2.0, batch_tokens=64, evaluations=4, heldout_share=0.2)
+
+
+def plain_distillation(student: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    p = torch.log_softmax(nn.functional.linear(teacher, weight, bias), -1)
+    q = torch.log_softmax(nn.functional.linear(student, weight, bias), -1)
+    return (p.exp() * (p - q)).sum(-1)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("rows", "vocabulary"), [(1, 2), (5, 33), (70, 300)])
+def test_distillation_and_its_gradient(
+    rows: int, vocabulary: int, with_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("restorelcc.distillation._BLOCK_ELEMENTS", 32 * vocabulary)  # several blocks, the last ragged
+    student, teacher = 2 * torch.randn(rows, 8), 2 * torch.randn(rows, 8)
+    weight, bias = torch.randn(vocabulary, 8), torch.randn(vocabulary) if with_bias else None
+    student.requires_grad_(True)
+    upstream = torch.rand(rows)
+    got = distillation_losses(student, teacher, weight, bias)
+    (gradient,) = torch.autograd.grad((got * upstream).sum(), student)
+    exact = student.detach().double().requires_grad_(True)
+    want = plain_distillation(exact, teacher.double(), weight.double(), None if bias is None else bias.double())
+    (want_gradient,) = torch.autograd.grad((want * upstream).sum(), exact)
+    assert float((got.detach() - want.detach()).abs().max()) <= 1e-5 * max(1.0, float(want.detach().abs().max()))
+    assert float((gradient - want_gradient).abs().max()) <= 1e-5 * max(1.0, float(want_gradient.abs().max()))
+
+
+def test_distillation_of_the_same_states_is_zero_and_wrong_shapes_are_refused() -> None:
+    states, weight = torch.randn(4, 8), torch.randn(20, 8)
+    assert float(distillation_losses(states, states, weight).abs().max()) <= 1e-6
+    with pytest.raises(ValueError, match=r"student \[4, 8\], teacher \[3, 8\] and head \[20, 8\] do not fit"):
+        distillation_losses(states, states[:3], weight)
+    with pytest.raises(ValueError, match="use one type"):
+        distillation_losses(states, states.bfloat16(), weight)
+
+
+def test_teacher_states_are_what_enters_the_head(tmp_path: Path) -> None:
+    dense, _ = random_pair("llama-gqa", tmp_path)
+    model, tokens = load_model(dense).model, ragged_tokens(96)
+    states = teacher_states(model, tokens, batch=2)
+    with torch.no_grad():
+        logits = model(input_ids=tokens.ids, attention_mask=tokens.attention_mask).logits
+    real = tokens.attention_mask.bool()
+    torch.testing.assert_close(model.lm_head(states)[real], logits[real], rtol=1e-4, atol=1e-4)
+    assert not bool(states[~real].any())
+
+
+@pytest.mark.parametrize("kind", ["llama-gqa", "opt", "gpt_neox"])
+@pytest.mark.parametrize("objective", [TuningObjective(), TuningObjective(0.7, 0.5), TuningObjective(1.0)])
+def test_the_gradient_is_that_of_dense_autograd_under_the_mask(
+    kind: str, objective: TuningObjective, tmp_path: Path
+) -> None:
+    dense, pruned = random_pair(kind, tmp_path)
+    teacher, tokens = load_model(dense).model, ragged_tokens(96, rows=6)
+    plain = load_model(pruned).model.double()
+    for _, linear in prunable_linears(plain):
+        linear.weight.requires_grad_(True)
+        if linear.bias is None:
+            linear.bias = nn.Parameter(torch.zeros(linear.out_features, dtype=torch.float64))
+        linear.bias.requires_grad_(True)
+    states = teacher_states(teacher, tokens)
+    with head_input(plain) as seen:
+        plain(input_ids=tokens.ids, attention_mask=tokens.attention_mask)
+    real, head = tokens.attention_mask.bool(), plain.get_output_embeddings()
+    ours, theirs = seen[0][real], states[real].double()
+    loss = nn.functional.cross_entropy(head(seen[0][:, :-1]).flatten(0, 1), tokens.labels[:, 1:].flatten())
+    total = (1 - objective.distill) * loss
+    total = total + objective.distill * plain_distillation(ours, theirs, head.weight, head.bias).mean()
+    total = total + objective.hidden * (ours - theirs).square().sum() / theirs.square().sum()
+    total.backward()
+
+    model = load_model(pruned).model
+    survivors = tuning._Survivors(model, [name for name, _ in prunable_linears(model)])
+    task = tuning._Task(model, survivors, objective, tokens, states if objective.needs_teacher else None)
+    for leaf in survivors.leaves:
+        leaf.requires_grad_(True)
+    got = task.loss(list(range(len(tokens))))
+    got.backward()
+    assert float(got.detach()) == pytest.approx(float(total.detach()), rel=1e-5)
+    for name, linear in prunable_linears(plain):
+        module = survivors.modules[name]
+        packed = module.packed
+        ours_now = PackedWeight(packed.mask, module.values.grad, packed.row_offsets, packed.shape).unpack()
+        want = linear.weight.grad * (linear.weight != 0)
+        scale = max(float(want.abs().max()), 1e-9)
+        assert float((ours_now - want).abs().max()) <= 1e-4 * scale, name
+        bias_scale = max(float(linear.bias.grad.abs().max()), 1e-9)
+        if name.endswith("k_proj"):  # softmax does not see a shift of all keys: its gradient is rounding and no more
+            continue
+        assert float((module.bias.grad - linear.bias.grad).abs().max()) <= 1e-4 * bias_scale, name
+
+
+@pytest.fixture(scope="module")
+def own_text(stories_pair: tuple[Path, Path]) -> TokenSet:
+    """What the dense model writes itself: 24 windows of 64 tokens."""
+    loaded = load_model(stories_pair[0])
+    return write_own_text(loaded.model, loaded.tokenizer, tokens=1536, window=64, seed=0)
+
+
+def test_tuning_lowers_the_heldout_nll_and_keeps_the_mask(stories_pair: tuple[Path, Path], own_text: TokenSet) -> None:
+    dense, pruned = stories_pair
+    before = dict(prunable_linears(load_model(pruned).model))
+    model = load_model(pruned).model
+    result = tune(
+        model, own_text, biased=list(before), dense=load_model(dense).model, objective=TuningObjective(0.5),
+        settings=SHORT,
+    )  # fmt: skip
+    assert result.heldout_after < result.heldout_before - 0.1
+    for name, linear in before.items():
+        assert torch.equal(result.tensors[f"{name}.weight"] != 0, linear.weight != 0), name
+        module = model.get_submodule(name)
+        assert isinstance(module, SparseLinear)
+        assert torch.equal(module.packed.unpack(), result.tensors[f"{name}.weight"])
+        assert not module.values.requires_grad
+
+
+def test_repeats_bit_for_bit_and_a_hopeless_rate_returns_the_start(
+    stories_pair: tuple[Path, Path], own_text: TokenSet
+) -> None:
+    _, pruned = stories_pair
+    runs = [tune(load_model(pruned).model, own_text, settings=SHORT).tensors for _ in range(2)]
+    assert runs[0].keys() == runs[1].keys()
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+    wild = TrainingSettings(learning_rates=(10.0,), batch_tokens=256, evaluations=4)
+    result = tune(load_model(pruned).model, own_text, settings=wild)
+    assert result.heldout_after == result.heldout_before
+    for name, linear in prunable_linears(load_model(pruned).model):
+        assert torch.equal(result.tensors[f"{name}.weight"], linear.weight)
+
+
+def test_refused(tmp_path: Path) -> None:
+    _, pruned = random_pair("llama-gqa", tmp_path)
+    tokens = ragged_tokens(96)
+    with pytest.raises(ValueError, match="distillation needs the dense model"):
+        tune(load_model(pruned).model, tokens, objective=TuningObjective(0.5))
+    with pytest.raises(ValueError, match="distill is 1.5; it must lie between 0 and 1"):
+        TuningObjective(1.5)
+    with pytest.raises(ValueError, match="at least 2 rows"):
+        tune(load_model(pruned).model, tokens.subset([0]))
