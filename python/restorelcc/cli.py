@@ -21,23 +21,24 @@ import click
 
 from restorelcc import cli_probe, cli_run, cli_steps
 from restorelcc.cli_options import (
+    COMPONENTS,
+    FOLDS,
     METHODS,
     POSITIONS,
     PROBES,
+    RECIPES,
+    TRAINERS,
     as_directory,
     choice_option,
-    components_option,
     emit,
-    fold_option,
-    heads_option,
     make_progress,
     number_option,
+    own_choice_option,
     path_option,
     pruned_option,
     refuse_existing,
     seeded_options,
     text_options,
-    trainer_option,
     writing_options,
 )
 
@@ -155,20 +156,22 @@ def prune(model: str, method: str, pattern: str, out: Path, data: Path | None, t
 @click.option("--dense", required=True, metavar="MODEL", help="The model before pruning.")
 @pruned_option
 @path_option("--out", "Directory of the restored checkpoint.")
-@choice_option("--probe", PROBES, "How heads are ranked; matters when --heads is a share.")
-@heads_option
-@components_option
-@trainer_option
-@fold_option
-@choice_option("--positions", POSITIONS, "Tokens that enter the moments; the first token never does.")
+@choice_option("--recipe", RECIPES, "best and fast change surviving weights; compensate and paper add vectors to heads.")
+@own_choice_option("--probe", PROBES, "Compensation: how heads are ranked; matters when --heads is a share.")
+@click.option("--heads", metavar="all|SHARE", help="Compensation: heads that get a vector.")
+@own_choice_option("--components", COMPONENTS, "Compensation: directions of the lost activation, or its mean only.")
+@own_choice_option("--train", TRAINERS, "Compensation: language-model loss, or the closed form with a line search.")
+@own_choice_option("--fold", FOLDS, "Compensation: into the output projection's bias, or an adapter.")
+@own_choice_option("--positions", POSITIONS, "Compensation: tokens that enter the moments; the first never does.")
 @text_options
 @writing_options
-def restore(dense: str, pruned: Path, out: Path, probe: str, heads: str, components: str, train: str, fold: str,
-            positions: str, data: Path | None, tokens: int, window: int, overwrite: bool, seed: int, as_json: bool,
-            quiet: bool) -> None:  # fmt: skip
-    """Learn what pruning took from the attention heads and fold it into the pruned checkpoint.
+def restore(dense: str, pruned: Path, out: Path, recipe: str, probe: str | None, heads: str | None,
+            components: str | None, train: str | None, fold: str | None, positions: str | None, data: Path | None,
+            tokens: int, window: int, overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
+    """Give the pruned checkpoint its quality back; every zero stays.
 
-    Steps leave their files in OUT.work; a killed run, repeated, goes on from there.
+    Options marked Compensation belong to the recipes compensate and paper. Steps leave their files in OUT.work; a
+    killed run, repeated, goes on from there.
     """
     from restorelcc.restore import restore as run
 
@@ -176,9 +179,9 @@ def restore(dense: str, pruned: Path, out: Path, probe: str, heads: str, compone
     progress = make_progress(quiet)
     work = out.with_name(out.name + ".work")
     report = run(
-        as_directory(dense, work / "dense", progress), pruned, out, probe=probe, heads=heads, components=components,
-        train=train, data=data, fold_into=fold, positions=positions, tokens=tokens, window=window, seed=seed,
-        work=work, overwrite=overwrite, progress=progress,
+        as_directory(dense, work / "dense", progress), pruned, out, recipe=recipe, probe=probe, heads=heads,
+        components=components, train=train, data=data, fold_into=fold, positions=positions, tokens=tokens,
+        window=window, seed=seed, work=work, overwrite=overwrite, progress=progress,
     ).to_dict()  # fmt: skip
     before, after = report["heldout"]["pruned"], report["heldout"]["restored"]
     emit(as_json, report, [

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # The libraries' own lists stand in modules that import torch; a test keeps these equal to them.
 METHODS = ("wanda", "sparsegpt", "magnitude")
 PROBES = ("attribution", "adaptive", "perplexity", "linear", "random")
+RECIPES = ("best", "fast", "compensate", "paper")
 COMPONENTS = ("svd", "mean")
 TRAINERS = ("lm", "none")
 FOLDS = ("o_proj", "none")
@@ -44,6 +45,11 @@ def path_option(
 def choice_option(name: str, values: Sequence[str], text: str) -> Callable[[Verb], Verb]:
     """One of `values`, the first by default; a wrong one is refused with the list."""
     return click.option(name, type=click.Choice(values), default=values[0], show_default=True, help=text)
+
+
+def own_choice_option(name: str, values: Sequence[str], text: str) -> Callable[[Verb], Verb]:
+    """One of `values`; the recipe's own where it is not given."""
+    return click.option(name, type=click.Choice(values), default=None, help=text)
 
 
 def number_option(name: str, default: int, text: str, least: int = 1) -> Callable[[Verb], Verb]:

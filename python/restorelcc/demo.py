@@ -260,7 +260,7 @@ class _Run:
 
     def _restore(self, dense: Path, pruned: Path, restored: Path) -> dict[str, Any]:
         report = restore(
-            dense, pruned, restored, tokens=self.sizes.train_tokens, window=self.sizes.window,
+            dense, pruned, restored, recipe="compensate", tokens=self.sizes.train_tokens, window=self.sizes.window,
             probe_tokens=self.sizes.probe_tokens, training=self.sizes.training, seed=self.seed, work=self.work,
             overwrite=True, progress=self.progress,
         )  # fmt: skip

@@ -35,7 +35,7 @@ class FoldTarget:
     """Where W_o c can live.
 
     kind: `o_proj_bias` (the stock class has, or can be told to have, that bias), `llama_reexport` (the same
-    function as a Llama with attention_bias), or `adapter` (no place in a stock checkpoint).
+    function as a Llama with attention_bias), `adapter` (no place in a stock checkpoint), or `unchanged` (nobody asked).
     new_parameters: biases that the target class has and the source has not; they start at zero.
     """
 

@@ -27,7 +27,7 @@ from .sparsegpt import sparsegpt
 from .text import TokenSet
 from .wording import one_line
 
-__all__ = ["Pattern", "PruneReport", "masks_equal", "prune_model", "sparsity_table"]
+__all__ = ["Pattern", "PruneReport", "masks_equal", "prune_model", "rounded_survivors", "sparsity_table"]
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
 
@@ -202,6 +202,13 @@ class _InputStatistics:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+
+def rounded_survivors(weight: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """`weight` as `dtype` holds it, in its own type; what the mask keeps stays different from 0, however small it is."""
+    rounded = weight.to(dtype).to(weight.dtype)
+    least = torch.tensor(torch.finfo(dtype).smallest_normal, dtype=weight.dtype)
+    return torch.where(mask & (rounded == 0), least, rounded)
 
 
 def sparsity_table(model: Path | nn.Module) -> list[dict[str, Any]]:

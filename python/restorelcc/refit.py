@@ -29,6 +29,7 @@ from .layers import LayerStream, run_layer
 from .masked_least_squares import masked_least_squares
 from .models import attention_sites, decoder_layers
 from .projection_taps import projection_groups, tapped
+from .pruning import rounded_survivors
 from .text import TokenSet
 
 __all__ = ["RefitSettings", "refit"]
@@ -220,15 +221,8 @@ class _LayerRefit:
         except ValueError as error:
             raise ValueError(f"{full} cannot be refitted: {error}") from error
         dtype = self.stored.get(f"{full}.weight", torch.float32)
-        weight = rounded(solution.weight, start != 0, dtype)
+        weight = rounded_survivors(solution.weight, start != 0, dtype)
         if not may_shift:
             return weight, None
         bias = (t - weight.double() @ sums.x) / sums.count
         return weight, bias.to(dtype).float()
-
-
-def rounded(weight: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """`weight` as `dtype` holds it, in float32; a surviving weight stays one, however small it has become."""
-    rounded = weight.to(dtype).float()
-    least = torch.tensor(torch.finfo(dtype).smallest_normal)
-    return torch.where(mask & (rounded == 0), least, rounded)

@@ -1,6 +1,7 @@
 """The whole restoration, step by step; each step leaves a file that the next reads and a repeated call reuses.
 
-    text → moments → components → head scores → training → fold
+    recipes best, fast            text → refit → tuning → stock checkpoint                       (`restore_weights`)
+    recipes compensate, paper     text → moments → components → head scores → training → fold
 
 A step's file carries the fingerprint of everything that went into it (checkpoints by content, text, settings).
 A killed call, repeated, goes on behind its last finished step (inside `moments`: its last finished layer) and
@@ -9,9 +10,6 @@ writes the same bits as an undisturbed one, given the same seed, threads, CPU an
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,19 +22,25 @@ from .artifacts import Progress, SilentProgress, atomic_write_json, fingerprint,
 from .compensation import Compensation
 from .components import COMPONENTS, Components, lost_components
 from .fold import FOLDS, fold
-from .fold_target import FoldTarget, fold_target
+from .fold_target import FoldTarget, fold_target, stored_config
 from .models import check_pair, load_model
 from .moments import POSITIONS, Moments, collect_moments
+from .pairs import contrastive_pairs
 from .probes import PROBES, HeadScores, head_scores, select_heads
 from .probes import probe_tokens as probe_tokens_of
 from .pruning import sparsity_table
+from .recipes import RECIPES, Recipe
+from .restore_weights import restore_weights
+from .restored_checkpoint import write_restored
 from .resume import is_finished, mark_finished, only_call
+from .step_runner import Steps
 from .text import TokenSet, load_text, write_own_text
 from .training import TrainingResult, TrainingSettings, closed_form, train_compensation
 
 __all__ = ["RestoreReport", "restore", "train_control", "training_text"]
 
 TRAINERS = ("lm", "none")
+MAX_PAIRS = 500  # for the linear probe; its authors use as many
 ALWAYS_SCORED = ("attribution", "random")  # cheap, and in need of nothing but the text
 
 
@@ -44,6 +48,7 @@ ALWAYS_SCORED = ("attribution", "random")  # cheap, and in need of nothing but t
 class RestoreReport:
     """What was done and what came of it. NLLs are means in nats per token on the held-out training rows."""
 
+    recipe: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     heldout: dict[str, float] = field(default_factory=dict)
@@ -97,210 +102,256 @@ def training_text(
     return text
 
 
-class _Steps:
-    """Files of finished steps in a work directory, each beside the fingerprint of what went into it."""
-
-    def __init__(self, work: Path, timings: dict[str, float]) -> None:
-        self.work, self.timings = work, timings
-        work.mkdir(parents=True, exist_ok=True)
-
-    @contextmanager
-    def timed(self, name: str) -> Any:
-        begin = time.perf_counter()
-        yield
-        self.timings[name] = time.perf_counter() - begin
-
-    def run(
-        self, name: str, stamp: str, make: Callable[[Path], Any], load: Callable[[Path], Any], *beside: Path
-    ) -> Any:
-        """make(path) writes the step's file (and those `beside`) and returns its value, unless a finished one has
-        this stamp and its files are as they were left."""
-        path, mark = self.work / f"{name}.safetensors", self.work / f"{name}.json"
-        with self.timed(name):
-            if is_finished(mark, stamp, path, *beside):
-                return load(path)
-            value = make(path)
-            mark_finished(mark, stamp, path, *beside)
-        return value
-
-
 def restore(
     dense: Path,
     pruned: Path,
     out: Path,
     *,
-    probe: str = "attribution",
-    heads: str | float = "all",
-    components: str = "svd",
-    train: str = "lm",
+    recipe: str = "best",
+    probe: str | None = None,
+    heads: str | float | None = None,
+    components: str | None = None,
+    train: str | None = None,
+    fold_into: str | None = None,
+    positions: str | None = None,
+    skip_first: int | None = None,
+    probe_tokens: int | None = None,
     data: Path | None = None,
-    fold_into: str = "o_proj",
-    positions: str = "all",
-    skip_first: int = 1,
     tokens: int = 16384,
     window: int = 256,
-    probe_tokens: int | None = None,
     training: TrainingSettings | None = None,
     seed: int = 0,
     work: Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> RestoreReport:
-    """c = argmin NLL(pruned model with W_o c added to its output projections); written to `out`.
+    """The pruned model with its quality back, every zero kept; written to `out`.
 
     Args:
         dense, pruned: checkpoint directories with the same shapes; the pruned one has zeros.
         out: the restored checkpoint (or adapter directory); whole or absent.
-        probe: which heads are worth it (see `probes.PROBES`); matters when `heads` is a share.
-        heads: `all`, or a share in (0, 1].
-        components: `svd` or `mean`. train: `lm`, or `none` for the line-searched closed form.
+        recipe: see `recipes`. `best` and `fast` change surviving weights and biases; `compensate` and `paper` learn
+            c = argmin NLL(pruned model with W_o c added to its output projections).
+        probe, heads, components, train, fold_into, positions, skip_first, probe_tokens: of the latter two alone; the
+            recipe's own choice by default. probe: which heads are worth it (see `probes.PROBES`); matters when `heads`
+            is a share. heads: `all`, or a share in (0, 1]. components: `svd` or `mean`. train: `lm`, or `none` for the
+            line-searched closed form. fold_into: `o_proj` for a stock checkpoint, `none` for an adapter directory.
+            probe_tokens: of the text, for the head scores; each probe's own default otherwise.
         data: .txt or .jsonl; without it the dense model writes its own text.
-        probe_tokens: of the text, for the head scores; each probe's own default otherwise (`probes.probe_tokens`).
-            They are means over tokens, so a part will do.
-        fold_into: `o_proj` for a stock checkpoint, `none` for an adapter directory.
+        training: of the compensation or the tuning; the recipe's own by default.
         work: where the steps leave their files; `out` + ".work" by default.
 
     Raises:
-        ValueError: unknown choices, models that do not fit each other, a pruned model without zeros, NaN
-            weights, or text that is too short. Nothing is written to `out` then.
+        ValueError: unknown choices, choices that the recipe does not read, models that do not fit each other, a pruned
+            model without zeros, NaN weights, or text that is too short. Nothing is written to `out` then.
     """
+    asked = {
+        "probe": probe, "heads": heads, "components": components, "train": train, "fold": fold_into,
+        "positions": positions, "skip_first": skip_first, "probe_tokens": probe_tokens,
+    }  # fmt: skip
+    chosen = _chosen(recipe, {name: value for name, value in asked.items() if value is not None})
     for value, allowed, name in (
-        (probe, tuple(PROBES), "probe"),
-        (components, COMPONENTS, "components"),
-        (train, TRAINERS, "train"),
-        (fold_into, FOLDS, "fold"),
-        (positions, POSITIONS, "positions"),
+        (chosen.probe, tuple(PROBES), "probe"),
+        (chosen.components, COMPONENTS, "components"),
+        (chosen.train, TRAINERS, "train"),
+        (chosen.fold, FOLDS, "fold"),
+        (chosen.positions, POSITIONS, "positions"),
     ):
         if value not in allowed:
             raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
-    if probe == "linear":
-        raise ValueError("restore has no pairs of right and wrong answers for the linear probe; choose another probe")
-    select_heads(torch.zeros(1, 1), heads)  # refuses a bad share before any work
+    if chosen.probe == "linear" and (data is None or Path(data).suffix.lower() != ".jsonl"):
+        raise ValueError(
+            "the linear probe tells right answers from wrong ones: give --data FILE.jsonl of text and label, or choose "
+            "another probe"
+        )
+    select_heads(torch.zeros(1, 1), chosen.heads)  # refuses a bad share before any work
     dense, pruned, out = Path(dense), Path(pruned), Path(out)
     refuse_inputs(out, dense, pruned, *([Path(data)] if data is not None else []))
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not overwrite):
         raise ValueError(f"{out} exists and is not empty; pass --overwrite or another --out")
     progress = progress or SilentProgress()
-    settings = replace(training or TrainingSettings(), seed=seed)
-    report = RestoreReport(versions=versions())
+    settings = replace(training or chosen.tuning or TrainingSettings(), seed=seed)
+    report = RestoreReport(recipe=recipe, versions=versions())
     place = Path(work) if work is not None else out.with_name(out.name + ".work")
     with only_call(place, out):
-        _restore(
-            report, dense, pruned, out, _Steps(place, report.timings), settings, progress, probe=probe, heads=heads,
-            components=components, train=train, data=data, fold_into=fold_into, positions=positions,
-            skip_first=skip_first, tokens=tokens, window=window, probe_tokens=probe_tokens, seed=seed,
-            overwrite=overwrite,
+        job = _Job(
+            dense, pruned, out, chosen, settings, Steps(place, report.timings), progress, report, data=data,
+            tokens=tokens, window=window, seed=seed, overwrite=overwrite,
         )  # fmt: skip
+        job.run()
     return report
 
 
-def _restore(
-    report: RestoreReport, dense: Path, pruned: Path, out: Path, steps: _Steps, settings: TrainingSettings,
-    progress: Progress, *, probe: str, heads: str | float, components: str, train: str, data: Path | None,
-    fold_into: str, positions: str, skip_first: int, tokens: int, window: int, probe_tokens: int | None, seed: int,
-    overwrite: bool,
-) -> None:
-    """The steps, with what `restore` has checked; fills the report."""
-    with steps.timed("check"):
-        check_pair(dense, pruned)
-        target = fold_target(pruned)
-        report.sparsity = sparsity_table(pruned)
-    if fold_into == "o_proj" and target.kind == "adapter":
-        report.warnings.append(f"No stock checkpoint can hold this compensation: {target.reason}.")
-
-    with steps.timed("text"):
-        text = training_text(
-            dense, data=data, tokens=tokens, window=window, seed=seed, cache=steps.work / "text.safetensors",
-            progress=progress,
+def _chosen(name: str, given: dict[str, Any]) -> Recipe:
+    """The recipe, with what the caller chose in its place."""
+    recipe = RECIPES.get(name)
+    if recipe is None:
+        raise ValueError(f"unknown recipe {name!r}; choose one of {', '.join(RECIPES)}")
+    if given and recipe.changes_weights:
+        raise ValueError(
+            f"recipe {name} makes no compensation, so it reads no {', '.join(given)}; "
+            "leave that out or choose recipe compensate"
         )
-    moment_stamp = fingerprint(
-        dense=dense, pruned=pruned, text=text.fingerprint(), positions=positions, skip_first=skip_first
-    )
-    moments: Moments = steps.run(
-        "moments", moment_stamp,
-        lambda path: collect_moments(
-            dense, pruned, text, out=path, positions=positions, skip_first=skip_first, progress=progress
-        ),
-        Moments.load,
-    )
-    lost = lost_components(moments, kind=components)
-    lost.save(steps.work / "components.safetensors")
-
-    loaded = load_model(pruned)  # only now: the moments need two layers, not two models
-    model = loaded.model
-    scores = {
-        kind: _scores(steps, kind, model, text, probe_tokens, lost, moment_stamp, components, seed, progress)
-        for kind in dict.fromkeys((probe, *ALWAYS_SCORED))
-    }
-    chosen = select_heads(scores[probe].scores, heads)
-    result = _trained(steps, model, text, lost, chosen, train, settings, moment_stamp, components, progress)
-    with steps.timed("fold"):
-        report.fold = _write(pruned, result.compensation, out, target, fold_into, overwrite)
-
-    report.settings = {
-        "dense": str(dense), "pruned": str(pruned), "out": str(out), "probe": probe, "heads": heads,
-        "components": components, "train": train, "data": str(data) if data else "written by the dense model",
-        "fold": fold_into, "positions": positions, "skip_first": skip_first, "tokens": tokens, "window": window,
-        "probe_tokens": probe_tokens, "seed": seed, "training": asdict(settings), "source": loaded.source.note,
-    }
-    report.text = {"name": text.name, "rows": int(text.ids.shape[0]), "tokens": text.tokens}
-    report.heldout = {"pruned": result.heldout_before, "restored": result.heldout_after}
-    report.head_scores = {kind: value.scores.tolist() for kind, value in scores.items()}
-    report.score_units = {kind: value.unit for kind, value in scores.items()}
-    report.selected = chosen.tolist()
-    report.history, report.search = result.history, result.search
-    report.peak_rss_bytes = _peak_rss_bytes()
-    if not result.heldout_after < result.heldout_before:
-        report.warnings.insert(
-            0,
-            f"Nothing was gained: on held-out text the restored model has NLL {result.heldout_after:.4f}, its input "
-            f"{result.heldout_before:.4f}; the compensation written is the best one found, which may be zero.",
-        )
-    atomic_write_json(steps.work / "report.json", report.to_dict())
+    return replace(recipe, **given)
 
 
-def _scores(
-    steps: _Steps, kind: str, model: Any, text: TokenSet, tokens: int | None, lost: Components, moment_stamp: str,
-    components: str, seed: int, progress: Progress,
-) -> HeadScores:
-    count = probe_tokens_of(kind) if tokens is None else tokens
+@dataclass
+class _Job:
+    """One call of `restore`, with what it has checked; fills the report."""
 
-    def make(path: Path) -> HeadScores:
-        scores = head_scores(kind, model, text.first(count), lost, seed=seed, scratch=steps.work, progress=progress)
-        scores.save(path)
-        return scores
+    dense: Path
+    pruned: Path
+    out: Path
+    recipe: Recipe
+    settings: TrainingSettings
+    steps: Steps
+    progress: Progress
+    report: RestoreReport
+    data: Path | None
+    tokens: int
+    window: int
+    seed: int
+    overwrite: bool
 
-    stamp = fingerprint(moments=moment_stamp, probe=kind, components=components, seed=seed, tokens=count)
-    value: HeadScores = steps.run(f"scores_{kind}", stamp, make, HeadScores.load)
-    return value
-
-
-def _trained(
-    steps: _Steps, model: Any, text: TokenSet, lost: Components, chosen: Tensor, train: str,
-    settings: TrainingSettings, moment_stamp: str, components: str, progress: Progress,
-) -> TrainingResult:
-    record = steps.work / "training.json"
-
-    def make(path: Path) -> TrainingResult:
-        if train == "lm":
-            result = train_compensation(model, text, lost, chosen, settings, progress=progress)
+    def run(self) -> None:
+        """All steps of the recipe."""
+        report, steps, recipe = self.report, self.steps, self.recipe
+        with steps.timed("check"):
+            check_pair(self.dense, self.pruned)
+            target = self._target()
+            report.sparsity = sparsity_table(self.pruned)
+        with steps.timed("text"):
+            text = training_text(
+                self.dense, data=self.data, tokens=self.tokens, window=self.window, seed=self.seed,
+                cache=steps.work / "text.safetensors", progress=self.progress,
+            )  # fmt: skip
+        report.text = {"name": text.name, "rows": int(text.ids.shape[0]), "tokens": text.tokens}
+        report.settings = {
+            "dense": str(self.dense), "pruned": str(self.pruned), "out": str(self.out), "recipe": recipe.name,
+            "data": str(self.data) if self.data else "written by the dense model", "tokens": self.tokens,
+            "window": self.window, "seed": self.seed, "training": asdict(self.settings),
+        }  # fmt: skip
+        if recipe.changes_weights:
+            self._restore_weights(text, target)
         else:
-            result = closed_form(
-                model, text, lost, chosen, heldout_share=settings.heldout_share, seed=settings.seed, progress=progress
+            self._compensate(text, target)
+        report.peak_rss_bytes = _peak_rss_bytes()
+        after, before = report.heldout["restored"], report.heldout["pruned"]
+        if not after < before:
+            report.warnings.insert(
+                0,
+                f"Nothing was gained: on held-out text the restored model has NLL {after:.4f}, its input {before:.4f}; "
+                "what was written is the best one found, which may be the input itself.",
             )
-        rest = {key: value for key, value in vars(result).items() if key != "compensation"}
-        atomic_write_json(record, rest)
-        result.compensation.save(path)
-        return result
+        atomic_write_json(steps.work / "report.json", report.to_dict())
 
-    stamp = fingerprint(
-        moments=moment_stamp, heads=chosen.tolist(), components=components, train=train, settings=asdict(settings),
-        threads=torch.get_num_threads(),
-    )
-    value: TrainingResult = steps.run(
-        "compensation", stamp, make, lambda path: TrainingResult(Compensation.load(path), **read_json(record)), record
-    )
-    return value
+    def _target(self) -> FoldTarget:
+        """The class of the result: for tuning one with as many biases as there can be, for a refit the pruned one's."""
+        target = fold_target(self.pruned, everywhere=self.recipe.tuning is not None)
+        if self.recipe.changes_weights and (self.recipe.tuning is None or target.kind == "adapter"):
+            config = stored_config(self.pruned)
+            return FoldTarget("unchanged", f"{config.model_type} as it is, no bias added", config)
+        return target
+
+    def _restore_weights(self, text: TokenSet, target: FoldTarget) -> None:
+        report, recipe = self.report, self.recipe
+        found = restore_weights(
+            self.dense, self.pruned, text, recipe, self.settings, target, self.steps, progress=self.progress
+        )
+        with self.steps.timed("write"):
+            report.fold = asdict(write_restored(
+                self.pruned, load_model(self.pruned), found.changed, target, self.out, overwrite=self.overwrite
+            ))  # fmt: skip
+        report.heldout, report.history, report.search = found.heldout, found.history, found.search
+        report.settings |= {
+            "refit": None if recipe.refit is None else asdict(recipe.refit), "own_text": recipe.own_text,
+            "objective": None if recipe.objective is None else asdict(recipe.objective),
+        }  # fmt: skip
+
+    def _compensate(self, text: TokenSet, target: FoldTarget) -> None:
+        report, steps, recipe = self.report, self.steps, self.recipe
+        if recipe.fold == "o_proj" and target.kind == "adapter":
+            report.warnings.append(f"No stock checkpoint can hold this compensation: {target.reason}.")
+        stamp = fingerprint(
+            dense=self.dense, pruned=self.pruned, text=text.fingerprint(), positions=self.recipe.positions,
+            skip_first=self.recipe.skip_first,
+        )  # fmt: skip
+        moments = steps.run(
+            "moments", stamp,
+            lambda path: collect_moments(
+                self.dense, self.pruned, text, out=path, positions=recipe.positions, skip_first=recipe.skip_first,
+                progress=self.progress,
+            ),
+            Moments.load,
+        )  # fmt: skip
+        lost = lost_components(moments, kind=recipe.components)
+        lost.save(steps.work / "components.safetensors")
+
+        loaded = load_model(self.pruned)  # only now: the moments need two layers, not two models
+        scores = {
+            kind: self._scores(kind, loaded, text, lost, stamp) for kind in dict.fromkeys((recipe.probe, *ALWAYS_SCORED))
+        }
+        chosen = select_heads(scores[recipe.probe].scores, recipe.heads)
+        result = self._trained(loaded.model, text, lost, chosen, stamp)
+        with steps.timed("fold"):
+            report.fold = _write(self.pruned, result.compensation, self.out, target, recipe.fold, self.overwrite)
+        report.settings |= {
+            "probe": recipe.probe, "heads": recipe.heads, "components": recipe.components, "train": self.recipe.train,
+            "fold": recipe.fold, "positions": self.recipe.positions, "skip_first": self.recipe.skip_first,
+            "probe_tokens": self.recipe.probe_tokens, "source": loaded.source.note,
+        }  # fmt: skip
+        report.heldout = {"pruned": result.heldout_before, "restored": result.heldout_after}
+        report.head_scores = {kind: value.scores.tolist() for kind, value in scores.items()}
+        report.score_units = {kind: value.unit for kind, value in scores.items()}
+        report.selected = chosen.tolist()
+        report.history, report.search = result.history, result.search
+
+    def _scores(self, kind: str, loaded: Any, text: TokenSet, lost: Components, stamp: str) -> HeadScores:
+        count = probe_tokens_of(kind) if self.recipe.probe_tokens is None else self.recipe.probe_tokens
+        pairs = None
+        if kind == "linear":
+            assert self.data is not None
+            pairs = contrastive_pairs(
+                self.data, loaded.tokenizer, window=self.window, max_pairs=MAX_PAIRS, seed=self.seed
+            )
+
+        def make(path: Path) -> HeadScores:
+            scores = head_scores(
+                kind, loaded.model, text.first(count), lost, seed=self.seed, scratch=self.steps.work, pairs=pairs,
+                progress=self.progress,
+            )  # fmt: skip
+            scores.save(path)
+            return scores
+
+        own = fingerprint(
+            moments=stamp, probe=kind, components=self.recipe.components, seed=self.seed, tokens=count,
+            pairs=None if pairs is None else pairs.fingerprint(),
+        )  # fmt: skip
+        return self.steps.run(f"scores_{kind}", own, make, HeadScores.load)
+
+    def _trained(self, model: Any, text: TokenSet, lost: Components, chosen: Tensor, stamp: str) -> TrainingResult:
+        settings = self.settings
+        record = self.steps.work / "training.json"
+
+        def make(path: Path) -> TrainingResult:
+            if self.recipe.train == "lm":
+                result = train_compensation(model, text, lost, chosen, settings, progress=self.progress)
+            else:
+                result = closed_form(
+                    model, text, lost, chosen, heldout_share=settings.heldout_share, seed=settings.seed,
+                    progress=self.progress,
+                )  # fmt: skip
+            atomic_write_json(record, {key: value for key, value in vars(result).items() if key != "compensation"})
+            result.compensation.save(path)
+            return result
+
+        own = fingerprint(
+            moments=stamp, heads=chosen.tolist(), components=self.recipe.components, train=self.recipe.train,
+            settings=asdict(settings), threads=torch.get_num_threads(),
+        )  # fmt: skip
+        return self.steps.run(
+            "compensation", own, make, lambda path: TrainingResult(Compensation.load(path), **read_json(record)), record
+        )
 
 
 def _write(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .fold_target import FoldTarget, skeleton_of
 from .models import LoadedModel, save_checkpoint
-from .pruning import masks_equal, sparsity_table
+from .pruning import masks_equal, rounded_survivors, sparsity_table
 
 __all__ = ["FoldReport", "retargeted", "write_restored"]
 
@@ -51,7 +51,10 @@ def retargeted(model: Any, changed: Mapping[str, Tensor], target: FoldTarget) ->
                 f"{name} {list(value.shape)} is no parameter of {type(model).__name__} with {target.reason}; "
                 "it was made for another model"
             )
-        state[name] = value.to(state[name].dtype)
+        dtype = state[name].dtype
+        if name.endswith(".weight"):
+            value = rounded_survivors(value.float(), value != 0, dtype)
+        state[name] = value.to(dtype)
     if not target.new_parameters:
         model.load_state_dict(state)
         return model  # type: ignore[no-any-return]

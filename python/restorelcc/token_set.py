@@ -18,7 +18,7 @@ from torch import Tensor
 from .artifacts import atomic_write_tensors
 from .step_file import read_step_file
 
-__all__ = ["TokenSet", "context_of", "padding_id"]
+__all__ = ["TokenSet", "context_of", "join_rows", "padding_id"]
 
 _FIELDS = {"ids": (torch.int64, "n T"), "lengths": (torch.int64, "n"), "response_start": (torch.int64, "n")}
 
@@ -172,3 +172,13 @@ class TokenSet:
             ids[index, : len(row)] = torch.as_tensor(row)
         start = torch.ones(len(rows), dtype=torch.long) if starts is None else torch.as_tensor(starts)
         return cls(ids, lengths, start, name, note)
+
+
+def join_rows(*sets: TokenSet) -> TokenSet:
+    """The rows of all sets, one set after the other, as wide as the widest; shorter rows are padded with 0."""
+    width = max(found.ids.shape[1] for found in sets)
+    ids = [torch.nn.functional.pad(found.ids, (0, width - found.ids.shape[1])) for found in sets]
+    return TokenSet(
+        torch.cat(ids), torch.cat([found.lengths for found in sets]),
+        torch.cat([found.response_start for found in sets]), " + ".join(found.name for found in sets),
+    )  # fmt: skip

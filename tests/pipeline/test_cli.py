@@ -94,6 +94,7 @@ def test_restore_resumes_and_tells_what_it_did(
     stories_path: Path, pruned: Path, text_file: Path, tmp_path: Path
 ) -> None:
     arguments = ("restore", "--dense", stories_path, "--pruned", pruned, "--out", tmp_path / "r", "--data", text_file)
+    arguments += ("--recipe", "compensate")
     report = succeed(*arguments, *SMALL, "--train", "none")
     assert set(report["head_scores"]) == {"attribution", "random"}
     assert report["heldout"]["restored"] <= report["heldout"]["pruned"]
@@ -128,7 +129,7 @@ def test_eval_compares_on_the_same_windows(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["prune", "MODEL", "--pattern", "2:4", "--method", "sparse", "--out", "OUT"], "'wanda', 'magnitude'"),
+        (["prune", "MODEL", "--pattern", "2:4", "--method", "sparse", "--out", "OUT"], "'wanda', 'sparsegpt', 'magnitude'"),
         (["prune", "MODEL", "--pattern", "3:2", "--out", "OUT"], "unknown pattern '3:2'"),
         (["prune", "MODEL", "--pattern", "half", "--out", "OUT"], "unknown pattern 'half'"),
         (["prune", "no/such/model.gguf", "--pattern", "2:4", "--out", "OUT"], "does not exist"),
@@ -137,7 +138,11 @@ def test_eval_compares_on_the_same_windows(
         (["prune", "MODEL", "--pattern", "2:4", "--data", "EMPTY", "--out", "OUT"], "empty"),
         (["prune", "MODEL", "--pattern", "2:4", "--data", "SHORT", "--out", "OUT"], "window"),
         (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--probe", "best"], "'attribution'"),
-        (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--heads", "2"], "heads is 2"),
+        (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--heads", "0.5"], "reads no heads"),
+        (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--recipe", "paper", "--data", "TEXT"],
+         "--data FILE.jsonl of text and label"),
+        (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--recipe", "compensate", "--heads", "2"],
+         "heads is 2"),
         (["restore", "--dense", "MODEL", "--pruned", "MODEL", "--out", "OUT", "--data", "TEXT"], "zeros"),
         (["restore", "--dense", "MODEL", "--pruned", "nowhere", "--out", "OUT"], "nowhere"),
         (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "PRUNED", "--overwrite"], "read to make it"),
@@ -202,10 +207,11 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_choices_are_those_of_the_library() -> None:
-    from restorelcc import components, fold, moments, probes, pruning, restore
+    from restorelcc import components, fold, moments, probes, pruning, recipes, restore
 
     assert set(cli_options.METHODS) == set(pruning.METHODS)
     assert tuple(probes.PROBES) == cli_options.PROBES
+    assert cli_options.RECIPES == tuple(recipes.RECIPES)
     assert cli_options.COMPONENTS == components.COMPONENTS
     assert cli_options.TRAINERS == restore.TRAINERS
     assert cli_options.FOLDS == fold.FOLDS

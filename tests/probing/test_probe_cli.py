@@ -112,7 +112,7 @@ def test_the_work_directory_of_restore_will_do(files: SmallPair, tmp_path: Path)
     data = tmp_path / "text.jsonl"
     data.write_text("".join(json.dumps({"text": sentence(14)}) + "\n" for _ in range(8)))
     succeed("restore", "--dense", files.dense, "--pruned", files.pruned, "--out", tmp_path / "r", "--data", data,
-            "--train", "none", "--quiet")  # fmt: skip
+            "--recipe", "compensate", "--train", "none", "--quiet")  # fmt: skip
     moments = tmp_path / "r.work" / "moments.safetensors"
     found = succeed("probe", "--pruned", files.pruned, "--moments", moments, "--out", tmp_path / "s", "--quiet")
     text = TokenSet.load(moments.with_name("text.safetensors"))

@@ -14,6 +14,7 @@ from restorelcc import refit as module
 from restorelcc.evaluation import token_nll
 from restorelcc.layer_pairs import LayerPair
 from restorelcc.models import load_model, prunable_linears, save_checkpoint
+from restorelcc.pruning import rounded_survivors
 from restorelcc.refit import RefitSettings, refit
 from restorelcc.text import TokenSet, write_own_text
 
@@ -118,7 +119,7 @@ def test_bf16_checkpoints_keep_type_and_mask(tmp_path: Path) -> None:
 def test_a_survivor_stays_one_however_small() -> None:
     weight = torch.tensor([[1.0, 1e-45, 0.0, -1e-42]])
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        kept = module.rounded(weight, weight != 0, dtype)
+        kept = rounded_survivors(weight, weight != 0, dtype)
         assert (kept != 0).tolist() == [[True, True, False, True]]
         assert torch.equal(kept, kept.to(dtype).float())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from restorelcc.restore import restore
 from restorelcc.training import TrainingSettings
 
 SMALL: dict[str, Any] = {
-    "tokens": 1536, "window": 64,
+    "recipe": "compensate", "tokens": 1536, "window": 64,
     "training": TrainingSettings(learning_rates=(0.02, 0.05), search_steps=2, batch_tokens=256, evaluations=3),
 }  # fmt: skip
 
@@ -197,3 +198,109 @@ def test_an_fp16_checkpoint_is_restored_in_fp16(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert report.fold["zeros"] > 0
     assert load_model(tmp_path / "restored").model(torch.ones(1, 4, dtype=torch.int64)).logits.isfinite().all()
+
+
+WEIGHTS: dict[str, Any] = {
+    "tokens": 1536, "window": 64,
+    "training": TrainingSettings(learning_rates=(0.004,), batch_tokens=256, evaluations=3, epochs=2.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", ["fast", "best"])
+def test_weights_change_under_the_mask_and_quality_comes_back(
+    recipe: str, stories_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    dense, pruned = stories_pair
+    report = restore(dense, pruned, tmp_path / "restored", recipe=recipe, **WEIGHTS)
+    gained = report.heldout["pruned"] - report.heldout["restored"]
+    assert gained > 0.3
+    assert report.heldout["restored"] <= report.heldout["refitted"]
+    before, after = tensors(pruned), tensors(tmp_path / "restored")
+    changed = 0
+    for name, weight in before.items():
+        if weight.ndim == 2 and "layers" in name:
+            assert torch.equal(weight == 0, after[name] == 0), name
+            changed += not torch.equal(weight, after[name])
+        else:
+            assert torch.equal(weight, after[name]), name
+    assert changed == report.fold["matrices_compared"] == 5 * 7
+    added = sorted(set(after) - set(before))
+    assert len(added) == (0 if recipe == "fast" else 5 * 7)
+    assert report.fold["kind"] == ("unchanged" if recipe == "fast" else "o_proj_bias")
+    assert report.recipe == recipe
+    assert not (tmp_path / "restored.work" / "refit.layers").exists()
+
+
+def test_a_finished_recipe_is_not_computed_again(
+    stories_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from restorelcc import restore_weights
+
+    restore(*stories_pair, tmp_path / "restored", **WEIGHTS)
+    before = tensors(tmp_path / "restored")
+
+    def computed(*_: Any, **__: Any) -> None:
+        raise AssertionError("this step was finished")
+
+    for name in ("refit", "tune", "write_own_text"):
+        monkeypatch.setattr(restore_weights, name, computed)
+    restore(*stories_pair, tmp_path / "restored", **WEIGHTS, overwrite=True)
+    after = tensors(tmp_path / "restored")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_refit_that_destroys_the_model_is_scaled_down(
+    stories_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from restorelcc import restore_weights
+
+    stock = restore_weights.refit
+
+    def wild(*arguments: Any, **options: Any) -> dict[str, torch.Tensor]:
+        return {name: 50 * value for name, value in stock(*arguments, **options).items()}
+
+    monkeypatch.setattr(restore_weights, "refit", wild)
+    report = restore(*stories_pair, tmp_path / "restored", recipe="fast", **WEIGHTS)
+    assert report.heldout["restored"] <= report.heldout["pruned"]
+    assert [row["refit_scale"] for row in report.search] == [0.0, 1.0, 0.75, 0.5, 0.25]
+    if report.heldout["restored"] == report.heldout["pruned"]:
+        assert report.warnings[0].startswith("Nothing was gained")
+        before, after = tensors(stories_pair[1]), tensors(tmp_path / "restored")
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "mistral-sliding", "qwen3", "opt", "gpt_neox"])
+def test_best_writes_a_stock_checkpoint_of_every_architecture(kind: str, tmp_path: Path) -> None:
+    dense, pruned = random_pair(kind, tmp_path)
+    words = tmp_path / "words.txt"
+    words.write_text(" ".join(f"w{3 + (7 * i + i * i // 5) % 90}" for i in range(600)))
+    settings = TrainingSettings(learning_rates=(0.002,), batch_tokens=64, evaluations=2)
+    report = restore(dense, pruned, tmp_path / "out", data=words, tokens=512, window=16, training=settings)
+    model = load_model(tmp_path / "out").model
+    assert report.fold["kind"] == {"mistral": "llama_reexport", "mistral-sliding": "unchanged"}.get(kind, "o_proj_bias")
+    assert model(torch.ones(1, 4, dtype=torch.int64)).logits.isfinite().all()
+
+
+def test_options_of_another_recipe_are_refused(stories_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="recipe best makes no compensation, so it reads no probe, heads"):
+        restore(*stories_pair, tmp_path / "out", probe="random", heads=0.5)
+    with pytest.raises(ValueError, match="unknown recipe 'slow'; choose one of best, fast, compensate, paper"):
+        restore(*stories_pair, tmp_path / "out", recipe="slow")
+    with pytest.raises(ValueError, match=r"give --data FILE\.jsonl"):
+        restore(*stories_pair, tmp_path / "out", recipe="paper")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_paper_recipe_takes_its_pairs_from_the_text(stories_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    lines = [
+        {"text": f"Once upon a time there was a {name} who liked", "label": f" to {verb} in the {place} every day"}
+        for name in ("cat", "dog", "girl") for verb in ("run", "play") for place in ("park", "house", "garden")
+    ]  # fmt: skip
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("\n".join(json.dumps(line) for line in lines))
+    settings = TrainingSettings(learning_rates=(0.02,), batch_tokens=64, evaluations=1)
+    report = restore(
+        *stories_pair, tmp_path / "out", recipe="paper", data=data, tokens=1024, window=64, training=settings
+    )
+    assert set(report.head_scores) == {"linear", "attribution", "random"}
+    assert sum(map(sum, report.selected)) == 10

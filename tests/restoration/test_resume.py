@@ -35,7 +35,7 @@ def words(tmp_path: Path) -> Path:
 
 
 def run(pair: tuple[Path, Path], words: Path, out: Path, **more: Any) -> dict[str, torch.Tensor]:
-    restore(*pair, out, data=words, tokens=256, window=16, overwrite=True, **more)
+    restore(*pair, out, recipe="compensate", data=words, tokens=256, window=16, overwrite=True, **more)
     return load_file(out / "compensation.safetensors")
 
 

@@ -1,0 +1,60 @@
+"""The recipes of `restore`: which steps, with which settings. Expected times and gains: docs/recipes.md.
+
+    best         refit of the surviving weights, then tuning under the mask with distillation, biases everywhere
+    fast         refit alone: no training
+    compensate   lost component compensation: one vector per head, the weights untouched
+    paper        the same as RestoreLCC published it: linear probe, a quarter of the heads
+
+Every recipe keeps every zero, and costs nothing when the model runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .refit import RefitSettings
+from .training_loop import TrainingSettings
+from .tuning import TuningObjective
+
+__all__ = ["RECIPES", "Recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """refit, tuning: None leaves the step out. own_text: share of the calibration text that the dense model writes.
+
+    The rest is of the compensation, where the recipe makes one: see `restore`.
+    """
+
+    name: str
+    refit: RefitSettings | None = None
+    objective: TuningObjective | None = None
+    tuning: TrainingSettings | None = None
+    own_text: float = 0.5
+    probe: str = "attribution"
+    heads: str | float = "all"
+    components: str = "svd"
+    train: str = "lm"
+    fold: str = "o_proj"
+    positions: str = "all"
+    skip_first: int = 1
+    probe_tokens: int | None = None
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether surviving weights change, rather than vectors being added to head outputs."""
+        return self.refit is not None or self.tuning is not None
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "best", RefitSettings(), TuningObjective(distill=0.5),
+            TrainingSettings(learning_rates=(0.001, 0.002, 0.004), epochs=2.0),
+        ),
+        Recipe("fast", RefitSettings()),
+        Recipe("compensate"),
+        Recipe("paper", probe="linear", heads=0.25),
+    )
+}  # fmt: skip

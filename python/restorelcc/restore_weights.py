@@ -1,0 +1,199 @@
+"""The steps of the recipes that change surviving weights: refit, then tuning (see `recipes`).
+
+    text -> refit -> how much of it, by held-out text -> tuning -> what changed
+
+Held-out rows of the text are neither calibrated nor trained on; nothing is kept that is worse on them than its start.
+Each step leaves a file in the work directory under the fingerprint of all that went into it, as in `restore`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .artifacts import Progress, atomic_write_json, fingerprint, read_json
+from .evaluation import token_nll
+from .fold_target import FoldTarget
+from .models import load_model
+from .own_text import write_own_text
+from .recipes import Recipe
+from .refit import refit
+from .restored_checkpoint import retargeted
+from .resume import is_finished, mark_finished
+from .step_runner import Steps
+from .tensor_file import load_tensors, save_tensors
+from .token_set import TokenSet, join_rows
+from .training_loop import TrainingSettings, ceiling
+from .tuning import TuningResult, tune
+
+__all__ = ["RestoredWeights", "restore_weights"]
+
+SCALES = (0.75, 0.5, 0.25)  # of a refit that helps less than nothing
+
+
+@dataclass(frozen=True)
+class RestoredWeights:
+    """changed: name -> weight or bias. heldout: NLL of the pruned, refitted and restored model, nats per token."""
+
+    changed: dict[str, Tensor]
+    heldout: dict[str, float]
+    search: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Given:
+    dense: Path
+    pruned: Path
+    text: TokenSet
+    recipe: Recipe
+    settings: TrainingSettings
+    target: FoldTarget
+    steps: Steps
+    progress: Progress
+
+
+def restore_weights(
+    dense: Path, pruned: Path, text: TokenSet, recipe: Recipe, settings: TrainingSettings, target: FoldTarget,
+    steps: Steps, *, progress: Progress,
+) -> RestoredWeights:  # fmt: skip
+    """What `recipe` changes of the pruned model.
+
+    Args:
+        settings: of the tuning; their seed and held-out share also say which rows of `text` are held out.
+        target: the class that will hold the result; its biases are solved for and trained.
+
+    Raises:
+        ValueError: what `refit` and `tune` refuse.
+    """
+    given = _Given(dense, pruned, text, recipe, settings, target, steps, progress)
+    _, heldout = text.split(settings.heldout_share, seed=settings.seed)
+    model = load_model(pruned, dtype=torch.float32).model
+    before = token_nll(model, heldout, batch=4).mean
+    found = {"pruned": before, "restored": before}
+    changed: dict[str, Tensor] = {}
+    search: list[dict[str, float]] = []
+    history: list[dict[str, float]] = []
+    stamp = ""
+    if recipe.refit is not None:
+        solved, stamp = _refit(given)
+        with steps.timed("refit scale"):
+            changed, search = _line_search(model, solved, heldout, before)
+        found["refitted"] = found["restored"] = min(row["heldout_nll"] for row in search)
+        model = retargeted(load_model(pruned, dtype=torch.float32).model, changed, target)
+    if recipe.tuning is not None:
+        result = _tune(given, model, stamp)
+        changed, history, search = result.tensors, result.history, [*search, *result.search]
+        found["restored"] = result.heldout_after
+    return RestoredWeights(changed, found, search, history)
+
+
+def _refit(given: _Given) -> tuple[dict[str, Tensor], str]:
+    """(what the refit solved, the fingerprint of all that went into it)."""
+    recipe, steps = given.recipe, given.steps
+    assert recipe.refit is not None
+    calibration = _calibration(given)
+    stamp = fingerprint(dense=given.dense, pruned=given.pruned, text=calibration.fingerprint(),
+                        refit=asdict(recipe.refit))  # fmt: skip
+    layers = steps.work / "refit.layers"
+
+    def make(path: Path) -> dict[str, Tensor]:
+        solved = refit(
+            given.dense, given.pruned, calibration, work=layers, settings=recipe.refit, progress=given.progress
+        )
+        save_tensors(path, "refit", solved)
+        shutil.rmtree(layers)
+        return solved
+
+    return steps.run("refit", stamp, make, lambda path: load_tensors(path, "refit")), stamp
+
+
+def _calibration(given: _Given) -> TokenSet:
+    """The rows that are not held out, and beside them the dense model's own text where the recipe asks for it.
+
+    Text of one kind alone fits the weights to that kind; what the model itself writes is of all kinds.
+    """
+    train, _ = given.text.split(given.settings.heldout_share, seed=given.settings.seed)
+    share = given.recipe.own_text
+    if share <= 0:
+        return train
+    tokens = round(int(train.lengths.sum()) * share / (1 - share))
+    window, seed = int(given.text.ids.shape[1]), given.settings.seed
+    cache = given.steps.work / "own_text.safetensors"
+    mark, stamp = cache.with_suffix(".json"), fingerprint(dense=given.dense, tokens=tokens, window=window, seed=seed)
+    with given.steps.timed("own text"):
+        if is_finished(mark, stamp, cache):
+            return join_rows(train, TokenSet.load(cache))
+        loaded = load_model(given.dense)
+        own = write_own_text(
+            loaded.model, loaded.tokenizer, tokens=tokens, window=window, seed=seed, progress=given.progress
+        )
+        own.save(cache)
+        mark_finished(mark, stamp, cache)
+    return join_rows(train, own)
+
+
+def _line_search(
+    model: Any, solved: Mapping[str, Tensor], heldout: TokenSet, before: float
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """The best w° + s (w − w°): all of it where that is better than nothing, else the best of some scales, 0 included.
+
+    A weight that is refitted by a part is no solution of anything, so parts are tried only where the whole fails.
+    """
+    start = _values(model, solved)
+    search = [{"refit_scale": 0.0, "heldout_nll": before}]
+    for scale in (1.0, *SCALES):
+        scaled = {name: start[name] + scale * (value.float() - start[name]) for name, value in solved.items()}
+        _install(model, scaled)
+        search.append({"refit_scale": scale, "heldout_nll": ceiling(token_nll(model, heldout, batch=4).mean)})
+        if scale == 1.0 and search[-1]["heldout_nll"] < before:
+            return dict(solved), search
+    best = min(search, key=lambda row: (row["heldout_nll"], row["refit_scale"]))["refit_scale"]
+    return {name: start[name] + best * (value.float() - start[name]) for name, value in solved.items()}, search
+
+
+def _values(model: Any, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters of these names, float32; zero for a bias that the model has not."""
+    held = dict(model.named_parameters())
+    return {
+        name: held[name].detach().float().clone() if name in held else torch.zeros_like(value, dtype=torch.float32)
+        for name, value in names.items()
+    }
+
+
+def _install(model: Any, values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(value, requires_grad=False))
+
+
+def _tune(given: _Given, model: Any, refit_stamp: str) -> TuningResult:
+    recipe, steps = given.recipe, given.steps
+    assert recipe.objective is not None
+    objective = recipe.objective
+    stamp = fingerprint(
+        dense=given.dense, pruned=given.pruned, refit=refit_stamp, text=given.text.fingerprint(),
+        settings=asdict(given.settings), objective=asdict(objective), biased=given.target.biased,
+        threads=torch.get_num_threads(),
+    )  # fmt: skip
+    record = steps.work / "tuning.report.json"
+
+    def make(path: Path) -> TuningResult:
+        dense = load_model(given.dense, dtype=torch.float32).model if objective.needs_teacher else None
+        result = tune(
+            model, given.text, biased=given.target.biased, dense=dense, objective=objective, settings=given.settings,
+            progress=given.progress,
+        )  # fmt: skip
+        atomic_write_json(record, {key: value for key, value in vars(result).items() if key != "tensors"})
+        save_tensors(path, "tuning", result.tensors)
+        return result
+
+    return steps.run(
+        "tuning", stamp, make, lambda path: TuningResult(load_tensors(path, "tuning"), **read_json(record)), record
+    )

@@ -1,0 +1,43 @@
+"""Steps that leave a file each, and are not made again while that file and all that went into it are the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from .resume import is_finished, mark_finished
+
+__all__ = ["Steps"]
+
+Value = TypeVar("Value")
+
+
+class Steps:
+    """Files of finished steps in a work directory, each beside the fingerprint of what went into it."""
+
+    def __init__(self, work: Path, timings: dict[str, float]) -> None:
+        self.work, self.timings = work, timings
+        work.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Notes how long what stands inside took."""
+        begin = time.perf_counter()
+        yield
+        self.timings[name] = time.perf_counter() - begin
+
+    def run(
+        self, name: str, stamp: str, make: Callable[[Path], Value], load: Callable[[Path], Value], *beside: Path
+    ) -> Value:
+        """make(path) writes the step's file (and those `beside`) and returns its value, unless a finished one has
+        this stamp and its files are as they were left."""
+        path, mark = self.work / f"{name}.safetensors", self.work / f"{name}.json"
+        with self.timed(name):
+            if is_finished(mark, stamp, path, *beside):
+                return load(path)
+            value = make(path)
+            mark_finished(mark, stamp, path, *beside)
+        return value
