@@ -156,7 +156,7 @@ def prune(model: str, method: str, pattern: str, out: Path, data: Path | None, t
 @click.option("--dense", required=True, metavar="MODEL", help="The model before pruning.")
 @pruned_option
 @path_option("--out", "Directory of the restored checkpoint.")
-@choice_option("--recipe", RECIPES, "best and fast change surviving weights; compensate and paper add vectors to heads.")
+@choice_option("--recipe", RECIPES, "best, fast: surviving weights change; compensate, paper: vectors for heads.")
 @own_choice_option("--probe", PROBES, "Compensation: how heads are ranked; matters when --heads is a share.")
 @click.option("--heads", metavar="all|SHARE", help="Compensation: heads that get a vector.")
 @own_choice_option("--components", COMPONENTS, "Compensation: directions of the lost activation, or its mean only.")

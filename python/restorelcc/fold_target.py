@@ -47,8 +47,7 @@ class FoldTarget:
     @property
     def biased(self) -> list[str]:
         """Names of the projections inside the decoder layers that have a bias in the target."""
-        names = [name for name, linear in prunable_linears(skeleton_of(self.config)) if linear.bias is not None]
-        return names
+        return [name for name, linear in prunable_linears(skeleton_of(self.config)) if linear.bias is not None]
 
 
 def skeleton_of(config: Any) -> nn.Module:

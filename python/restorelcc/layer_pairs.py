@@ -102,7 +102,8 @@ def stream_pairs(
     Memory: two layers, the embeddings, `batch` rows of activations. Disk: four files of n·T·E float32.
     """
     work.mkdir(parents=True, exist_ok=True)
-    hidden = _HiddenFiles(work, *tokens.ids.shape, streams[DENSE].config.get_text_config(decoder=True).hidden_size)
+    rows, length = tokens.ids.shape
+    hidden = _HiddenFiles(work, rows, length, streams[DENSE].config.get_text_config(decoder=True).hidden_size)
     done = _finished_layers(work, stamp, fields, hidden)
     hidden.open()
     count = streams[DENSE].layer_count

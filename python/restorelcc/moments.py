@@ -142,7 +142,7 @@ def collect_moments(
     sites = attention_sites(streams[0].model)
     if [(s.heads, s.head_dim) for s in sites] != [(s.heads, s.head_dim) for s in attention_sites(streams[1].model)]:
         raise ValueError(f"{dense} and {pruned} differ in layers, heads or head size; prune a copy of the same model")
-    layer_count, heads, head_dim = len(sites), sites[0].heads, sites[0].head_dim
+    heads, head_dim = sites[0].heads, sites[0].head_dim
 
     out = Path(out)
     work = out.with_name(out.name + ".work")

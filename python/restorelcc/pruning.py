@@ -84,7 +84,8 @@ def prune_model(
     elif calibration is None or calibration.ids.shape[0] == 0:
         raise ValueError(f"{method} needs calibration text; pass some, or use magnitude, which needs none")
     else:
-        _layer_by_layer(model, _Wanda(chosen) if method == "wanda" else _SparseGpt(chosen), calibration, batch, progress)
+        pruner = _Wanda(chosen) if method == "wanda" else _SparseGpt(chosen)
+        _layer_by_layer(model, pruner, calibration, batch, progress)
     table = sparsity_table(model)
     zeros, total = sum(row["zeros"] for row in table), sum(row["rows"] * row["columns"] for row in table)
     seen = 0 if method == "magnitude" or calibration is None else int(calibration.lengths.sum())
@@ -157,7 +158,7 @@ def _layer_by_layer(
             for name, linear in inside.items():
                 try:
                     method.prune(linear, statistics.sums.pop(name))
-                except (ValueError, torch.linalg.LinAlgError) as error:
+                except (ValueError, RuntimeError) as error:
                     raise ValueError(f"{name} cannot be pruned: {one_line(error)}") from error
             for place, layer_calls in enumerate(calls):
                 hidden[place] = _run(layer, hidden[place], layer_calls[index])
@@ -205,7 +206,7 @@ class _InputStatistics:
 
 
 def rounded_survivors(weight: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """`weight` as `dtype` holds it, in its own type; what the mask keeps stays different from 0, however small it is."""
+    """`weight` as `dtype` holds it, in its own type; what the mask keeps stays different from 0, however small."""
     rounded = weight.to(dtype).to(weight.dtype)
     least = torch.tensor(torch.finfo(dtype).smallest_normal, dtype=weight.dtype)
     return torch.where(mask & (rounded == 0), least, rounded)

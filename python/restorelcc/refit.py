@@ -93,8 +93,8 @@ def refit(
     prefix, layers = decoder_layers(streams[PRUNED].model)
     found: dict[str, Tensor] = {}
     parts = stream_pairs(
-        streams, tokens, visit, work=work, stamp=stamp, fields=_fields(layers[0], prefix, allowed), batch=settings.batch,
-        task="refit", progress=progress or SilentProgress(),
+        streams, tokens, visit, work=work, stamp=stamp, fields=_fields(layers[0], prefix, allowed),
+        batch=settings.batch, task="refit", progress=progress or SilentProgress(),
     )  # fmt: skip
     for index, part in enumerate(parts):
         for name, value in part.items():
@@ -108,13 +108,17 @@ def _fields(layer: nn.Module, prefix: str, biased: frozenset[str]) -> dict[str, 
     fields = {}
     for place, (name, linear) in enumerate(_linears(layer)):
         fields[f"{name}.weight"] = (torch.float32, f"N{place} K{place}")
-        if linear.bias is not None or f"{prefix}.0.{name}" in biased:
+        if _has_bias(linear) or f"{prefix}.0.{name}" in biased:
             fields[f"{name}.bias"] = (torch.float32, f"N{place}")
     return fields
 
 
 def _linears(layer: nn.Module) -> list[tuple[str, nn.Linear]]:
     return [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+
+
+def _has_bias(linear: Any) -> bool:
+    return linear.bias is not None
 
 
 class _Sums:
@@ -205,7 +209,7 @@ class _LayerRefit:
     def _solved(self, name: str, linear: Any, sums: _Sums) -> tuple[Tensor, Tensor | None]:
         """(weight, bias) of the types that the checkpoint stores, as float32; no bias where it may have none."""
         settings, full = self.settings, f"{self.pair.name}.{name}"
-        may_shift = linear.bias is not None or full in self.biased
+        may_shift = _has_bias(linear) or full in self.biased
         gram, cross, t = sums.gram, sums.cross[name], sums.t[name]
         if may_shift:  # the best bias leaves the same problem on what differs from the means
             gram = gram - torch.outer(sums.x, sums.x) / sums.count
@@ -215,7 +219,12 @@ class _LayerRefit:
         start = linear.weight
         try:
             solution = masked_least_squares(
-                gram.float(), cross.float(), start != 0, start, ridge.float(), tolerance=settings.tolerance,
+                gram.float(),
+                cross.float(),
+                start != 0,
+                start,
+                ridge.float(),
+                tolerance=settings.tolerance,
                 iterations=settings.iterations,
             )
         except ValueError as error:

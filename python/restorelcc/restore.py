@@ -289,7 +289,8 @@ class _Job:
 
         loaded = load_model(self.pruned)  # only now: the moments need two layers, not two models
         scores = {
-            kind: self._scores(kind, loaded, text, lost, stamp) for kind in dict.fromkeys((recipe.probe, *ALWAYS_SCORED))
+            kind: self._scores(kind, loaded, text, lost, stamp)
+            for kind in dict.fromkeys((recipe.probe, *ALWAYS_SCORED))
         }
         chosen = select_heads(scores[recipe.probe].scores, recipe.heads)
         result = self._trained(loaded.model, text, lost, chosen, stamp)

@@ -31,7 +31,7 @@ def sparsegpt(weight: Tensor, gram: Tensor, pattern: Pattern, *, block: int = 12
     Raises:
         ValueError: K not divisible by M, or a Gram matrix that is not finite.
     """
-    rows, columns = weight.shape
+    columns = weight.shape[1]
     if not bool(torch.isfinite(gram).all()):
         raise ValueError("the activations it was calibrated with are not finite")
     w, h = weight.float().clone(), gram.double().clone()

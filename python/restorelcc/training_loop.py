@@ -153,8 +153,7 @@ def schedule(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_sch
     warmup = max(1, min(5, steps // 10))
     return torch.optim.lr_scheduler.LambdaLR(
         optimiser,
-        lambda step: min(1.0, (step + 1) / warmup)
-        * (0.55 + 0.45 * math.cos(math.pi * min(1.0, step / max(1, steps)))),
+        lambda step: min(1.0, (step + 1) / warmup) * (0.55 + 0.45 * math.cos(math.pi * min(1.0, step / max(1, steps)))),
     )
 
 

@@ -110,9 +110,10 @@ class _Survivors:
         return found
 
 
-def _bias(linear: nn.Linear, wanted: bool) -> Tensor | None:
+def _bias(linear: Any, wanted: bool) -> Tensor | None:
     if linear.bias is not None:
-        return linear.bias.detach().float()
+        held: Tensor = linear.bias.detach().float()
+        return held
     return torch.zeros(linear.out_features) if wanted else None
 
 

@@ -129,7 +129,8 @@ def test_eval_compares_on_the_same_windows(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["prune", "MODEL", "--pattern", "2:4", "--method", "sparse", "--out", "OUT"], "'wanda', 'sparsegpt', 'magnitude'"),
+        (["prune", "MODEL", "--pattern", "2:4", "--method", "sparse", "--out", "OUT"],
+         "'wanda', 'sparsegpt', 'magnitude'"),
         (["prune", "MODEL", "--pattern", "3:2", "--out", "OUT"], "unknown pattern '3:2'"),
         (["prune", "MODEL", "--pattern", "half", "--out", "OUT"], "unknown pattern 'half'"),
         (["prune", "no/such/model.gguf", "--pattern", "2:4", "--out", "OUT"], "does not exist"),
@@ -138,11 +139,12 @@ def test_eval_compares_on_the_same_windows(
         (["prune", "MODEL", "--pattern", "2:4", "--data", "EMPTY", "--out", "OUT"], "empty"),
         (["prune", "MODEL", "--pattern", "2:4", "--data", "SHORT", "--out", "OUT"], "window"),
         (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--probe", "best"], "'attribution'"),
-        (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--heads", "0.5"], "reads no heads"),
+        (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--heads", "0.5"],
+         "reads no heads"),
         (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--recipe", "paper", "--data", "TEXT"],
          "--data FILE.jsonl of text and label"),
-        (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--recipe", "compensate", "--heads", "2"],
-         "heads is 2"),
+        (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--heads", "2", "--recipe",
+          "compensate"], "heads is 2"),
         (["restore", "--dense", "MODEL", "--pruned", "MODEL", "--out", "OUT", "--data", "TEXT"], "zeros"),
         (["restore", "--dense", "MODEL", "--pruned", "nowhere", "--out", "OUT"], "nowhere"),
         (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "PRUNED", "--overwrite"], "read to make it"),
@@ -211,7 +213,7 @@ def test_choices_are_those_of_the_library() -> None:
 
     assert set(cli_options.METHODS) == set(pruning.METHODS)
     assert tuple(probes.PROBES) == cli_options.PROBES
-    assert cli_options.RECIPES == tuple(recipes.RECIPES)
+    assert tuple(recipes.RECIPES) == cli_options.RECIPES
     assert cli_options.COMPONENTS == components.COMPONENTS
     assert cli_options.TRAINERS == restore.TRAINERS
     assert cli_options.FOLDS == fold.FOLDS

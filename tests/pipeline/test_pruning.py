@@ -13,8 +13,8 @@ from random_models import SUPPORTED
 from torch import Tensor
 
 from restorelcc.models import prunable_linears, save_checkpoint
-from restorelcc.sparsegpt import sparsegpt
 from restorelcc.pruning import Pattern, masks_equal, prune_model, sparsity_table
+from restorelcc.sparsegpt import sparsegpt
 
 Build = Callable[[str], Any]
 
@@ -89,7 +89,7 @@ def plain(model: Any, tokens: Any, pattern: Pattern, method: str) -> None:
         chosen = {n: m for n, m in prunable_linears(model) if f"layers.{layer}." in n}
         seen: dict[str, Tensor] = {}
 
-        def note(name: str) -> Callable[[Any, Any], None]:
+        def note(name: str, seen: dict[str, Tensor] = seen) -> Callable[[Any, Any], None]:
             def hook(_: Any, args: Any) -> None:
                 flat = args[0].reshape(-1, args[0].shape[-1])
                 seen[name] = flat[tokens.attention_mask.reshape(-1).bool()].double()

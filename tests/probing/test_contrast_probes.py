@@ -122,7 +122,8 @@ def test_an_empty_answer_is_refused() -> None:
 def test_restore_computes_what_was_asked_and_the_cheap_ones(stories_pair: tuple[Path, Path], tmp_path: Path) -> None:
     settings = TrainingSettings(learning_rates=(0.02,), batch_tokens=256, evaluations=1)
     common: dict[str, Any] = {
-        "recipe": "compensate", "tokens": 512, "window": 64, "training": settings, "heads": 0.25, "work": tmp_path / "w",
+        "recipe": "compensate", "tokens": 512, "window": 64, "training": settings, "heads": 0.25,
+        "work": tmp_path / "w",
     }  # fmt: skip
     report = restore(*stories_pair, tmp_path / "a", **common)
     assert set(report.head_scores) == {"attribution", "random"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -68,7 +70,7 @@ def test_the_objective_falls_with_every_iteration() -> None:
         for made in range(8)
     ]
     assert values[0] == objective(start)
-    assert all(later < earlier for earlier, later in zip(values[:-1], values[1:], strict=True))
+    assert all(later < earlier for earlier, later in itertools.pairwise(values))
 
 
 def test_columns_that_say_nothing_stay_as_they_are() -> None:

@@ -44,12 +44,12 @@ def inputs_of(model: nn.Module, tokens: TokenSet) -> tuple[dict[str, Tensor], di
     handles = [linear.register_forward_hook(note(name)) for name, linear in prunable_linears(model)]
     layers: list[Tensor] = []
     stack = next(m for m in model.modules() if isinstance(m, nn.ModuleList))
-    handles += [
-        layer.register_forward_hook(
-            lambda _, args, out: layers.append((args[0][real].double(), (out[0] if isinstance(out, tuple) else out)[real].double()))
-        )
-        for layer in stack
-    ]
+
+    def note_layer(_, args, out):  # type: ignore[no-untyped-def]
+        behind = out[0] if isinstance(out, tuple) else out
+        layers.append((args[0][real].double(), behind[real].double()))
+
+    handles += [layer.register_forward_hook(note_layer) for layer in stack]
     with torch.no_grad():
         model(input_ids=tokens.ids, attention_mask=tokens.attention_mask, use_cache=False)
     for handle in handles:
@@ -66,7 +66,7 @@ def test_every_projection_solves_its_least_squares(kind: str, everywhere: bool, 
     names = [name for name, _ in prunable_linears(load_model(pruned).model)]
     got = refit(dense, pruned, tokens, work=tmp_path / "work", biased=names if everywhere else (), settings=EXACT)
     before = dict(prunable_linears(load_model(pruned).model))
-    theirs, targets, their_layers = inputs_of(load_model(dense).model, tokens)
+    _, targets, their_layers = inputs_of(load_model(dense).model, tokens)
     ours, outputs, our_layers = inputs_of(put(load_model(pruned).model, got), tokens)
     for index in range(2):
         inside = [name for name in names if f"layers.{index}." in name]

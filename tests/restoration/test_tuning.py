@@ -156,7 +156,7 @@ def test_refused(tmp_path: Path) -> None:
     tokens = ragged_tokens(96)
     with pytest.raises(ValueError, match="distillation needs the dense model"):
         tune(load_model(pruned).model, tokens, objective=TuningObjective(0.5))
-    with pytest.raises(ValueError, match="distill is 1.5; it must lie between 0 and 1"):
+    with pytest.raises(ValueError, match=r"distill is 1\.5; it must lie between 0 and 1"):
         TuningObjective(1.5)
     with pytest.raises(ValueError, match="at least 2 rows"):
         tune(load_model(pruned).model, tokens.subset([0]))
