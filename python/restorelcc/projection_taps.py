@@ -9,7 +9,8 @@ they share x, and so its Gram matrix.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from .layers import run_layer
 
-__all__ = ["projection_groups", "tapped"]
+__all__ = ["projection_groups", "tapped", "tapping"]
 
 
 class _SeenAllError(Exception):
@@ -27,7 +28,7 @@ class _SeenAllError(Exception):
 def tapped(
     layer: nn.Module, entered: Tensor, call: Any, *, inputs: Sequence[str] = (), outputs: Sequence[str] = ()
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(name -> x, name -> y) of the projections with these names inside `layer`.
+    """(name -> x, name -> y) of the projections with these names inside `layer`; what lies behind them is not computed.
 
     Args:
         entered: hidden state [B, T, E]. call: (args, kwargs) of the stock model for this layer.
@@ -35,41 +36,49 @@ def tapped(
     Raises:
         RuntimeError: the layer returned without calling one of them.
     """
+    with tapping(layer, inputs=inputs, outputs=outputs, leave=True) as (xs, ys):
+        try:
+            run_layer(layer, entered, call)
+        except _SeenAllError:
+            return xs, ys
+    missing = sorted((set(inputs) - set(xs)) | (set(outputs) - set(ys)))
+    raise RuntimeError(f"{type(layer).__name__} never called {', '.join(missing)}")
+
+
+@contextmanager
+def tapping(
+    layer: nn.Module, *, inputs: Sequence[str] = (), outputs: Sequence[str] = (), leave: bool = False
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Inside, a call of the layer fills (name -> x, name -> y); with `leave` it ends as soon as all were seen."""
     xs: dict[str, Tensor] = {}
     ys: dict[str, Tensor] = {}
-    handles = []
 
-    def leave() -> None:
-        if len(xs) == len(inputs) and len(ys) == len(outputs):
+    def seen() -> None:
+        if leave and len(xs) == len(inputs) and len(ys) == len(outputs):
             raise _SeenAllError
 
     def note_input(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             xs[name] = args[0]
-            leave()
+            seen()
 
         return hook
 
     def note_output(name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            ys[name] = output
-            leave()
+            # What runs on may write into it: Falcon adds the attention's output to the mlp's in place.
+            ys[name] = output if leave else output.clone()
+            seen()
 
         return hook
 
-    for name in inputs:
-        handles.append(layer.get_submodule(name).register_forward_pre_hook(note_input(name)))
-    for name in outputs:
-        handles.append(layer.get_submodule(name).register_forward_hook(note_output(name)))
+    handles = [layer.get_submodule(name).register_forward_pre_hook(note_input(name)) for name in inputs]
+    handles += [layer.get_submodule(name).register_forward_hook(note_output(name)) for name in outputs]
     try:
-        run_layer(layer, entered, call)
-    except _SeenAllError:
-        return xs, ys
+        yield xs, ys
     finally:
         for handle in handles:
             handle.remove()
-    missing = sorted((set(inputs) - set(xs)) | (set(outputs) - set(ys)))
-    raise RuntimeError(f"{type(layer).__name__} never called {', '.join(missing)}")
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ dense residual stream. The bias is solved for where the stock class can hold one
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from .layer_pairs import DENSE, PRUNED, LayerPair, PairBatch, stream_pairs
 from .layers import LayerStream, run_layer
 from .masked_least_squares import masked_least_squares
 from .models import attention_sites, decoder_layers
-from .projection_taps import projection_groups, tapped
+from .projection_taps import projection_groups, tapped, tapping
 from .pruning import rounded_survivors
 from .text import TokenSet
 
@@ -167,8 +167,7 @@ class _LayerRefit:
                 if bias is not None:
                     linear.bias = nn.Parameter(bias, requires_grad=False)
                     made[f"{name}.bias"] = bias
-        for batch in self.pair.batches():
-            self.pair.run(DENSE, batch)
+        for batch in self.pair.batches():  # the dense one's output was handed on with the last group
             self.pair.run(PRUNED, batch)
         return made
 
@@ -187,9 +186,7 @@ class _LayerRefit:
         last = self.ffn in group
         beside = (self.attention,) if last and self.attention not in group else ()
         for batch in self.pair.batches():
-            _, theirs = tapped(
-                self.pair.layers[DENSE], batch.entered[DENSE], batch.calls[DENSE], outputs=(*group, *beside)
-            )
+            theirs = self._dense_outputs(batch, (*group, *beside), last)
             xs, ours = tapped(
                 self.pair.layers[PRUNED], batch.entered[PRUNED], batch.calls[PRUNED], inputs=group[:1], outputs=beside
             )
@@ -205,6 +202,15 @@ class _LayerRefit:
                 targets[name] = t
             sums.add(xs[group[0]].reshape(*keep.shape, -1)[keep], targets)
         return sums
+
+    def _dense_outputs(self, batch: PairBatch, names: Sequence[str], last: bool) -> dict[str, Tensor]:
+        """y of these projections; the last group's pass also hands the dense layer's output on."""
+        layer = self.pair.layers[DENSE]
+        if not last:
+            return tapped(layer, batch.entered[DENSE], batch.calls[DENSE], outputs=names)[1]
+        with tapping(layer, outputs=names) as (_, ys):
+            self.pair.run(DENSE, batch)
+        return ys
 
     def _solved(self, name: str, linear: Any, sums: _Sums) -> tuple[Tensor, Tensor | None]:
         """(weight, bias) of the types that the checkpoint stores, as float32; no bias where it may have none."""

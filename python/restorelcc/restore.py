@@ -107,7 +107,7 @@ def restore(
     pruned: Path,
     out: Path,
     *,
-    recipe: str = "best",
+    recipe: str | Recipe = "best",
     probe: str | None = None,
     heads: str | float | None = None,
     components: str | None = None,
@@ -130,7 +130,7 @@ def restore(
     Args:
         dense, pruned: checkpoint directories with the same shapes; the pruned one has zeros.
         out: the restored checkpoint (or adapter directory); whole or absent.
-        recipe: see `recipes`. `best` and `fast` change surviving weights and biases; `compensate` and `paper` learn
+        recipe: a name of `recipes.RECIPES`, or a `Recipe` of your own. `best` and `fast` change surviving weights and biases; `compensate` and `paper` learn
             c = argmin NLL(pruned model with W_o c added to its output projections).
         probe, heads, components, train, fold_into, positions, skip_first, probe_tokens: of the latter two alone; the
             recipe's own choice by default. probe: which heads are worth it (see `probes.PROBES`); matters when `heads`
@@ -171,7 +171,7 @@ def restore(
         raise ValueError(f"{out} exists and is not empty; pass --overwrite or another --out")
     progress = progress or SilentProgress()
     settings = replace(training or chosen.tuning or TrainingSettings(), seed=seed)
-    report = RestoreReport(recipe=recipe, versions=versions())
+    report = RestoreReport(recipe=chosen.name, versions=versions())
     place = Path(work) if work is not None else out.with_name(out.name + ".work")
     with only_call(place, out):
         job = _Job(
@@ -182,14 +182,14 @@ def restore(
     return report
 
 
-def _chosen(name: str, given: dict[str, Any]) -> Recipe:
+def _chosen(asked: str | Recipe, given: dict[str, Any]) -> Recipe:
     """The recipe, with what the caller chose in its place."""
-    recipe = RECIPES.get(name)
+    recipe = asked if isinstance(asked, Recipe) else RECIPES.get(asked)
     if recipe is None:
-        raise ValueError(f"unknown recipe {name!r}; choose one of {', '.join(RECIPES)}")
+        raise ValueError(f"unknown recipe {asked!r}; choose one of {', '.join(RECIPES)}")
     if given and recipe.changes_weights:
         raise ValueError(
-            f"recipe {name} makes no compensation, so it reads no {', '.join(given)}; "
+            f"recipe {recipe.name} makes no compensation, so it reads no {', '.join(given)}; "
             "leave that out or choose recipe compensate"
         )
     return replace(recipe, **given)
