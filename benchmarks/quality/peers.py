@@ -24,7 +24,9 @@ from restorelcc.training_loop import LoopResult, TrainingSettings, batch_of, fit
 RATES = (0.0003, 0.001, 0.003)  # of Adam on low-rank factors
 
 
-def low_rank(model: Any, text: TokenSet, settings: TrainingSettings, *, rank: int = 8, dora: bool = False) -> LoopResult:
+def low_rank(
+    model: Any, text: TokenSet, settings: TrainingSettings, *, rank: int = 8, dora: bool = False
+) -> LoopResult:
     """LoRA (or DoRA) of all projections inside the decoder layers, alpha = 2 r, in place."""
     from peft import LoraConfig, inject_adapter_in_model
 

@@ -64,7 +64,9 @@ def tables(lines: list[dict[str, Any]], against: str) -> str:
             raise SystemExit("the file needs the methods dense and pruned")
         dense, pruned, tokens = values["dense"][0], values["pruned"][0], count[text]
         shares = {
-            name: closed(dense, pruned, value, tokens) for name, value in values.items() if name not in ("dense", "pruned")
+            name: closed(dense, pruned, value, tokens)
+            for name, value in values.items()
+            if name not in ("dense", "pruned")
         }
         rows = [f"**{text}**: {int(tokens.sum())} tokens in {len(tokens)} rows", "",
                 f"| method | seeds | NLL | gap closed | 95 % | minus {against} |", "|---|---|---|---|---|---|",

@@ -10,6 +10,7 @@ import click
 
 from restorelcc.cli_options import (
     CONTRASTS,
+    DTYPES,
     EDITS,
     PICTURES,
     PROBES,
@@ -63,6 +64,7 @@ def _whole_option(name: str, text: str) -> Callable[[Verb], Verb]:
 @click.option(
     "--memory", callback=as_bytes, metavar="SIZE", default="2GB", show_default=True, help="To use beside the model."
 )
+@choice_option("--dtype", DTYPES, "To compute in; stored: the checkpoint's, for half the memory and noisy scores.")
 @path_option("--heat-map", ".png or .svg of the scores.", required=False)
 @click.option("--compare", metavar="PROBE,...", help="Compare these: agreement, cost, and worth after training.")
 @number_option("--seeds", 3, "With --compare: training runs per choice of heads.")
@@ -74,7 +76,7 @@ def _whole_option(name: str, text: str) -> Callable[[Verb], Verb]:
 @writing_options
 def probe(pruned: Path, moments: Path, probe: str, components: str, contrast: str, edit: str,
           compensation: Path | None, pairs: Path | None, dense: str | None, max_pairs: int | None, window: int,
-          similarity: str, share: float, tokens: int | None, memory: int, heat_map: Path | None,
+          similarity: str, share: float, tokens: int | None, memory: int, dtype: str, heat_map: Path | None,
           compare: str | None, seeds: int, train_steps: int | None, train_tokens: int | None, eval_text: Path | None,
           eval_tokens: int, out: Path, overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
     """Step 2: score every head; larger means more worth restoring.
@@ -100,7 +102,7 @@ def probe(pruned: Path, moments: Path, probe: str, components: str, contrast: st
     whole = None if dense is None else as_directory(dense, moments.with_suffix(".dense"), progress)
     given = read_sources(
         SourceFiles(
-            pruned, moments, text, components, compensation, pairs, whole, max_pairs, window, similarity, seed
+            pruned, moments, text, components, compensation, pairs, whole, max_pairs, window, similarity, seed, dtype
         )
     )
     if compare is not None:

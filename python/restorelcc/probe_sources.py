@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .adapter import adapter_compensation, is_adapter
@@ -33,7 +34,8 @@ __all__ = ["ProbeSources", "SourceFiles", "check_choices", "read_sources"]
 class SourceFiles:
     """Where everything is, and how pairs are made of their file (see `contrastive_pairs`).
 
-    compensation: a file of `restorelcc train`, or an adapter directory.
+    compensation: a file of `restorelcc train`, or an adapter directory. dtype: that the models compute in, "float32" or
+    "stored", the checkpoint's: in bfloat16 most heads' contrasts are smaller than the rounding of the activations.
     """
 
     pruned: Path
@@ -47,6 +49,7 @@ class SourceFiles:
     window: int = 256
     similarity: str = "auto"
     seed: int = 0
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ def read_sources(files: SourceFiles) -> ProbeSources:
     components = lost_components(Moments.load(files.moments), kind=files.components)
     text = TokenSet.load(files.text)
     found = None if files.compensation is None else _compensation(files.compensation)
-    loaded = load_model(files.pruned)
+    dtype = None if files.dtype == "stored" else torch.float32
+    loaded = load_model(files.pruned, dtype=dtype)
     components.check_model(loaded.model)
     text.check_model(loaded.model)
     if found is not None:
@@ -125,13 +129,14 @@ def read_sources(files: SourceFiles) -> ProbeSources:
             name: {"path": str(path), "sha256": contents(path)} for name, path in named.items() if path is not None
         }
     }
+    record["dtype"] = str(loaded.model.dtype).removeprefix("torch.")
     if pairs is not None:
         record["pair_settings"] = {
             "max_pairs": files.max_pairs, "window": files.window, "seed": files.seed, "similarity": files.similarity,
         }  # fmt: skip
     return ProbeSources(
         loaded.model, loaded.tokenizer, text, components, pairs, None if found is None else found.vectors,
-        None if files.dense is None else load_model(files.dense).model, record,
+        None if files.dense is None else load_model(files.dense, dtype=dtype).model, record,
     )  # fmt: skip
 
 

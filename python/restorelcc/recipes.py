@@ -21,7 +21,7 @@ __all__ = ["RECIPES", "Recipe"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """refit, tuning: None leaves the step out. own_text: share of the calibration text that the dense model writes.
+    """refit, tuning: None leaves the step out. own_text: share that the dense model writes of what they learn from.
 
     The rest is of the compensation, where the recipe makes one: see `restore`.
     """

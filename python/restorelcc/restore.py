@@ -130,8 +130,9 @@ def restore(
     Args:
         dense, pruned: checkpoint directories with the same shapes; the pruned one has zeros.
         out: the restored checkpoint (or adapter directory); whole or absent.
-        recipe: a name of `recipes.RECIPES`, or a `Recipe` of your own. `best` and `fast` change surviving weights and biases; `compensate` and `paper` learn
-            c = argmin NLL(pruned model with W_o c added to its output projections).
+        recipe: a name of `recipes.RECIPES`, or a `Recipe` of your own. `best` and `fast` change surviving weights and
+            biases; `compensate` and `paper` learn c = argmin NLL(pruned model with W_o c added to its output
+            projections).
         probe, heads, components, train, fold_into, positions, skip_first, probe_tokens: of the latter two alone; the
             recipe's own choice by default. probe: which heads are worth it (see `probes.PROBES`); matters when `heads`
             is a share. heads: `all`, or a share in (0, 1]. components: `svd` or `mean`. train: `lm`, or `none` for the

@@ -115,28 +115,35 @@ def _refit(given: _Given) -> tuple[dict[str, Tensor], str]:
 
 
 def _calibration(given: _Given) -> TokenSet:
-    """The rows that are not held out, and beside them the dense model's own text where the recipe asks for it.
+    """The rows that are not held out, and the dense model's own text."""
+    train, _ = given.text.split(given.settings.heldout_share, seed=given.settings.seed)
+    own = _own_text(given)
+    return train if own is None else join_rows(train, own)
+
+
+def _own_text(given: _Given) -> TokenSet | None:
+    """What the dense model writes itself, as much as the recipe asks for beside the given text.
 
     Text of one kind alone fits the weights to that kind; what the model itself writes is of all kinds.
     """
     train, _ = given.text.split(given.settings.heldout_share, seed=given.settings.seed)
     share = given.recipe.own_text
     if share <= 0:
-        return train
+        return None
     tokens = round(int(train.lengths.sum()) * share / (1 - share))
     window, seed = int(given.text.ids.shape[1]), given.settings.seed
     cache = given.steps.work / "own_text.safetensors"
     mark, stamp = cache.with_suffix(".json"), fingerprint(dense=given.dense, tokens=tokens, window=window, seed=seed)
+    if is_finished(mark, stamp, cache):
+        return TokenSet.load(cache)
     with given.steps.timed("own text"):
-        if is_finished(mark, stamp, cache):
-            return join_rows(train, TokenSet.load(cache))
         loaded = load_model(given.dense)
         own = write_own_text(
             loaded.model, loaded.tokenizer, tokens=tokens, window=window, seed=seed, progress=given.progress
         )
         own.save(cache)
         mark_finished(mark, stamp, cache)
-    return join_rows(train, own)
+    return own
 
 
 def _line_search(
@@ -177,9 +184,10 @@ def _tune(given: _Given, model: Any, refit_stamp: str) -> TuningResult:
     recipe, steps = given.recipe, given.steps
     assert recipe.objective is not None
     objective = recipe.objective
+    own = _own_text(given)
     stamp = fingerprint(
         dense=given.dense, pruned=given.pruned, refit=refit_stamp, text=given.text.fingerprint(),
-        settings=asdict(given.settings), objective=asdict(objective), biased=given.target.biased,
+        own=None if own is None else own.fingerprint(), settings=asdict(given.settings), objective=asdict(objective), biased=given.target.biased,
         threads=torch.get_num_threads(),
     )  # fmt: skip
     record = steps.work / "tuning.report.json"
@@ -187,8 +195,8 @@ def _tune(given: _Given, model: Any, refit_stamp: str) -> TuningResult:
     def make(path: Path) -> TuningResult:
         dense = load_model(given.dense, dtype=torch.float32).model if objective.needs_teacher else None
         result = tune(
-            model, given.text, biased=given.target.biased, dense=dense, objective=objective, settings=given.settings,
-            progress=given.progress,
+            model, given.text, extra=own, biased=given.target.biased, dense=dense, objective=objective,
+            settings=given.settings, progress=given.progress,
         )  # fmt: skip
         atomic_write_json(record, {key: value for key, value in vars(result).items() if key != "tensors"})
         save_tensors(path, "tuning", result.tensors)

@@ -24,6 +24,7 @@ from .models import prunable_linears, replace_module
 from .packed import pack
 from .sparse_linear import SparseLinear
 from .text import TokenSet
+from .token_set import join_rows
 from .training_loop import TrainingSettings, batch_of, fit, schedule, shuffled_rows
 
 __all__ = ["TuningObjective", "TuningResult", "teacher_states", "tune"]
@@ -131,6 +132,7 @@ def tune(
     model: Any,
     tokens: TokenSet,
     *,
+    extra: TokenSet | None = None,
     biased: Collection[str] = (),
     dense: Any = None,
     objective: TuningObjective | None = None,
@@ -143,6 +145,7 @@ def tune(
         model: the pruned model, float32, refitted or not. Its projections become `SparseLinear` in place; afterwards
             they hold what is returned.
         tokens: text; the NLL is that of `tokens.labels`, distillation sees every token.
+        extra: more text to learn from, none of it held out.
         biased: names of projections that may get a bias that they have not.
         dense: the model before pruning, where the objective asks for it; asked once for every row.
         settings: rates are in units of a matrix's root mean square weight.
@@ -160,6 +163,9 @@ def tune(
     if objective.needs_teacher and dense is None:
         raise ValueError("distillation needs the dense model; pass dense=")
     train, heldout = tokens.split(settings.heldout_share, seed=settings.seed)
+    if extra is not None:
+        extra.check_model(model)
+        train = join_rows(train, extra)
     states = teacher_states(dense, train, progress=progress) if objective.needs_teacher else None
     task = _Task(model, _Survivors(model, biased), objective, train, states)
     found = fit(

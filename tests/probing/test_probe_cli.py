@@ -15,7 +15,7 @@ from restorelcc import cli_options, probe_input, similarity
 from restorelcc.adapter import save_adapter
 from restorelcc.compensation import Compensation
 from restorelcc.components import lost_components
-from restorelcc.models import load_model
+from restorelcc.models import load_model, save_checkpoint
 from restorelcc.moments import Moments
 from restorelcc.probes import HeadScores, head_scores
 from restorelcc.resume import contents
@@ -106,6 +106,16 @@ def test_tokens_bound_what_is_read(files: SmallPair, tmp_path: Path) -> None:
         found = succeed("probe", *files.arguments, "--tokens", asked, "--out", tmp_path / f"{asked}")
         assert found["record"]["text"]["rows"] == rows
     assert text.first(text.tokens - 1).tokens < text.tokens
+
+
+def test_scores_are_computed_in_float32_whatever_is_stored(files: SmallPair, tmp_path: Path) -> None:
+    loaded = load_model(files.pruned)
+    save_checkpoint(loaded.model.bfloat16(), loaded.tokenizer, tmp_path / "half")
+    common = ("probe", "--pruned", tmp_path / "half", "--moments", files.moments, "--quiet")
+    default = succeed(*common, "--out", tmp_path / "a")
+    stored = succeed(*common, "--dtype", "stored", "--out", tmp_path / "b")
+    assert (default["record"]["dtype"], stored["record"]["dtype"]) == ("float32", "bfloat16")
+    assert default["scores"] != stored["scores"]
 
 
 def test_the_work_directory_of_restore_will_do(files: SmallPair, tmp_path: Path) -> None:
