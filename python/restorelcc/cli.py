@@ -159,15 +159,17 @@ def prune(model: str, method: str, pattern: str, out: Path, data: Path | None, t
 @choice_option("--recipe", RECIPES, "best, fast: surviving weights change; compensate, paper: vectors for heads.")
 @own_choice_option("--probe", PROBES, "Compensation: how heads are ranked; matters when --heads is a share.")
 @click.option("--heads", metavar="all|SHARE", help="Compensation: heads that get a vector.")
-@own_choice_option("--components", COMPONENTS, "Compensation: directions of the lost activation, or its mean only.")
+@own_choice_option("--components", COMPONENTS, "Compensation: directions of the lost activation, by a seed, or none.")
+@click.option("--rank", type=click.IntRange(min=1), metavar="N", help="Compensation: how many directions a head has.")
 @own_choice_option("--train", TRAINERS, "Compensation: language-model loss, or the closed form with a line search.")
 @own_choice_option("--fold", FOLDS, "Compensation: into the output projection's bias, or an adapter.")
 @own_choice_option("--positions", POSITIONS, "Compensation: tokens that enter the moments; the first never does.")
 @text_options
 @writing_options
 def restore(dense: str, pruned: Path, out: Path, recipe: str, probe: str | None, heads: str | None,
-            components: str | None, train: str | None, fold: str | None, positions: str | None, data: Path | None,
-            tokens: int, window: int, overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
+            components: str | None, rank: int | None, train: str | None, fold: str | None, positions: str | None,
+            data: Path | None, tokens: int, window: int, overwrite: bool, seed: int, as_json: bool,
+            quiet: bool) -> None:  # fmt: skip
     """Give the pruned checkpoint its quality back; every zero stays.
 
     Options marked Compensation belong to the recipes compensate and paper. Steps leave their files in OUT.work; a
@@ -180,7 +182,7 @@ def restore(dense: str, pruned: Path, out: Path, recipe: str, probe: str | None,
     work = out.with_name(out.name + ".work")
     report = run(
         as_directory(dense, work / "dense", progress), pruned, out, recipe=recipe, probe=probe, heads=heads,
-        components=components, train=train, data=data, fold_into=fold, positions=positions, tokens=tokens,
+        components=components, rank=rank, train=train, data=data, fold_into=fold, positions=positions, tokens=tokens,
         window=window, seed=seed, work=work, overwrite=overwrite, progress=progress,
     ).to_dict()  # fmt: skip
     before, after = report["heldout"]["pruned"], report["heldout"]["restored"]

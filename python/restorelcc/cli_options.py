@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 METHODS = ("wanda", "sparsegpt", "magnitude")
 PROBES = ("attribution", "adaptive", "perplexity", "linear", "random")
 RECIPES = ("best", "fast", "compensate", "paper")
-COMPONENTS = ("svd", "mean")
+COMPONENTS = ("svd", "autoencoder", "mean", "random", "none")
 TRAINERS = ("lm", "none")
 FOLDS = ("o_proj", "none")
 POSITIONS = ("all", "last", "response")
@@ -100,7 +100,7 @@ def text_options(verb: Verb) -> Verb:
 
 
 components_option = choice_option(
-    "--components", COMPONENTS, "Directions of the lost activation: components, or its mean only."
+    "--components", COMPONENTS, "Directions: of the lost activation, by a seed, or none."
 )
 heads_option = click.option(
     "--heads", default="all", show_default=True, metavar="all|SHARE", help="Heads that get a vector."

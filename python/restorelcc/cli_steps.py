@@ -19,6 +19,7 @@ from restorelcc.cli_options import (
     heads_option,
     make_progress,
     moments_option,
+    number_option,
     path_option,
     pruned_option,
     refuse_existing,
@@ -35,10 +36,11 @@ from restorelcc.cli_options import (
 @pruned_option
 @path_option("--out", "Moments file; the text used is left beside it as .text.safetensors.")
 @choice_option("--positions", POSITIONS, "Tokens that enter the moments; the first token never does.")
+@number_option("--samples", 0, "Tokens whose lost activation is kept, for --components autoencoder.", least=0)
 @text_options
 @writing_options
-def moments(dense: str, pruned: Path, out: Path, positions: str, data: Path | None, tokens: int, window: int,
-            overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
+def moments(dense: str, pruned: Path, out: Path, positions: str, samples: int, data: Path | None,
+            tokens: int, window: int, overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
     """Step 1: stream text through both models and keep the moments of what each head lost."""
     from restorelcc import models
     from restorelcc import moments as module
@@ -51,7 +53,9 @@ def moments(dense: str, pruned: Path, out: Path, positions: str, data: Path | No
     text = training_text(
         directory, data=data, tokens=tokens, window=window, seed=seed, cache=text_beside(out), progress=progress
     )
-    found = module.collect_moments(directory, pruned, text, out=out, positions=positions, progress=progress)
+    found = module.collect_moments(
+        directory, pruned, text, out=out, positions=positions, samples=samples, seed=seed, progress=progress
+    )
     layers, heads = int(found.total.shape[0]), int(found.total.shape[1])
     counted = int(found.count[0])
     result = {"out": out, "text": text_beside(out), "layers": layers, "heads": heads, "counted_tokens": counted}
@@ -66,11 +70,12 @@ def moments(dense: str, pruned: Path, out: Path, positions: str, data: Path | No
 )
 @heads_option
 @components_option
+@click.option("--rank", type=click.IntRange(min=1), metavar="N", help="How many directions a head has.")
 @trainer_option
 @path_option("--out", "Compensation file.")
 @writing_options
-def train(pruned: Path, moments: Path, scores: Path | None, heads: str, components: str, train: str, out: Path,
-          overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
+def train(pruned: Path, moments: Path, scores: Path | None, heads: str, components: str, rank: int | None, train: str,
+          out: Path, overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
     """Step 3: learn one vector per chosen head, the weights frozen."""
     from restorelcc import models, probes, training
     from restorelcc.components import lost_components
@@ -79,7 +84,7 @@ def train(pruned: Path, moments: Path, scores: Path | None, heads: str, componen
 
     refuse_existing(out, overwrite, pruned, moments, text_of(moments), *([scores] if scores else []), file=True)
     found = Moments.load(moments)
-    lost = lost_components(found, kind=components)
+    lost = lost_components(found, kind=components, rank=rank, seed=seed, progress=make_progress(quiet))
     if scores is not None:
         values = probes.HeadScores.load(scores).scores
     elif heads == "all":

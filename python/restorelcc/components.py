@@ -3,7 +3,12 @@
     ΔZ = U Σ Vᵀ;   v_i = rows of Vᵀ = eigenvectors of ΔZᵀΔZ;   σ_i = sqrt(eigenvalue)
     c_k = Σ_{i≤k} mean(σ_i u_i) v_i = Σ_{i≤k} (mean(ΔZ)·v_i) v_i
 
-RestoreLCC (arXiv 2510.21834) eq. 4-6. No singular value decomposition of stored activations is needed.
+RestoreLCC (arXiv 2510.21834) eq. 4-6. No singular value decomposition of stored activations is needed. Others:
+
+    mean          the one direction mean(ΔZ)
+    autoencoder   orthonormal directions that span the decoder of a small non-linear autoencoder (see `autoencoder`)
+    random        orthonormal directions by a seed: what directions are worth
+    none          no direction at all: training has the free vector b alone, and there is no closed form
 """
 
 from __future__ import annotations
@@ -14,14 +19,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .artifacts import atomic_write_tensors
+from .artifacts import Progress, atomic_write_tensors
+from .autoencoder import fit_autoencoders
 from .models import attention_sites
 from .moments import Moments
 from .step_file import read_step_file
 
 __all__ = ["COMPONENTS", "Components", "lost_components"]
 
-COMPONENTS = ("svd", "mean")
+COMPONENTS = ("svd", "autoencoder", "mean", "random", "none")
+AUTOENCODER_RANK = 16
 _FIELDS = {
     "basis": (torch.float64, "L H R D"), "singular_values": (torch.float64, "L H R"),
     "coefficients": (torch.float64, "L H R"), "unit": (torch.float64, "L H"),
@@ -32,8 +39,8 @@ _FIELDS = {
 class Components:
     """Directions and closed-form compensation of every head, float64.
 
-    basis [L, H, R, D]: unit rows v_i, by falling singular value; singular_values [L, H, R]: σ_i of ΔZ, or
-    sqrt(count)·|mean| for `mean`; coefficients [L, H, R]: mean(ΔZ)·v_i; unit [L, H]: rms of ΔZ per element.
+    basis [L, H, R, D]: unit rows v_i, by falling singular value (zero for `none`); singular_values [L, H, R]: σ_i of
+    ΔZ, for other directions ‖ΔZ v_i‖; coefficients [L, H, R]: mean(ΔZ)·v_i; unit [L, H]: rms of ΔZ per element.
     """
 
     kind: str
@@ -77,35 +84,62 @@ class Components:
         return cls(metadata["components"], **found)
 
 
-def lost_components(moments: Moments, *, kind: str = "svd", rank: int | None = None) -> Components:
-    """The top `rank` components of each head's lost activation (all of them by default).
+def lost_components(
+    moments: Moments, *, kind: str = "svd", rank: int | None = None, seed: int = 0, progress: Progress | None = None
+) -> Components:
+    """The top `rank` components of each head's lost activation (all of them by default; 16 for the autoencoder).
 
     Args:
-        moments: of L layers and H heads of size D.
-        kind: `svd`, the eigenvectors of the Gram matrix; `mean`, the one direction mean(ΔZ).
-        rank: R, at most D; only for `svd`.
+        moments: of L layers and H heads of size D; with sampled rows for the autoencoder.
+        kind: see the module.
+        rank: R, at most D; not for `mean` and `none`.
+        seed: of the random directions and the autoencoder's training.
 
     With rank = D, c is mean(ΔZ) itself, for any basis; the basis then only shapes the training.
 
     Raises:
-        ValueError: unknown kind, or a rank outside 1..D.
+        ValueError: unknown kind, a rank outside 1..D or where there is no choice, or moments without sampled rows.
     """
     mean, head_dim = moments.mean, moments.gram.shape[-1]
+    layers, heads = moments.rms.shape
     if kind not in COMPONENTS:
         raise ValueError(f"unknown components {kind!r}; choose one of {', '.join(COMPONENTS)}")
+    if rank is not None and kind in ("mean", "none"):
+        raise ValueError(f"components {kind} have no rank to choose; leave it out")
+    if kind == "none":
+        nothing = mean.new_zeros(layers, heads, 1)
+        return Components(kind, mean.new_zeros(layers, heads, 1, head_dim), nothing, nothing.clone(), moments.rms)
     if kind == "mean":
         length = mean.norm(dim=-1)
         unit_mean = torch.where(length[..., None] > 0, mean / length.clamp(min=1e-300)[..., None], 0.0)
-        count = moments.count.to(mean.dtype)[:, None]
-        return Components(kind, unit_mean[..., None, :], (count.sqrt() * length)[..., None],
-                          length[..., None], moments.rms)
-    rank = head_dim if rank is None else rank
+        return _along(kind, unit_mean[..., None, :], moments)
+    rank = (min(AUTOENCODER_RANK, head_dim) if kind == "autoencoder" else head_dim) if rank is None else rank
     if not 1 <= rank <= head_dim:
         raise ValueError(f"rank {rank} is outside 1..{head_dim}, the head size")
-    eigenvalues, eigenvectors = torch.linalg.eigh(moments.gram)
-    basis = eigenvectors.flip(-1)[..., :rank].transpose(-1, -2).contiguous()
-    # An eigenvector's sign is arbitrary; point each along the mean so that files compare across machines.
+    if kind == "random":
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(layers, heads, head_dim, rank, generator=generator, dtype=mean.dtype)
+        return _along(kind, torch.linalg.qr(drawn).Q.transpose(-1, -2), moments)
+    if kind == "autoencoder":
+        if moments.samples is None:
+            raise ValueError(
+                "these moments hold no sampled rows of the lost activation, from which the autoencoder learns; collect "
+                "them again with --samples 512"
+            )
+        found = fit_autoencoders(moments.samples.flatten(0, 1), rank, seed=seed, progress=progress)
+        return _along(kind, found.basis.reshape(layers, heads, rank, head_dim), moments)
+    eigenvectors = torch.linalg.eigh(moments.gram)[1]
+    return _along(kind, eigenvectors.flip(-1)[..., :rank].transpose(-1, -2), moments)
+
+
+def _along(kind: str, basis: Tensor, moments: Moments) -> Components:
+    """Components along the orthonormal rows of `basis` [L, H, R, D], by falling ‖ΔZ v_i‖."""
+    mean = moments.mean
+    energy = torch.einsum("lhrd,lhde,lhre->lhr", basis, moments.gram, basis).clamp(min=0)
+    order = energy.argsort(dim=-1, descending=True, stable=True)
+    basis = basis.gather(2, order[..., None].expand_as(basis))
+    # A direction's sign is arbitrary; point each along the mean so that files compare across machines.
     sign = torch.where(torch.einsum("lhrd,lhd->lhr", basis, mean) < 0, -1.0, 1.0).to(basis.dtype)
-    basis = basis * sign[..., None]
-    singular_values = eigenvalues.flip(-1)[..., :rank].clamp(min=0).sqrt()
-    return Components(kind, basis, singular_values, torch.einsum("lhrd,lhd->lhr", basis, mean), moments.rms)
+    basis = (basis * sign[..., None]).contiguous()
+    coefficients = torch.einsum("lhrd,lhd->lhr", basis, mean)
+    return Components(kind, basis, energy.gather(-1, order).sqrt(), coefficients, moments.rms)

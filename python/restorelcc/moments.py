@@ -36,17 +36,22 @@ POSITIONS = ("all", "last", "response")
 _FIELDS = {
     "count": (torch.int64, "L"), "total": (torch.float64, "L H D"), "gram": (torch.float64, "L H D D"),
 }  # fmt: skip
+_SAMPLES = (torch.float32, "L H S D")
 _LAYER = {"count": (torch.int64, "O"), "total": (torch.float64, "H D"), "gram": (torch.float64, "H D D")}
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Streaming moments of every head: count [L] tokens, total [L, H, D] and gram [L, H, D, D], float64."""
+    """Streaming moments of every head: count [L] tokens, total [L, H, D] and gram [L, H, D, D], float64.
+
+    samples: ΔZ at S of the tokens that were counted, the same for all heads, [L, H, S, D] float32; or None.
+    """
 
     count: Tensor
     total: Tensor
     gram: Tensor
     metadata: dict[str, str]
+    samples: Tensor | None = None
 
     @property
     def mean(self) -> Tensor:
@@ -63,13 +68,18 @@ class Moments:
     def save(self, path: Path) -> None:
         """Writes the file that load() reads, whole or not at all."""
         tensors = {"count": self.count, "total": self.total, "gram": self.gram}
+        if self.samples is not None:
+            tensors["samples"] = self.samples
         atomic_write_tensors(path, tensors, {"kind": "moments", "version": "0", **self.metadata})
 
     @classmethod
     def load(cls, path: Path) -> Moments:
         """Raises ValueError when the file is missing, damaged or not a moments file of this version."""
         remedy = "make one with `restorelcc moments`"
-        found, metadata = read_step_file(path, "moments", _FIELDS, name="moments", remedy=remedy)
+        found, metadata = read_step_file(
+            path, "moments", _FIELDS, name="moments", remedy=remedy, others=[_SAMPLES]
+        )
+        found = {name: value for name, value in found.items() if name in _FIELDS or name == "samples"}
         squares = found["gram"].diagonal(dim1=-2, dim2=-1)
         if int(found["count"].min()) < 0 or bool((squares < 0).any()):
             raise ValueError(f"{path} holds a negative count or a negative sum of squares; {remedy}")
@@ -113,6 +123,8 @@ def collect_moments(
     out: Path,
     positions: str = "all",
     skip_first: int = 1,
+    samples: int = 0,
+    seed: int = 0,
     batch: int = 4,
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
@@ -126,6 +138,7 @@ def collect_moments(
             removed at the end. A killed call, repeated with the same arguments, goes on at the layer where
             it stopped and gives the same bits.
         positions, skip_first: see `counted_positions`.
+        samples: tokens whose ΔZ is kept (at most all that count), drawn by `seed`: 4·L·H·D bytes each.
         batch: rows at once.
 
     Memory: two layers, the embeddings, `batch` rows of activations and the state of one layer. Disk: four
@@ -147,22 +160,26 @@ def collect_moments(
     out = Path(out)
     work = out.with_name(out.name + ".work")
     stamp = fingerprint(dense=Path(dense), pruned=Path(pruned), ids=tokens.fingerprint(), positions=positions,
-                        skip_first=skip_first, batch=batch, dtype=str(dtype))
+                        skip_first=skip_first, batch=batch, dtype=str(dtype), samples=[samples, seed])
+    picked = _sampled(keep, samples, seed)
+    fields = {**_LAYER, **({"samples": (torch.float32, "H S D")} if samples else {})}
     names = [site.name for site in sites]
 
     def visit(pair: LayerPair) -> dict[str, Tensor]:
-        state = _one_layer(pair, names[pair.index], keep, heads, head_dim)
-        return {"count": torch.tensor([state.count]), "total": state.total, "gram": state.gram}
+        state, rows = _one_layer(pair, names[pair.index], keep, picked, heads, head_dim)
+        found = {"count": torch.tensor([state.count]), "total": state.total, "gram": state.gram}
+        return {**found, "samples": rows} if samples else found
 
     with only_call(work, out):
         parts = list(stream_pairs(
-            streams, tokens, visit, work=work, stamp=stamp, fields=_LAYER, batch=batch, task="moments",
+            streams, tokens, visit, work=work, stamp=stamp, fields=fields, batch=batch, task="moments",
             progress=progress,
         ))  # fmt: skip
         metadata = {"fingerprint": stamp, "positions": positions, "skip_first": str(skip_first),
                     "sites": json.dumps(names)}
         moments = Moments(torch.cat([p["count"] for p in parts]), torch.stack([p["total"] for p in parts]),
-                          torch.stack([p["gram"] for p in parts]), metadata)
+                          torch.stack([p["gram"] for p in parts]), metadata,
+                          torch.stack([p["samples"] for p in parts]) if samples else None)
         moments.save(out)
         for file in work.iterdir():
             file.unlink()
@@ -170,8 +187,26 @@ def collect_moments(
     return moments
 
 
-def _one_layer(pair: LayerPair, site: str, keep: Tensor, heads: int, head_dim: int) -> HeadMoments:
-    """Runs a layer of both models over all text and returns its head moments."""
+def _sampled(keep: Tensor, samples: int, seed: int) -> Tensor:
+    """bool [n, T]: `samples` of the tokens in `keep`, or all of them where they are fewer.
+
+    Raises:
+        ValueError: a negative number.
+    """
+    if samples < 0:
+        raise ValueError(f"samples is {samples}; it is a number of tokens, 0 or more")
+    places = keep.flatten().nonzero()[:, 0]
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))
+    chosen = torch.zeros(keep.numel(), dtype=torch.bool)
+    chosen[places[order[:samples]]] = True
+    return chosen.reshape(keep.shape)
+
+
+def _one_layer(
+    pair: LayerPair, site: str, keep: Tensor, sampled: Tensor, heads: int, head_dim: int
+) -> tuple[HeadMoments, Tensor]:
+    """Runs a layer of both models over all text; its head moments, and ΔZ [H, S, D] of the sampled tokens."""
+    rows_kept = []
     state: HeadMoments | None = None
     local = site.removeprefix(pair.name + ".")
     for batch in pair.batches():
@@ -189,5 +224,7 @@ def _one_layer(pair: LayerPair, site: str, keep: Tensor, heads: int, head_dim: i
             z = seen[0].reshape(rows, length, heads, head_dim)
             picked.append(z[keep[batch.begin : batch.end, :length]])
         state = ops.head_moments(picked[0], picked[1], state)
+        inside = sampled[batch.begin : batch.end, :length][keep[batch.begin : batch.end, :length]]
+        rows_kept.append((picked[0][inside] - picked[1][inside]).float())
     assert state is not None  # keep has a token and every batch was seen
-    return state
+    return state, torch.cat(rows_kept).transpose(0, 1).contiguous()

@@ -34,6 +34,7 @@ class Recipe:
     probe: str = "attribution"
     heads: str | float = "all"
     components: str = "svd"
+    rank: int | None = None
     train: str = "lm"
     fold: str = "o_proj"
     positions: str = "all"

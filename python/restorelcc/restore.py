@@ -41,6 +41,7 @@ __all__ = ["RestoreReport", "restore", "train_control", "training_text"]
 
 TRAINERS = ("lm", "none")
 MAX_PAIRS = 500  # for the linear probe; its authors use as many
+SAMPLES = 512  # tokens whose lost activation an autoencoder learns from
 ALWAYS_SCORED = ("attribution", "random")  # cheap, and in need of nothing but the text
 
 
@@ -111,6 +112,7 @@ def restore(
     probe: str | None = None,
     heads: str | float | None = None,
     components: str | None = None,
+    rank: int | None = None,
     train: str | None = None,
     fold_into: str | None = None,
     positions: str | None = None,
@@ -133,9 +135,10 @@ def restore(
         recipe: a name of `recipes.RECIPES`, or a `Recipe` of your own. `best` and `fast` change surviving weights and
             biases; `compensate` and `paper` learn c = argmin NLL(pruned model with W_o c added to its output
             projections).
-        probe, heads, components, train, fold_into, positions, skip_first, probe_tokens: of the latter two alone; the
+        probe, heads, components, rank, train, fold_into, positions, skip_first, probe_tokens: of these two alone; the
             recipe's own choice by default. probe: which heads are worth it (see `probes.PROBES`); matters when `heads`
-            is a share. heads: `all`, or a share in (0, 1]. components: `svd` or `mean`. train: `lm`, or `none` for the
+            is a share. heads: `all`, or a share in (0, 1]. components, rank: see
+            `lost_components`. train: `lm`, or `none` for the
             line-searched closed form. fold_into: `o_proj` for a stock checkpoint, `none` for an adapter directory.
             probe_tokens: of the text, for the head scores; each probe's own default otherwise.
         data: .txt or .jsonl; without it the dense model writes its own text.
@@ -147,7 +150,7 @@ def restore(
             model without zeros, NaN weights, or text that is too short. Nothing is written to `out` then.
     """
     asked = {
-        "probe": probe, "heads": heads, "components": components, "train": train, "fold": fold_into,
+        "probe": probe, "heads": heads, "components": components, "rank": rank, "train": train, "fold": fold_into,
         "positions": positions, "skip_first": skip_first, "probe_tokens": probe_tokens,
     }  # fmt: skip
     chosen = _chosen(recipe, {name: value for name, value in asked.items() if value is not None})
@@ -273,19 +276,22 @@ class _Job:
         report, steps, recipe = self.report, self.steps, self.recipe
         if recipe.fold == "o_proj" and target.kind == "adapter":
             report.warnings.append(f"No stock checkpoint can hold this compensation: {target.reason}.")
+        samples = SAMPLES if recipe.components == "autoencoder" else 0
         stamp = fingerprint(
             dense=self.dense, pruned=self.pruned, text=text.fingerprint(), positions=self.recipe.positions,
-            skip_first=self.recipe.skip_first,
+            skip_first=self.recipe.skip_first, samples=samples,
         )  # fmt: skip
         moments = steps.run(
             "moments", stamp,
             lambda path: collect_moments(
                 self.dense, self.pruned, text, out=path, positions=recipe.positions, skip_first=recipe.skip_first,
-                progress=self.progress,
+                samples=samples, seed=self.seed, progress=self.progress,
             ),
             Moments.load,
         )  # fmt: skip
-        lost = lost_components(moments, kind=recipe.components)
+        lost = lost_components(
+            moments, kind=recipe.components, rank=recipe.rank, seed=self.seed, progress=self.progress
+        )
         lost.save(steps.work / "components.safetensors")
 
         loaded = load_model(self.pruned)  # only now: the moments need two layers, not two models
@@ -298,7 +304,8 @@ class _Job:
         with steps.timed("fold"):
             report.fold = _write(self.pruned, result.compensation, self.out, target, recipe.fold, self.overwrite)
         report.settings |= {
-            "probe": recipe.probe, "heads": recipe.heads, "components": recipe.components, "train": self.recipe.train,
+            "probe": recipe.probe, "heads": recipe.heads, "components": recipe.components, "rank": recipe.rank,
+            "train": recipe.train,
             "fold": recipe.fold, "positions": self.recipe.positions, "skip_first": self.recipe.skip_first,
             "probe_tokens": self.recipe.probe_tokens, "source": loaded.source.note,
         }  # fmt: skip
@@ -307,6 +314,11 @@ class _Job:
         report.score_units = {kind: value.unit for kind, value in scores.items()}
         report.selected = chosen.tolist()
         report.history, report.search = result.history, result.search
+
+    @property
+    def _directions(self) -> list[Any]:
+        """All that decides the components, beside the moments."""
+        return [self.recipe.components, self.recipe.rank, self.seed]
 
     def _scores(self, kind: str, loaded: Any, text: TokenSet, lost: Components, stamp: str) -> HeadScores:
         count = probe_tokens_of(kind) if self.recipe.probe_tokens is None else self.recipe.probe_tokens
@@ -326,7 +338,7 @@ class _Job:
             return scores
 
         own = fingerprint(
-            moments=stamp, probe=kind, components=self.recipe.components, seed=self.seed, tokens=count,
+            moments=stamp, probe=kind, components=self._directions, seed=self.seed, tokens=count,
             pairs=None if pairs is None else pairs.fingerprint(),
         )  # fmt: skip
         return self.steps.run(f"scores_{kind}", own, make, HeadScores.load)
@@ -348,7 +360,7 @@ class _Job:
             return result
 
         own = fingerprint(
-            moments=stamp, heads=chosen.tolist(), components=self.recipe.components, train=self.recipe.train,
+            moments=stamp, heads=chosen.tolist(), components=self._directions, train=self.recipe.train,
             settings=asdict(settings), threads=torch.get_num_threads(),
         )  # fmt: skip
         return self.steps.run(

@@ -187,7 +187,8 @@ def _tune(given: _Given, model: Any, refit_stamp: str) -> TuningResult:
     own = _own_text(given)
     stamp = fingerprint(
         dense=given.dense, pruned=given.pruned, refit=refit_stamp, text=given.text.fingerprint(),
-        own=None if own is None else own.fingerprint(), settings=asdict(given.settings), objective=asdict(objective), biased=given.target.biased,
+        own=None if own is None else own.fingerprint(), settings=asdict(given.settings),
+        objective=asdict(objective), biased=given.target.biased,
         threads=torch.get_num_threads(),
     )  # fmt: skip
     record = steps.work / "tuning.report.json"

@@ -167,13 +167,16 @@ def closed_form(
     A full-scale shift of means can destroy a model, so s = 0 (no change) is always among the candidates.
 
     Raises:
-        ValueError: fewer than two rows, components or text of another model, or scales without 0.
+        ValueError: fewer than two rows, components or text of another model, components without directions, or scales
+            without 0.
     """
     if 0.0 not in scales:
         raise ValueError(f"scales are {tuple(scales)}; 0 must be among them, so that nothing can get worse")
     if tokens.ids.shape[0] < 2:
         raise ValueError(f"the line search needs at least 2 rows of text; got {tokens.ids.shape[0]}")
     components.check_model(model)
+    if components.kind == "none":
+        raise ValueError("components none have no directions, so no closed form; train with the language-model loss")
     _, heldout = tokens.split(heldout_share, seed=seed)
     sparse_output_projections(model)
     full = (components.vectors * heads[..., None]).flatten(1).float()
