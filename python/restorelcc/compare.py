@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .evaluation import NllResult, gap_closed, multiple_choice, token_nll
+from .evaluation import NllResult, gap_closed, multiple_choice, predicted_bytes, token_nll
 from .loading import kind_of, load, tokenizer_of
 from .models import load_model
 from .text import load_choices, load_text, prose_windows
@@ -50,6 +50,7 @@ def compare(
         if text is not None
         else prose_windows(first, window=window, max_tokens=tokens)
     )
+    size = predicted_bytes(rows, first)
     items = load_choices(choices) if choices is not None else None
     measured: list[NllResult] = []
     models: list[dict[str, Any]] = []
@@ -60,6 +61,7 @@ def compare(
         model, note = _model(spec)
         nll = token_nll(model, rows, progress=progress)
         entry: dict[str, Any] = {"model": spec, "nll": nll.mean, "perplexity": nll.perplexity, "source": note}
+        entry["bits_per_byte"] = nll.bits_per_byte(size) if size else None
         if items is not None:
             answer = multiple_choice(model, tokenizer, items, progress=progress)
             entry["choices"] = {
@@ -70,7 +72,9 @@ def compare(
             }
         measured.append(nll)
         models.append(entry)
-    text_record = {"name": rows.name, "tokens": rows.tokens, "windows": int(rows.ids.shape[0]), "window": window}
+    text_record = {
+        "name": rows.name, "tokens": rows.tokens, "bytes": size, "windows": int(rows.ids.shape[0]), "window": window,
+    }  # fmt: skip
     result: dict[str, Any] = {"text": text_record, "models": models, "differences": [], "gap": None}
     for spec, other in zip(specs[1:], measured[1:], strict=True):
         paired = gap_closed(measured[0], other, measured[0], seed=seed)  # only its improvement is used
@@ -109,7 +113,10 @@ def summary(result: dict[str, Any]) -> list[str]:
     lines.append(f"{text['name']}: {text['tokens']} predicted tokens in {text['windows']} windows of {text['window']}")
     for row in result["models"]:
         note = f"  ({row['source']})" if row["source"] else ""
-        line = f"{row['model']}: perplexity {row['perplexity']:.4g}, NLL {row['nll']:.4f} nats per token{note}"
+        line = f"{row['model']}: perplexity {row['perplexity']:.4g}, NLL {row['nll']:.4f} nats per token"
+        if row["bits_per_byte"] is not None:
+            line += f", {row['bits_per_byte']:.4f} bits per byte"
+        line += note
         if "choices" in row:
             answer = row["choices"]
             line += (

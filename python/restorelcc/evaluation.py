@@ -22,7 +22,8 @@ from .token_set import TokenSet, padding_id
 from .windows import answer_row
 
 __all__ = [
-    "ChoiceResult", "GapClosed", "NllResult", "gap_closed", "greedy_samples", "multiple_choice", "token_nll",
+    "ChoiceResult", "GapClosed", "NllResult", "gap_closed", "greedy_samples", "multiple_choice", "predicted_bytes",
+    "token_nll",
 ]  # fmt: skip
 
 
@@ -42,6 +43,22 @@ class NllResult:
     def perplexity(self) -> float:
         """exp(mean); infinite when that overflows."""
         return math.exp(self.mean) if self.mean < 700 else math.inf
+
+    def bits_per_byte(self, size: int) -> float:
+        """Σ nll / ln 2 over `size` bytes of text: what models with different tokenizers can be compared by."""
+        return float(self.nll_sum.sum()) / math.log(2) / size
+
+
+def predicted_bytes(tokens: TokenSet, tokenizer: Any) -> int:
+    """UTF-8 bytes of the text of the predicted tokens: of each row's text, less that of what is not predicted."""
+
+    def size(ends: Tensor) -> int:
+        rows = [ids[:end].tolist() for ids, end in zip(tokens.ids, ends.tolist(), strict=True)]
+        with quiet_transformers():
+            texts = tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return sum(len(text.encode()) for text in texts)
+
+    return size(tokens.lengths) - size(tokens.response_start.minimum(tokens.lengths))
 
 
 @torch.no_grad()

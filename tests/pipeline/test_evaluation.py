@@ -11,7 +11,14 @@ import torch
 from random_models import SUPPORTED
 from torch.nn import functional
 
-from restorelcc.evaluation import NllResult, gap_closed, greedy_samples, multiple_choice, token_nll
+from restorelcc.evaluation import (
+    NllResult,
+    gap_closed,
+    greedy_samples,
+    multiple_choice,
+    predicted_bytes,
+    token_nll,
+)
 from restorelcc.text import ChoiceItem, TokenSet
 
 Build = Callable[[str], Any]
@@ -44,6 +51,21 @@ def test_nll_matches_the_stock_loss(stories: Any) -> None:
     text = TokenSet.from_rows([stories.tokenizer("Once upon a time there was a dog.").input_ids], pad=0, name="x")
     stock = stories.model(text.ids, labels=text.labels).loss
     assert token_nll(stories.model, text).mean == pytest.approx(float(stock), rel=1e-5)
+
+
+def test_bits_per_byte_count_the_text_of_predicted_tokens(stories: Any) -> None:
+    prompt, answer = "Once upon a time", " there was a dögg."
+    ids = stories.tokenizer(prompt + answer).input_ids
+    start = len(stories.tokenizer(prompt).input_ids)
+    whole = TokenSet.from_rows([ids], pad=0, name="x")
+    part = TokenSet.from_rows([ids], pad=0, name="x", starts=[start])
+    size = predicted_bytes(part, stories.tokenizer)
+    before = stories.tokenizer.decode(ids[:start], skip_special_tokens=True)
+    assert size == len((prompt + answer).encode()) - len(before.encode())
+    assert size >= len(answer.encode()) - 1
+    assert predicted_bytes(whole, stories.tokenizer) == len((prompt + answer).encode())
+    nll = NllResult(torch.tensor([math.log(2) * 10]), torch.tensor([4]))
+    assert nll.bits_per_byte(5) == pytest.approx(2.0)
 
 
 def test_extreme_logits_stay_finite(random_model: Build, token_set: Callable[..., TokenSet]) -> None:

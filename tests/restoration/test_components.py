@@ -17,7 +17,7 @@ from restorelcc.training import closed_form
 
 
 def planted(heads: int, rows: int, size: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rows [G, S, D] on a curved surface inside of `rank` directions, and little noise; those directions [G, D, R])."""
+    """(rows [G, S, D] on a curved surface inside of `rank` directions, little noise; those directions [G, D, R])."""
     directions = torch.linalg.qr(torch.randn(heads, size, rank)).Q
     code = torch.tanh(2 * torch.randn(heads, rows, rank))
     return code @ directions.transpose(-1, -2) + 0.01 * torch.randn(heads, rows, size), directions
