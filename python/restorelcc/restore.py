@@ -36,6 +36,7 @@ from .resume import is_finished, mark_finished, only_call
 from .step_runner import Steps
 from .text import TokenSet, load_text, write_own_text
 from .training import TrainingResult, TrainingSettings, closed_form, train_compensation
+from .tuning import TuningResult, tune
 
 __all__ = ["RestoreReport", "restore", "train_control", "training_text"]
 
@@ -235,6 +236,8 @@ class _Job:
             "data": str(self.data) if self.data else "written by the dense model", "tokens": self.tokens,
             "window": self.window, "seed": self.seed, "training": asdict(self.settings),
         }  # fmt: skip
+        if self.data is None:
+            self.recipe = recipe = replace(recipe, own_text=0.0)  # all text is the dense model's own
         if recipe.changes_weights:
             self._restore_weights(text, target)
         else:
@@ -251,11 +254,9 @@ class _Job:
 
     def _target(self) -> FoldTarget:
         """The class of the result: for tuning one with as many biases as there can be, for a refit the pruned one's."""
-        target = fold_target(self.pruned, everywhere=self.recipe.tuning is not None)
-        if self.recipe.changes_weights and (self.recipe.tuning is None or target.kind == "adapter"):
-            config = stored_config(self.pruned)
-            return FoldTarget("unchanged", f"{config.model_type} as it is, no bias added", config)
-        return target
+        if self.recipe.changes_weights:
+            return stock_target(self.pruned, everywhere=self.recipe.tuning is not None)
+        return fold_target(self.pruned)
 
     def _restore_weights(self, text: TokenSet, target: FoldTarget) -> None:
         report, recipe = self.report, self.recipe
@@ -381,22 +382,41 @@ def train_control(
     dense: Path,
     out: Path,
     text: TokenSet,
-    components: Components,
     *,
-    settings: TrainingSettings,
+    recipe: str | Recipe = "best",
+    settings: TrainingSettings | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> TrainingResult:
-    """The dense model given the very same training: what adaptation to the text alone is worth.
+) -> TuningResult:
+    """The dense model given the very same tuning: what adaptation to the text alone is worth.
 
-    Same code path, directions, units, text and settings as the pruned model's training; all heads.
-    Written to `out` as a folded checkpoint where the architecture allows, else as an adapter directory.
+    Same code path, rows, objective and settings as the pruned model's tuning; a refit would change nothing of a dense
+    model.
+    Written to `out` as a stock checkpoint.
+
+    Raises:
+        ValueError: a recipe without tuning, and what `tune` refuses.
     """
-    model = load_model(dense).model
-    heads = torch.ones(components.unit.shape, dtype=torch.bool)
-    result = train_compensation(model, text, components, heads, settings, progress=progress)
-    _write(Path(dense), result.compensation, Path(out), fold_target(model.config), "o_proj", overwrite)
+    chosen = _chosen(recipe, {})
+    if chosen.tuning is None or chosen.objective is None:
+        raise ValueError(f"recipe {chosen.name} trains no weights, so there is no such control")
+    target = stock_target(Path(dense), everywhere=True)
+    result = tune(
+        load_model(dense, dtype=torch.float32).model, text, biased=target.biased, objective=chosen.objective,
+        dense=load_model(dense, dtype=torch.float32).model if chosen.objective.needs_teacher else None,
+        settings=settings or chosen.tuning, progress=progress,
+    )  # fmt: skip
+    write_restored(Path(dense), load_model(dense), result.tensors, target, Path(out), overwrite=overwrite)
     return result
+
+
+def stock_target(source: Path, *, everywhere: bool) -> FoldTarget:
+    """`fold_target`, or the class as it is where none is known that has more biases, or where none is asked for."""
+    target = fold_target(source, everywhere=everywhere)
+    if everywhere and target.kind != "adapter":
+        return target
+    config = stored_config(source)
+    return FoldTarget("unchanged", f"{config.model_type} as it is, no bias added", config)
 
 
 def _peak_rss_bytes() -> int:
