@@ -52,7 +52,7 @@ def tiny_packed(tiny_checkpoint: Path) -> Path:
         linear.weight.data[:, ::2] = 0
     names = [site.name for site in attention_sites(model)]
     default = Compensation(torch.ones(1, 16), torch.ones(1, 2, dtype=torch.bool), names)
-    save_packed(restorelcc.pack_model(model, compensations={"default": default}), None, tiny_checkpoint / "packed")
+    save_packed(restorelcc.pack_model(model, compensations={"law": default}), None, tiny_checkpoint / "packed")
     return tiny_checkpoint / "packed"
 
 
@@ -61,7 +61,7 @@ def test_python_blocks_run(
     index: int, tiny_checkpoint: Path, tiny_packed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = blocks("python")[index].replace('"runs/demo/restored"', repr(str(tiny_checkpoint)))
-    source = source.replace('"runs/demo/packed"', repr(str(tiny_packed)))
+    source = source.replace('"packed"', repr(str(tiny_packed)))
     exec(compile(source, f"README.md python block {index}", "exec"), {"__name__": "__main__"})
     capsys.readouterr()
 

@@ -24,6 +24,7 @@ from restorelcc.cli_options import (
     COMPONENTS,
     FOLDS,
     METHODS,
+    NOISES,
     POSITIONS,
     PROBES,
     RECIPES,
@@ -202,21 +203,24 @@ def restore(dense: str, pruned: Path, out: Path, recipe: str, probe: str | None,
     "--text", ".txt or .jsonl; default: English prose from Python's own documentation.", required=False, exists=True
 )
 @path_option("--choices", ".jsonl with query, choices, gold: multiple choice.", required=False, exists=True)
+@choice_option("--noise", NOISES, "On prompts and questions: typing errors, casing, words left out.")
+@click.option("--noise-rate", type=float, default=0.1, show_default=True, help="Share of words that noise hits.")
 @number_option("--tokens", 16384, "Tokens of text to use.")
 @number_option("--window", 512, "Tokens per window.", least=2)
 @seeded_options
-def evaluate(model: str, against: tuple[str, ...], text: Path | None, choices: Path | None, tokens: int, window: int,
-             seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
+def evaluate(model: str, against: tuple[str, ...], text: Path | None, choices: Path | None, noise: str,
+             noise_rate: float, tokens: int, window: int, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
     """Perplexity (and multiple choice) of MODEL, compared on the same windows.
 
     With two --against, the dense and then the pruned model, the share of the gap that MODEL closes is shown
     with its paired bootstrap 95% interval.
     """
     from restorelcc.compare import compare, summary
+    from restorelcc.noisy_text import Noise
 
     result = compare(
         [model, *against], text=text, choices=choices, tokens=tokens, window=window, seed=seed,
-        progress=make_progress(quiet),
+        noise=None if noise == "none" else Noise(noise, noise_rate, seed), progress=make_progress(quiet),
     )  # fmt: skip
     emit(as_json, result, summary(result))
 

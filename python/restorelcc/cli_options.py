@@ -27,6 +27,7 @@ EDITS = ("inject", "ablate")
 SIMILARITIES = ("auto", "tfidf", "embeddings")
 VALUES = ("bf16", "fp32", "fp16", "int8")
 LM_HEADS = ("dense", "int8")
+NOISES = ("none", "typos", "case", "drop")
 DTYPES = ("float32", "stored")
 PICTURES = (".png", ".svg")
 _UNITS = {"B": 1, **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", start=1)},

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .evaluation import NllResult, gap_closed, multiple_choice, predicted_bytes, token_nll
 from .loading import kind_of, load, tokenizer_of
 from .models import load_model
+from .noisy_text import Noise
 from .text import load_choices, load_text, prose_windows
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def compare(
     tokens: int = 16384,
     window: int = 512,
     seed: int = 0,
+    noise: Noise | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """NLL and perplexity of every model, and of the first against the others, window by window.
@@ -37,6 +39,7 @@ def compare(
         specs: the model to judge, then up to two to compare with: any one, or the dense and the pruned model.
             Adapter directories are loaded with their compensation, packed ones with their default compensation.
         text: .txt or .jsonl; English prose of the Python documentation without it.
+        noise: put on prompts and questions, the same for all models.
         choices: multiple-choice items; accuracy with its standard error for every model.
 
     Raises:
@@ -44,14 +47,16 @@ def compare(
     """
     if len(specs) > 3:
         raise ValueError(f"{len(specs) - 1} models to compare with; give at most two: the dense and the pruned one")
+    if noise is not None and text is None and choices is None:
+        raise ValueError("noise is for prompts and questions; give --text FILE.jsonl or --choices")
     first = tokenizer_of(specs[0])
     rows = (
-        load_text(text, first, window=window, max_tokens=tokens, seed=seed)
+        load_text(text, first, window=window, max_tokens=tokens, seed=seed, noise=noise)
         if text is not None
         else prose_windows(first, window=window, max_tokens=tokens)
     )
     size = predicted_bytes(rows, first)
-    items = load_choices(choices) if choices is not None else None
+    items = load_choices(choices, noise=noise) if choices is not None else None
     measured: list[NllResult] = []
     models: list[dict[str, Any]] = []
     for spec in specs:

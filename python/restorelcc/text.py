@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .models import quiet_transformers
+from .noisy_text import Noise
 from .own_text import write_own_text
 from .prose import prose_windows
 from .token_set import TokenSet, padding_id
@@ -25,8 +26,9 @@ __all__ = ["ChoiceItem", "TokenSet", "json_lines", "load_choices", "load_text", 
 
 
 def load_text(
-    path: Path, tokenizer: Any, *, window: int = 512, max_tokens: int | None = None, seed: int = 0
-) -> TokenSet:
+    path: Path, tokenizer: Any, *, window: int = 512, max_tokens: int | None = None, seed: int = 0,
+    noise: Noise | None = None,
+) -> TokenSet:  # fmt: skip
     """The tokens of a text file.
 
     Args:
@@ -36,6 +38,7 @@ def load_text(
         window: tokens a row. A window begins with what the tokenizer puts before a text (such as <s>), if anything.
             Longer lines of a .jsonl are cut to it; lines whose prompt alone fills it are left out and
             counted in `note`.
+        noise: put on the prompts of a `.jsonl`; the answers stay.
         max_tokens: about as many tokens as this (whole rows, at least one), drawn by `seed`, in file order.
 
     Raises:
@@ -47,7 +50,9 @@ def load_text(
         raise ValueError(f"a window of {window} tokens predicts nothing; use 2 or more")
     text = _read(path)
     if path.suffix.lower() == ".jsonl":
-        found = _from_lines(path, text, tokenizer, window)
+        found = _from_lines(path, text, tokenizer, window, noise)
+    elif noise is not None:
+        raise ValueError(f"noise is for prompts, of which {path} has none; give a .jsonl of text and label")
     else:
         found = windows(text, tokenizer, window=window, name=path.name)
     return found if max_tokens is None else _draw(found, max_tokens, seed)
@@ -96,7 +101,7 @@ def _objects(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, value
 
 
-def _from_lines(path: Path, text: str, tokenizer: Any, window: int) -> TokenSet:
+def _from_lines(path: Path, text: str, tokenizer: Any, window: int, noise: Noise | None) -> TokenSet:
     rows: list[list[int]] = []
     starts: list[int] = []
     left_out = lines = 0
@@ -106,6 +111,10 @@ def _from_lines(path: Path, text: str, tokenizer: Any, window: int) -> TokenSet:
             if not all(isinstance(field, str) for field in fields):
                 raise ValueError(f'{path} line {number} needs "text" (and may have "label"), both strings')
             lines += 1
+            if noise is not None:
+                if not fields[1]:
+                    raise ValueError(f"noise is for prompts, and {path} line {number} has no label behind one")
+                fields[0] = noise.apply(fields[0])
             ids, start = (
                 answer_row(tokenizer, fields[0], fields[1]) if fields[1] else (tokenizer(fields[0]).input_ids, 1)
             )
@@ -153,7 +162,7 @@ class ChoiceItem:
         return [(self.query, " " + choice.lstrip()) for choice in self.choices]
 
 
-def load_choices(path: Path) -> list[ChoiceItem]:
+def load_choices(path: Path, *, noise: Noise | None = None) -> list[ChoiceItem]:
     """Multiple-choice items from a .jsonl of {"query", "choices", "gold"}.
 
     {"premise", "hypothesis", "choices", "gold"} becomes the query
@@ -180,5 +189,7 @@ def load_choices(path: Path) -> list[ChoiceItem]:
             raise ValueError(
                 f"{path} line {number} has {len(choices)} choices and gold {gold}; give 2 or more, gold from 0"
             )
+        if noise is not None:
+            query = noise.apply(query)
         items.append(ChoiceItem(query, tuple(str(choice) for choice in choices), gold))
     return items

@@ -209,10 +209,11 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_choices_are_those_of_the_library() -> None:
-    from restorelcc import components, fold, moments, probes, pruning, recipes, restore
+    from restorelcc import components, fold, moments, noisy_text, probes, pruning, recipes, restore
 
     assert set(cli_options.METHODS) == set(pruning.METHODS)
     assert tuple(probes.PROBES) == cli_options.PROBES
+    assert ("none", *noisy_text.NOISES) == cli_options.NOISES
     assert tuple(recipes.RECIPES) == cli_options.RECIPES
     assert cli_options.COMPONENTS == components.COMPONENTS
     assert cli_options.TRAINERS == restore.TRAINERS
