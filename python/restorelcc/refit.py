@@ -44,7 +44,7 @@ class RefitSettings:
     iterations, tolerance: of the conjugate gradients (see `masked_least_squares`).
     """
 
-    ridge: float = 0.1
+    ridge: float = 0.2
     ridge_of: str = "mean"
     iterations: int = 40
     tolerance: float = 1e-2
