@@ -112,7 +112,9 @@ def cli(debug: bool) -> None:
 @cli.command()
 @click.argument("model")
 @choice_option("--method", METHODS, "|w| times the norm of its input; the same with second order; |w| alone.")
-@click.option("--pattern", required=True, metavar="0.5|2:4|4:8", help="Share of zeros, or N of M weights kept.")
+@click.option(
+    "--pattern", required=True, metavar="0.5|2:4|...", help="Share of zeros, or N of M kept; or, by commas, one a layer."
+)
 @path_option("--out", "Directory of the pruned checkpoint.")
 @text_options
 @writing_options
@@ -125,7 +127,8 @@ def prune(model: str, method: str, pattern: str, out: Path, data: Path | None, t
     from restorelcc import models, pruning, text
 
     refuse_existing(out, overwrite, model)
-    wanted = pruning.Pattern.parse(pattern)
+    for part in pattern.split(","):
+        pruning.Pattern.parse(part)  # a wrong one is refused before the model is read
     progress = make_progress(quiet)
     loaded = models.load_model(model)
     calibration = None
@@ -140,7 +143,7 @@ def prune(model: str, method: str, pattern: str, out: Path, data: Path | None, t
     elif data is not None:
         raise ValueError("--data is for --method wanda and sparsegpt; magnitude looks at no text")
     pruning.prune_model(
-        loaded.model, loaded.tokenizer, method=method, pattern=wanted, calibration=calibration, progress=progress
+        loaded.model, loaded.tokenizer, method=method, pattern=pattern, calibration=calibration, progress=progress
     )
     table = pruning.sparsity_table(loaded.model)
     zeros = sum(int(row["zeros"]) for row in table)

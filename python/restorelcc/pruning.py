@@ -12,7 +12,7 @@ one pass before any of them is pruned, as there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .architectures import decoder_layers, prunable_linears, prunable_weights, record_layer_calls
 from .artifacts import Progress, SilentProgress
-from .pruning_pattern import Pattern
+from .pruning_pattern import Pattern, layer_patterns
 from .sparsegpt import sparsegpt
 from .text import TokenSet
 from .wording import one_line
@@ -59,7 +59,7 @@ def prune_model(
         model: a stock causal language model.
         tokenizer: not used by the methods that are here; kept so that all steps are called alike.
         method: "magnitude" needs no text; "wanda" and "sparsegpt" need `calibration`.
-        pattern: a `Pattern` or its text.
+        pattern: a `Pattern` or its text, or a text of one pattern for each layer (see `layer_patterns`).
         calibration: ids [n, T]; padding is left out. Hidden states [n, T, E] are held in memory.
         batch: rows at once.
 
@@ -70,7 +70,9 @@ def prune_model(
     del tokenizer
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
-    chosen = Pattern.parse(pattern) if isinstance(pattern, str) else pattern
+    prefix, layers = decoder_layers(model)
+    patterns = layer_patterns(pattern, len(layers))
+    chosen = {name: patterns[int(name[len(prefix) + 1 :].split(".")[0])] for name, _ in prunable_linears(model)}
     if calibration is not None:
         calibration.check_model(model)
     _refuse_unprunable(model, chosen)
@@ -78,22 +80,22 @@ def prune_model(
     if method == "magnitude":
         linears = prunable_linears(model)
         with progress.task("magnitude", len(linears)) as advance:
-            for _, linear in linears:
-                _apply(linear, chosen.mask(linear.weight.detach().float().abs(), compare="matrix"))
+            for name, linear in linears:
+                _apply(linear, chosen[name].mask(linear.weight.detach().float().abs(), compare="matrix"))
                 advance(1)
     elif calibration is None or calibration.ids.shape[0] == 0:
         raise ValueError(f"{method} needs calibration text; pass some, or use magnitude, which needs none")
     else:
-        pruner = _Wanda(chosen) if method == "wanda" else _SparseGpt(chosen)
-        _layer_by_layer(model, pruner, calibration, batch, progress)
+        _layer_by_layer(model, _Wanda() if method == "wanda" else _SparseGpt(), chosen, calibration, batch, progress)
     table = sparsity_table(model)
     zeros, total = sum(row["zeros"] for row in table), sum(row["rows"] * row["columns"] for row in table)
     seen = 0 if method == "magnitude" or calibration is None else int(calibration.lengths.sum())
-    return PruneReport(method, chosen.text, seen, zeros / total, table)
+    return PruneReport(method, pattern if isinstance(pattern, str) else pattern.text, seen, zeros / total, table)
 
 
-def _refuse_unprunable(model: nn.Module, pattern: Pattern) -> None:
+def _refuse_unprunable(model: nn.Module, patterns: Mapping[str, Pattern]) -> None:
     for name, weight in prunable_weights(model):
+        pattern = patterns[name]
         if pattern.group and weight.shape[1] % pattern.group:
             raise ValueError(
                 f"{name} has {weight.shape[1]} columns, not divisible by the {pattern.group} of pattern "
@@ -112,33 +114,28 @@ def _apply(linear: nn.Linear, keep: Tensor) -> None:
 class _Wanda:
     """Statistic: Σ x_j² [K]."""
 
-    def __init__(self, pattern: Pattern) -> None:
-        self.pattern = pattern
-
     def statistic(self, x: Tensor) -> Tensor:
         return x.double().square().sum(0)
 
-    def prune(self, linear: nn.Linear, squares: Tensor) -> None:
-        _apply(linear, self.pattern.mask(linear.weight.abs().float() * squares.sqrt().float()))
+    def prune(self, linear: nn.Linear, squares: Tensor, pattern: Pattern) -> None:
+        _apply(linear, pattern.mask(linear.weight.abs().float() * squares.sqrt().float()))
 
 
 class _SparseGpt:
     """Statistic: Σ x xᵀ [K, K]."""
 
-    def __init__(self, pattern: Pattern) -> None:
-        self.pattern = pattern
-
     def statistic(self, x: Tensor) -> Tensor:
         return (x.T.float() @ x.float()).double()
 
-    def prune(self, linear: nn.Linear, gram: Tensor) -> None:
-        linear.weight.copy_(sparsegpt(linear.weight, gram, self.pattern))
+    def prune(self, linear: nn.Linear, gram: Tensor, pattern: Pattern) -> None:
+        linear.weight.copy_(sparsegpt(linear.weight, gram, pattern))
 
 
 @torch.no_grad()
 def _layer_by_layer(
-    model: Any, method: _Wanda | _SparseGpt, calibration: TokenSet, batch: int, progress: Progress
-) -> None:
+    model: Any, method: _Wanda | _SparseGpt, patterns: Mapping[str, Pattern], calibration: TokenSet, batch: int,
+    progress: Progress,
+) -> None:  # fmt: skip
     prefix, layers = decoder_layers(model)
     linears = dict(prunable_linears(model))
     hidden, calls, masks = [], [], []
@@ -157,7 +154,7 @@ def _layer_by_layer(
                     _run(layer, state, layer_calls[index])
             for name, linear in inside.items():
                 try:
-                    method.prune(linear, statistics.sums.pop(name))
+                    method.prune(linear, statistics.sums.pop(name), patterns[name])
                 except (ValueError, RuntimeError) as error:
                     raise ValueError(f"{name} cannot be pruned: {one_line(error)}") from error
             for place, layer_calls in enumerate(calls):

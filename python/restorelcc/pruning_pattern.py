@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Pattern"]
+__all__ = ["Pattern", "layer_patterns"]
 
 
 @dataclass(frozen=True)
@@ -84,3 +84,19 @@ def _highest(scores: Tensor, keep: int) -> Tensor:
     above, equal = scores > threshold, scores == threshold
     open_places = keep - above.sum(1, keepdim=True)
     return above | (equal & (equal.cumsum(1) <= open_places))
+
+
+def layer_patterns(text: str | Pattern, layers: int) -> list[Pattern]:
+    """One pattern for each of `layers` decoder layers: "0.5" for all of them, or "0.3,0.4,...", as many as layers.
+
+    Raises:
+        ValueError: a pattern that `Pattern.parse` refuses, or another number of them.
+    """
+    if isinstance(text, Pattern):
+        return [text] * layers
+    parts = [Pattern.parse(part) for part in text.split(",")]
+    if len(parts) not in (1, layers):
+        raise ValueError(
+            f"{len(parts)} patterns for {layers} decoder layers; give one for all, or one for each, first layer first"
+        )
+    return parts * layers if len(parts) == 1 else parts

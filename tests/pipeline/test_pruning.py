@@ -135,6 +135,18 @@ def test_padding_does_not_reach_wanda(random_model: Build, token_set: Callable[.
     masks_equal(*models)
 
 
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+def test_every_layer_may_have_its_own_pattern(
+    method: str, random_model: Build, token_set: Callable[..., Any]
+) -> None:
+    model, tokens = random_model("llama"), token_set(5, 14)
+    report = prune_model(model, None, method=method, pattern="0.25,2:4", calibration=tokens)
+    assert {(row["name"].split(".")[2], row["sparsity"]) for row in report.table} == {("0", 0.25), ("1", 0.5)}
+    assert report.pattern == "0.25,2:4"
+    with pytest.raises(ValueError, match="3 patterns for 2 decoder layers"):
+        prune_model(random_model("llama"), None, method=method, pattern="0.1,0.2,0.3", calibration=tokens)
+
+
 def test_on_a_real_model_sparsegpt_beats_wanda_and_wanda_magnitude(stories: Any) -> None:
     from restorelcc.evaluation import token_nll
     from restorelcc.text import write_own_text
