@@ -113,7 +113,7 @@ def cli(debug: bool) -> None:
 @click.argument("model")
 @choice_option("--method", METHODS, "|w| times the norm of its input; the same with second order; |w| alone.")
 @click.option(
-    "--pattern", required=True, metavar="0.5|2:4|...", help="Share of zeros, or N of M kept; or, by commas, one a layer."
+    "--pattern", required=True, metavar="0.5|2:4|...", help="Share of zeros, or N of M kept; by commas: one a layer."
 )
 @path_option("--out", "Directory of the pruned checkpoint.")
 @text_options
