@@ -72,12 +72,13 @@ def moments(dense: str, pruned: Path, out: Path, positions: str, samples: int, d
 @components_option
 @click.option("--rank", type=click.IntRange(min=1), metavar="N", help="How many directions a head has.")
 @trainer_option
+@fold_option
 @path_option("--out", "Compensation file.")
 @writing_options
 def train(pruned: Path, moments: Path, scores: Path | None, heads: str, components: str, rank: int | None, train: str,
-          out: Path, overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
+          fold: str, out: Path, overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
     """Step 3: learn one vector per chosen head, the weights frozen."""
-    from restorelcc import models, probes, training
+    from restorelcc import fold_target, models, probes, training
     from restorelcc.components import lost_components
     from restorelcc.moments import Moments
     from restorelcc.text import TokenSet
@@ -96,11 +97,12 @@ def train(pruned: Path, moments: Path, scores: Path | None, heads: str, componen
     chosen = probes.select_heads(values, heads)
     model, rows = models.load_model(pruned).model, TokenSet.load(text_of(moments))
     progress = make_progress(quiet)
+    tied = fold_target.fold_target(model.config).tied if fold == "o_proj" else 1
     if train == "lm":
         settings = training.TrainingSettings(seed=seed)
-        learned = training.train_compensation(model, rows, lost, chosen, settings, progress=progress)
+        learned = training.train_compensation(model, rows, lost, chosen, settings, tied=tied, progress=progress)
     else:
-        learned = training.closed_form(model, rows, lost, chosen, seed=seed, progress=progress)
+        learned = training.closed_form(model, rows, lost, chosen, tied=tied, seed=seed, progress=progress)
     learned.compensation.save(out)
     result = {
         "out": out, "heads": int(chosen.sum()), "heldout_before": learned.heldout_before,

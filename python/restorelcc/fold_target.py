@@ -2,6 +2,7 @@
 
     o_proj_bias      the class has that bias at every output projection, or can be told to (`attention_bias`)
     llama_reexport   the same function as a Llama with `attention_bias` (Mistral, Qwen2, no sliding window)
+    v_proj_bias      c in the value projection's bias: attention weights sum to 1, so z + c = Σ a_t (v_t + c)
     adapter          no stock class is known that computes the same with one
 
 Asked for `everywhere`, biases at all projections inside the decoder layers that a stock class can have.
@@ -19,7 +20,7 @@ from torch import nn
 
 from .models import attention_sites, plain_errors, prunable_linears
 
-__all__ = ["FoldTarget", "fold_target", "skeleton_of", "stored_config"]
+__all__ = ["FoldTarget", "fold_target", "skeleton_of", "stored_config", "value_projection"]
 
 # Configurations that a Llama with attention_bias reproduces exactly when there is no sliding window.
 _LLAMA_TWINS = ("mistral", "qwen2")
@@ -35,14 +36,17 @@ class FoldTarget:
     """Where W_o c can live.
 
     kind: `o_proj_bias` (the stock class has, or can be told to have, that bias), `llama_reexport` (the same
-    function as a Llama with attention_bias), `adapter` (no place in a stock checkpoint), or `unchanged` (nobody asked).
+    function as a Llama with attention_bias), `v_proj_bias`, `adapter` (no place in a stock checkpoint), or `unchanged`
+    (nobody asked).
     new_parameters: biases that the target class has and the source has not; they start at zero.
+    tied: how many neighbouring heads must share one c: those that read the same values, for `v_proj_bias`.
     """
 
     kind: str
     reason: str
     config: Any
     new_parameters: list[str] = field(default_factory=list)
+    tied: int = 1
 
     @property
     def biased(self) -> list[str]:
@@ -111,7 +115,7 @@ def fold_target(source: Path | Any, *, everywhere: bool = False) -> FoldTarget:
             return FoldTarget("o_proj_bias", f"{config.model_type} with {' and '.join(told)}", changed, added)
     if config.model_type in _LLAMA_TWINS:
         if _sliding_window(config):
-            return FoldTarget(
+            return _in_values(config, skeleton) or FoldTarget(
                 "adapter",
                 f"this {config.model_type} model uses a sliding window of {config.sliding_window} tokens, which the "
                 "Llama class it would be re-exported as lacks; the compensation is written as an adapter directory",
@@ -121,12 +125,42 @@ def fold_target(source: Path | Any, *, everywhere: bool = False) -> FoldTarget:
         return FoldTarget(
             "llama_reexport", f"{config.model_type} is a Llama with attention_bias", llama, _added(llama, names)
         )
-    return FoldTarget(
+    return _in_values(config, skeleton) or FoldTarget(
         "adapter",
         f"the stock {config.model_type} class has no bias at its attention output projections, and no stock class "
         "is known that computes the same with one; the compensation is written as an adapter directory",
         config,
     )
+
+
+def _in_values(config: Any, skeleton: nn.Module) -> FoldTarget | None:
+    """The biases of the value projections, where every layer has one, split into heads as the output projection is."""
+    tied = set()
+    for site in attention_sites(skeleton):
+        try:
+            values: Any = skeleton.get_submodule(value_projection(site.name))
+        except AttributeError:
+            return None
+        if getattr(values, "bias", None) is None or values.out_features % site.head_dim:
+            return None
+        groups = values.out_features // site.head_dim
+        if site.heads % groups:
+            return None
+        tied.add(site.heads // groups)
+    if len(tied) != 1:
+        return None
+    shared = tied.pop()
+    return FoldTarget(
+        "v_proj_bias",
+        f"{config.model_type} has a bias at its value projections and none at its output projections; "
+        f"{shared} heads share each",
+        config, tied=shared,
+    )  # fmt: skip
+
+
+def value_projection(output: str) -> str:
+    """The name of the value projection beside an output projection."""
+    return f"{output.rpartition('.')[0]}.v_proj"
 
 
 def _added(config: Any, names: set[str]) -> list[str]:

@@ -301,7 +301,8 @@ class _Job:
             for kind in dict.fromkeys((recipe.probe, *ALWAYS_SCORED))
         }
         chosen = select_heads(scores[recipe.probe].scores, recipe.heads)
-        result = self._trained(loaded.model, text, lost, chosen, stamp)
+        tied = target.tied if recipe.fold == "o_proj" else 1
+        result = self._trained(loaded.model, text, lost, chosen, tied, stamp)
         with steps.timed("fold"):
             report.fold = _write(self.pruned, result.compensation, self.out, target, recipe.fold, self.overwrite)
         report.settings |= {
@@ -313,7 +314,7 @@ class _Job:
         report.heldout = {"pruned": result.heldout_before, "restored": result.heldout_after}
         report.head_scores = {kind: value.scores.tolist() for kind, value in scores.items()}
         report.score_units = {kind: value.unit for kind, value in scores.items()}
-        report.selected = chosen.tolist()
+        report.selected = result.compensation.heads.tolist()
         report.history, report.search = result.history, result.search
 
     @property
@@ -344,16 +345,17 @@ class _Job:
         )  # fmt: skip
         return self.steps.run(f"scores_{kind}", own, make, HeadScores.load)
 
-    def _trained(self, model: Any, text: TokenSet, lost: Components, chosen: Tensor, stamp: str) -> TrainingResult:
+    def _trained(self, model: Any, text: TokenSet, lost: Components, chosen: Tensor, tied: int, stamp: str
+    ) -> TrainingResult:
         settings = self.settings
         record = self.steps.work / "training.json"
 
         def make(path: Path) -> TrainingResult:
             if self.recipe.train == "lm":
-                result = train_compensation(model, text, lost, chosen, settings, progress=self.progress)
+                result = train_compensation(model, text, lost, chosen, settings, tied=tied, progress=self.progress)
             else:
                 result = closed_form(
-                    model, text, lost, chosen, heldout_share=settings.heldout_share, seed=settings.seed,
+                    model, text, lost, chosen, heldout_share=settings.heldout_share, tied=tied, seed=settings.seed,
                     progress=self.progress,
                 )  # fmt: skip
             atomic_write_json(record, {key: value for key, value in vars(result).items() if key != "compensation"})
@@ -361,7 +363,7 @@ class _Job:
             return result
 
         own = fingerprint(
-            moments=stamp, heads=chosen.tolist(), components=self._directions, train=self.recipe.train,
+            moments=stamp, heads=chosen.tolist(), components=self._directions, tied=tied, train=self.recipe.train,
             settings=asdict(settings), threads=torch.get_num_threads(),
         )  # fmt: skip
         return self.steps.run(

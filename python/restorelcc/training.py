@@ -55,8 +55,9 @@ class _Heads(nn.Module):
     unit: Tensor
     chosen: Tensor
 
-    def __init__(self, components: Components, heads: Tensor) -> None:
+    def __init__(self, components: Components, heads: Tensor, tied: int) -> None:
         super().__init__()
+        self.tied = tied
         self.register_buffer("basis", components.basis.float())
         self.register_buffer("unit", components.unit.float()[..., None])
         self.register_buffer("chosen", heads.float()[..., None])
@@ -67,16 +68,18 @@ class _Heads(nn.Module):
     def vectors(self) -> Tensor:
         """c [L, H·D]."""
         c = self.unit * self.chosen * (torch.einsum("lhr,lhrd->lhd", self.beta, self.basis) + self.b)
-        return c.flatten(1)
+        return shared_by_heads(c, self.tied).flatten(1)
 
 
 class _Trainer:
     """One optimisation run over batches of rows; the comp vectors of the projections are its leaves."""
 
-    def __init__(self, model: nn.Module, components: Components, heads: Tensor, rate: float, steps: int) -> None:
+    def __init__(
+        self, model: nn.Module, components: Components, heads: Tensor, tied: int, rate: float, steps: int
+    ) -> None:
         self.model = model
         self.comps = [p.comp for p in sparse_output_projections(model)]
-        self.heads = _Heads(components, heads)
+        self.heads = _Heads(components, heads, tied)
         self.optimiser = torch.optim.Adam(self.heads.parameters(), lr=rate, betas=(0.9, 0.95))
         self.schedule = schedule(self.optimiser, steps)
 
@@ -117,6 +120,7 @@ def train_compensation(
     heads: Tensor,
     settings: TrainingSettings | None = None,
     *,
+    tied: int = 1,
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Trains β and b of the chosen heads on `tokens` (loss where `tokens.labels` count).
@@ -126,6 +130,7 @@ def train_compensation(
             `SparseLinear` in place; afterwards they hold the returned compensation.
         components: directions v_i and units u of every head.
         heads: bool [L, H], the heads that may change.
+        tied: so many neighbouring heads share one vector (see `FoldTarget`); all of them change where one may.
 
     The same seed, threads, CPU and versions give the same bits.
 
@@ -136,10 +141,11 @@ def train_compensation(
     settings, progress = settings or TrainingSettings(), progress or SilentProgress()
     settings.check(len(tokens))
     components.check_model(model)
+    heads = tied_heads(heads, tied)
     tokens.check_model(model)
     train, heldout = tokens.split(settings.heldout_share, seed=settings.seed)
     found = fit(
-        lambda rate, steps: _Trainer(model, components, heads, rate, steps),
+        lambda rate, steps: _Trainer(model, components, heads, tied, rate, steps),
         [batch_of(train, rows) for rows in shuffled_rows(train, settings)[: settings.steps]],
         lambda: token_nll(model, heldout, batch=4).mean,
         settings,
@@ -159,6 +165,7 @@ def closed_form(
     *,
     heldout_share: float = 0.1,
     scales: Sequence[float] = SCALES,
+    tied: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> TrainingResult:
@@ -179,7 +186,8 @@ def closed_form(
         raise ValueError("components none have no directions, so no closed form; train with the language-model loss")
     _, heldout = tokens.split(heldout_share, seed=seed)
     sparse_output_projections(model)
-    full = (components.vectors * heads[..., None]).flatten(1).float()
+    heads = tied_heads(heads, tied)
+    full = shared_by_heads(components.vectors * heads[..., None], tied).flatten(1).float()
     search = []
     with (progress or SilentProgress()).task("line search", len(scales)) as advance:
         for scale in scales:
@@ -199,3 +207,18 @@ def _install(model: nn.Module, vectors: Tensor) -> None:
         assert projection.comp is not None
         with torch.no_grad():
             projection.comp.copy_(vector)
+
+
+def shared_by_heads(vectors: Tensor, tied: int) -> Tensor:
+    """[L, H, D] -> [L, H, D]: each group of `tied` neighbouring heads gets the mean of its vectors."""
+    if tied == 1:
+        return vectors
+    layers, heads, size = vectors.shape
+    groups = vectors.reshape(layers, heads // tied, tied, size)
+    return groups.mean(2, keepdim=True).expand_as(groups).reshape(layers, heads, size)
+
+
+def tied_heads(heads: Tensor, tied: int) -> Tensor:
+    """bool [L, H]: the heads, and those that are tied to one of them."""
+    groups = heads.reshape(heads.shape[0], -1, tied)
+    return groups.any(-1, keepdim=True).expand_as(groups).reshape(heads.shape)

@@ -18,6 +18,8 @@ from restorelcc.fold import fold
 from restorelcc.fold_target import fold_target
 from restorelcc.loading import load
 from restorelcc.models import attention_sites, load_model, save_checkpoint
+from restorelcc.restore import restore
+from restorelcc.training_loop import TrainingSettings
 
 STOCK_PROCESS = """
 import sys, torch
@@ -104,8 +106,50 @@ def test_real_model_in_a_stock_process(stories_pair: tuple[Path, Path], tmp_path
     assert config["model_type"] == "llama"
 
 
-@pytest.mark.parametrize("kind", ["mistral-sliding", "qwen2-sliding"])
-def test_sliding_window_goes_to_an_adapter(kind: str, tmp_path: Path) -> None:
+def tied(compensation: Compensation, heads: int = 2, size: int = 8) -> Compensation:
+    """Neighbouring heads share their first one's vector."""
+    groups = compensation.vectors.reshape(len(compensation.sites), -1, heads, size)
+    shared = groups[:, :, :1].expand_as(groups).reshape(compensation.vectors.shape).clone()
+    return Compensation(shared, compensation.heads, compensation.sites)
+
+
+def test_heads_that_share_values_share_a_vector_in_their_bias(tmp_path: Path) -> None:
+    """Qwen2 with a sliding window has no bias behind its attention, but one at its values; 4 heads, 2 of values."""
+    _, pruned = random_pair("qwen2-sliding", tmp_path)
+    target = fold_target(small_config("qwen2-sliding"))
+    assert (target.kind, target.tied) == ("v_proj_bias", 2)
+    compensation = tied(some_compensation(pruned))
+    report = fold(pruned, compensation, tmp_path / "restored")
+    assert report.kind == "v_proj_bias"
+    ids = torch.randint(3, 96, (2, 17), generator=torch.Generator().manual_seed(0))  # longer than the window of 8
+    hooked, plain = apply_compensation(load_model(pruned).model, compensation), load_model(pruned).model
+    with torch.no_grad():
+        want, unchanged = hooked(input_ids=ids).logits, plain(input_ids=ids).logits
+    assert float((want - unchanged).abs().max()) > 100 * budget(want)
+    got, name = stock_logits(tmp_path / "restored", ids, tmp_path)
+    assert name == "Qwen2ForCausalLM"
+    assert float((got - want).abs().max()) <= budget(want)
+    with pytest.raises(ValueError, match="2 heads share each value projection's bias"):
+        fold(pruned, some_compensation(pruned), tmp_path / "untied")
+
+
+def test_a_compensation_is_trained_for_where_it_will_live(tmp_path: Path) -> None:
+    dense, pruned = random_pair("qwen2-sliding", tmp_path)
+    words = tmp_path / "words.txt"
+    words.write_text(" ".join(f"w{3 + (7 * i + i * i // 5) % 90}" for i in range(600)))
+    settings = TrainingSettings(learning_rates=(0.05,), batch_tokens=64, evaluations=3, epochs=3.0)
+    for train in ("lm", "none"):
+        report = restore(dense, pruned, tmp_path / train, recipe="compensate", heads=0.25, train=train, data=words,
+                         tokens=512, window=16, training=settings)  # fmt: skip
+        assert report.fold["kind"] == "v_proj_bias"
+        chosen = torch.tensor(report.selected).reshape(2, 2, 2)
+        assert torch.equal(chosen[..., 0], chosen[..., 1])
+        assert report.heldout["restored"] <= report.heldout["pruned"]
+        assert load_model(tmp_path / train).model(torch.ones(1, 4, dtype=torch.int64)).logits.isfinite().all()
+
+
+def test_sliding_window_goes_to_an_adapter(tmp_path: Path) -> None:
+    kind = "mistral-sliding"
     _, pruned = random_pair(kind, tmp_path)
     target = fold_target(small_config(kind))
     assert target.kind == "adapter"
