@@ -160,7 +160,9 @@ def prune(model: str, method: str, pattern: str, out: Path, data: Path | None, t
 @click.option("--dense", required=True, metavar="MODEL", help="The model before pruning.")
 @pruned_option
 @path_option("--out", "Directory of the restored checkpoint.")
-@choice_option("--recipe", RECIPES, "best, fast: surviving weights change; compensate, paper: vectors for heads.")
+@own_choice_option(
+    "--recipe", RECIPES, "best, fast: weights change; compensate, paper: vectors.  [default: best with --data]"
+)
 @own_choice_option("--probe", PROBES, "Compensation: how heads are ranked; matters when --heads is a share.")
 @click.option("--heads", metavar="all|SHARE", help="Compensation: heads that get a vector.")
 @own_choice_option("--components", COMPONENTS, "Compensation: directions of the lost activation, by a seed, or none.")
@@ -170,7 +172,7 @@ def prune(model: str, method: str, pattern: str, out: Path, data: Path | None, t
 @own_choice_option("--positions", POSITIONS, "Compensation: tokens that enter the moments; the first never does.")
 @text_options
 @writing_options
-def restore(dense: str, pruned: Path, out: Path, recipe: str, probe: str | None, heads: str | None,
+def restore(dense: str, pruned: Path, out: Path, recipe: str | None, probe: str | None, heads: str | None,
             components: str | None, rank: int | None, train: str | None, fold: str | None, positions: str | None,
             data: Path | None, tokens: int, window: int, overwrite: bool, seed: int, as_json: bool,
             quiet: bool) -> None:  # fmt: skip

@@ -1,6 +1,6 @@
 """The whole job on a real model: prune SmolLM2-135M, restore it, compare, write a report.
 
-    dense -> text -> pruned -> heads -> restored -> control -> stock check -> evaluation -> report.json, report.html
+    dense -> text -> pruned -> restored -> control -> stock check -> evaluation -> report.json, report.html
 
 Every step's result is recorded in OUT/work beside the fingerprint of what went into it, so that a repeated call
 computes only what is missing or has changed. The evaluation text is never calibrated or trained on.
@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import partial
@@ -33,29 +33,17 @@ from .artifacts import (
     fingerprint,
     versions,
 )  # fmt: skip
-from .components import lost_components
+from .compensation import Compensation, apply_compensation
+from .components import Components
 from .demo_report import assemble
 from .evaluation import NllResult, greedy_samples, token_nll
-from .models import (
-    import_model,
-    load_model,
-    load_tokenizer,
-    prunable_linears,
-    replace_module,
-    resolve_model,
-    save_checkpoint,
-)
-from .moments import collect_moments
-from .probes import head_scores
+from .models import import_model, load_model, load_tokenizer, resolve_model, save_checkpoint
 from .pruning import prune_model, sparsity_table
 from .report import write_report
-from .restore import restore, stock_target, train_control, training_text
-from .restored_checkpoint import retargeted
+from .restore import restore, train_control, training_text
 from .resume import contents, only_call, read_record
-from .sparse_linear import SparseLinear
-from .tensor_file import load_tensors
 from .text import TokenSet, prose_windows
-from .training_loop import TrainingSettings
+from .training import TrainingSettings
 
 __all__ = ["FULL", "QUICK", "Sizes", "demo"]
 
@@ -82,8 +70,8 @@ class Sizes:
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
-FULL = Sizes(12288, 256, 10240, 512, 32, 4096, TrainingSettings(learning_rates=(0.001, 0.002)))
-QUICK = Sizes(2048, 64, 2048, 256, 12, 512, TrainingSettings(learning_rates=(0.001,), evaluations=3))
+FULL = Sizes(12288, 256, 10240, 512, 32, 4096, TrainingSettings(learning_rates=(0.015, 0.03)))
+QUICK = Sizes(2048, 64, 2048, 256, 12, 512, TrainingSettings(learning_rates=(0.03,), evaluations=3))
 
 
 class _Ledger:
@@ -163,7 +151,7 @@ def demo(
             shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
         atomic_write_json(work / "code.json", {"fingerprint": code})
-        with progress.task("demo", 12) as advance:
+        with progress.task("demo", 11) as advance:
             run = _Run(out, work, source, sizes, seed, _Ledger(work / "steps.json", advance), progress)
             record = run.all()
         report = assemble(
@@ -198,22 +186,17 @@ class _Run:
             [pruned],
             lambda: self._prune(dense, text, pruned),
         )
-        heads = ledger.run(
-            "heads",
-            {"dense": dense, "pruned": pruned, "text": ids, "seed": self.seed, "probe_tokens": sizes.probe_tokens},
-            [work / "moments.safetensors"],
-            lambda: self._heads(dense, pruned, text),
-        )
         training = asdict(sizes.training)
         restoration = ledger.run(
             "restore",
-            {"dense": dense, "pruned": pruned, "text": ids, "training": training, "seed": self.seed},
-            [restored, work / "tuning.safetensors"],
+            {"dense": dense, "pruned": pruned, "text": ids, "training": training, "seed": self.seed,
+             "probe_tokens": sizes.probe_tokens},
+            [restored, work / "components.safetensors"],
             lambda: self._restore(dense, pruned, restored),
         )
         ledger.run(
             "control",
-            {"dense": dense, "text": ids, "training": training, "seed": self.seed},
+            {"dense": dense, "pruned": pruned, "text": ids, "training": training, "seed": self.seed},
             [control],
             lambda: self._control(dense, text, control),
         )
@@ -222,9 +205,7 @@ class _Run:
             "stock check",
             {"pruned": pruned, "restored": restored, "prose": prose.fingerprint()},
             [],
-            lambda: stock_check(
-                pruned, restored, load_tensors(work / "tuning.safetensors", "tuning"), prose.ids[:2, :96], work
-            ),
+            lambda: stock_check(pruned, restored, prose.ids[:2, :96], work),
         )
         measured = {}
         for key, path in (("dense", dense), ("pruned", pruned), ("restored", restored), ("control", control)):
@@ -236,7 +217,7 @@ class _Run:
             )  # fmt: skip
         _, heldout = text.split(sizes.training.heldout_share, seed=self.seed)
         return {
-            "restoration": restoration, "heads": heads, "check": check, "measured": measured, "prompts": list(PROMPTS),
+            "restoration": restoration, "check": check, "measured": measured, "prompts": list(PROMPTS),
             "prose": {"name": prose.name, "tokens": prose.tokens, "windows": len(prose.ids),
                       "window": sizes.evaluation_window},
             "text": {"name": text.name, "tokens": text.tokens - heldout.tokens, "heldout_tokens": heldout.tokens},
@@ -277,30 +258,18 @@ class _Run:
         )
         save_checkpoint(loaded.model, loaded.tokenizer, pruned, overwrite=True)
 
-    def _heads(self, dense: Path, pruned: Path, text: TokenSet) -> dict[str, Any]:
-        """What each head lost is worth: the picture of the report."""
-        moments = collect_moments(
-            dense, pruned, text, out=self.work / "moments.safetensors", progress=self.progress
-        )
-        part = text.first(self.sizes.probe_tokens)
-        found = {}
-        for kind in ("attribution", "random"):
-            scores = head_scores(
-                kind, load_model(pruned).model, part, lost_components(moments), seed=self.seed, progress=self.progress
-            )
-            found[kind] = {"scores": scores.scores.tolist(), "unit": scores.unit}
-        return found
-
     def _restore(self, dense: Path, pruned: Path, restored: Path) -> dict[str, Any]:
         report = restore(
-            dense, pruned, restored, tokens=self.sizes.train_tokens, window=self.sizes.window,
-            training=self.sizes.training, seed=self.seed, work=self.work, overwrite=True, progress=self.progress,
+            dense, pruned, restored, recipe="compensate", tokens=self.sizes.train_tokens, window=self.sizes.window,
+            probe_tokens=self.sizes.probe_tokens, training=self.sizes.training, seed=self.seed, work=self.work,
+            overwrite=True, progress=self.progress,
         )  # fmt: skip
         return report.to_dict()
 
     def _control(self, dense: Path, text: TokenSet, control: Path) -> None:
+        lost = Components.load(self.work / "components.safetensors")
         settings = TrainingSettings(**{**asdict(self.sizes.training), "seed": self.seed})
-        train_control(dense, control, text, settings=settings, overwrite=True, progress=self.progress)
+        train_control(dense, control, text, lost, settings=settings, overwrite=True, progress=self.progress)
 
 
 def _measure(path: Path, prose: TokenSet, prompts: list[str], new_tokens: int, progress: Progress) -> dict[str, Any]:
@@ -313,20 +282,15 @@ def _measure(path: Path, prose: TokenSet, prompts: list[str], new_tokens: int, p
     }  # fmt: skip
 
 
-def stock_check(
-    pruned: Path, restored: Path, changed: Mapping[str, Tensor], ids: Tensor, work: Path
-) -> dict[str, Any]:
+def stock_check(pruned: Path, restored: Path, ids: Tensor, work: Path) -> dict[str, Any]:
     """Logits of the restored checkpoint in a process without restorelcc, against the sparse kernels' here.
 
-    Here: the pruned model with what was changed, every projection packed.
     Budget: |kernels − stock float64| <= 2 max|stock − stock float64| + 1e-5 max|logit|.
 
     Raises:
         ValueError: outside the budget, or the other process failed.
     """
-    hooked: Any = retargeted(load_model(pruned).model, changed, stock_target(pruned, everywhere=True))
-    for name, linear in prunable_linears(hooked):
-        replace_module(hooked, name, SparseLinear.from_linear(linear))
+    hooked = apply_compensation(load_model(pruned).model, Compensation.load(restored / "compensation.safetensors"))
     with torch.no_grad():
         ours = hooked(ids, use_cache=False).logits.double()
     ids_file, out_file = work / "check_ids.safetensors", work / "check_logits.safetensors"

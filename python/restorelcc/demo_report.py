@@ -58,7 +58,7 @@ def assemble(
         },
         "evaluation": record["prose"],
         "training": {**record["text"], **_training(restoration)},
-        "heads": _heads(record["heads"]),
+        "heads": _heads(restoration),
         "sparsity": _sparsity(measured["pruned"]["sparsity"], measured["restored"]["sparsity"], restoration["fold"]),
         "verification": record["check"],
         "samples": [
@@ -154,14 +154,19 @@ def _training(restoration: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _heads(scores: Mapping[str, Any]) -> dict[str, Any]:
+def _heads(restoration: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = restoration["selected"]
     return {
-        "scores": scores,
-        "chosen": None,
+        "scores": {
+            kind: {"scores": scores, "unit": restoration["score_units"][kind]}
+            for kind, scores in restoration["head_scores"].items()
+        },
+        "chosen": chosen,
+        "chosen_count": sum(map(sum, chosen)),
+        "count": sum(map(len, chosen)),
         "explanation": (
-            "What the lost component of one head alone would give back, before anything was restored. Attribution is "
-            "the first-order estimate of how much the NLL falls: blue falls, red rises. Random is the baseline that a "
-            "probe has to beat. All heads are restored."
+            "Attribution is the first-order estimate of how much the NLL falls when a head alone gets its lost "
+            "component back: blue falls, red rises. Random is the baseline that a probe has to beat."
         ),
     }
 

@@ -29,14 +29,13 @@ from .pairs import contrastive_pairs
 from .probes import PROBES, HeadScores, head_scores, select_heads
 from .probes import probe_tokens as probe_tokens_of
 from .pruning import sparsity_table
-from .recipes import RECIPES, Recipe
+from .recipes import RECIPES, Recipe, default_recipe
 from .restore_weights import restore_weights
 from .restored_checkpoint import write_restored
 from .resume import is_finished, mark_finished, only_call
 from .step_runner import Steps
 from .text import TokenSet, load_text, write_own_text
 from .training import TrainingResult, TrainingSettings, closed_form, train_compensation
-from .tuning import TuningResult, tune
 
 __all__ = ["RestoreReport", "restore", "train_control", "training_text"]
 
@@ -109,7 +108,7 @@ def restore(
     pruned: Path,
     out: Path,
     *,
-    recipe: str | Recipe = "best",
+    recipe: str | Recipe | None = None,
     probe: str | None = None,
     heads: str | float | None = None,
     components: str | None = None,
@@ -133,7 +132,8 @@ def restore(
     Args:
         dense, pruned: checkpoint directories with the same shapes; the pruned one has zeros.
         out: the restored checkpoint (or adapter directory); whole or absent.
-        recipe: a name of `recipes.RECIPES`, or a `Recipe` of your own. `best` and `fast` change surviving weights and
+        recipe: a name of `recipes.RECIPES`, or a `Recipe` of your own; by default `best` where there is `data`, else
+            `compensate` (see `recipes.default_recipe`). `best` and `fast` change surviving weights and
             biases; `compensate` and `paper` learn c = argmin NLL(pruned model with W_o c added to its output
             projections).
         probe, heads, components, rank, train, fold_into, positions, skip_first, probe_tokens: of these two alone; the
@@ -154,7 +154,8 @@ def restore(
         "probe": probe, "heads": heads, "components": components, "rank": rank, "train": train, "fold": fold_into,
         "positions": positions, "skip_first": skip_first, "probe_tokens": probe_tokens,
     }  # fmt: skip
-    chosen = _chosen(recipe, {name: value for name, value in asked.items() if value is not None})
+    given = {name: value for name, value in asked.items() if value is not None}
+    chosen = _chosen(recipe or default_recipe(data is not None), given)
     for value, allowed, name in (
         (chosen.probe, tuple(PROBES), "probe"),
         (chosen.components, COMPONENTS, "components"),
@@ -254,9 +255,12 @@ class _Job:
 
     def _target(self) -> FoldTarget:
         """The class of the result: for tuning one with as many biases as there can be, for a refit the pruned one's."""
-        if self.recipe.changes_weights:
-            return stock_target(self.pruned, everywhere=self.recipe.tuning is not None)
-        return fold_target(self.pruned)
+        target = fold_target(self.pruned, everywhere=self.recipe.tuning is not None)
+        added = target.kind in ("o_proj_bias", "llama_reexport")
+        if self.recipe.changes_weights and (self.recipe.tuning is None or not added):
+            config = stored_config(self.pruned)
+            return FoldTarget("unchanged", f"{config.model_type} as it is, no bias added", config)
+        return target
 
     def _restore_weights(self, text: TokenSet, target: FoldTarget) -> None:
         report, recipe = self.report, self.recipe
@@ -384,41 +388,23 @@ def train_control(
     dense: Path,
     out: Path,
     text: TokenSet,
+    components: Components,
     *,
-    recipe: str | Recipe = "best",
-    settings: TrainingSettings | None = None,
+    settings: TrainingSettings,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> TuningResult:
-    """The dense model given the very same tuning: what adaptation to the text alone is worth.
+) -> TrainingResult:
+    """The dense model given the very same training: what adaptation to the text alone is worth.
 
-    Same code path, rows, objective and settings as the pruned model's tuning; a refit would change nothing of a dense
-    model.
-    Written to `out` as a stock checkpoint.
-
-    Raises:
-        ValueError: a recipe without tuning, and what `tune` refuses.
+    Same code path, directions, units, text and settings as the pruned model's training; all heads.
+    Written to `out` as a folded checkpoint where the architecture allows, else as an adapter directory.
     """
-    chosen = _chosen(recipe, {})
-    if chosen.tuning is None or chosen.objective is None:
-        raise ValueError(f"recipe {chosen.name} trains no weights, so there is no such control")
-    target = stock_target(Path(dense), everywhere=True)
-    result = tune(
-        load_model(dense, dtype=torch.float32).model, text, biased=target.biased, objective=chosen.objective,
-        dense=load_model(dense, dtype=torch.float32).model if chosen.objective.needs_teacher else None,
-        settings=settings or chosen.tuning, progress=progress,
-    )  # fmt: skip
-    write_restored(Path(dense), load_model(dense), result.tensors, target, Path(out), overwrite=overwrite)
+    model = load_model(dense).model
+    target = fold_target(model.config)
+    heads = torch.ones(components.unit.shape, dtype=torch.bool)
+    result = train_compensation(model, text, components, heads, settings, tied=target.tied, progress=progress)
+    _write(Path(dense), result.compensation, Path(out), target, "o_proj", overwrite)
     return result
-
-
-def stock_target(source: Path, *, everywhere: bool) -> FoldTarget:
-    """`fold_target`, or the class as it is where none is known that has more biases, or where none is asked for."""
-    target = fold_target(source, everywhere=everywhere)
-    if everywhere and target.kind != "adapter":
-        return target
-    config = stored_config(source)
-    return FoldTarget("unchanged", f"{config.model_type} as it is, no bias added", config)
 
 
 def _peak_rss_bytes() -> int:

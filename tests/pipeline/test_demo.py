@@ -10,8 +10,7 @@ import torch
 
 from restorelcc.demo import Sizes, demo, stock_check
 from restorelcc.demo_report import show
-from restorelcc.tensor_file import load_tensors
-from restorelcc.training_loop import TrainingSettings
+from restorelcc.training import TrainingSettings
 
 SIZES = Sizes(
     train_tokens=512,
@@ -19,7 +18,7 @@ SIZES = Sizes(
     evaluation_tokens=1024,
     evaluation_window=64,
     new_tokens=4,
-    training=TrainingSettings(learning_rates=(0.002,), evaluations=2),
+    training=TrainingSettings(learning_rates=(0.05,), evaluations=2),
 )
 
 
@@ -78,12 +77,11 @@ def test_stock_check_notices_another_model(finished: Path, tmp_path: Path) -> No
     name = next(name for name in tensors if name.endswith("o_proj.bias"))
     tensors[name] = tensors[name] + 0.5
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    changed = load_tensors(finished / "work" / "tuning.safetensors", "tuning")
     with pytest.raises(ValueError, match="is not the restored model"):
-        stock_check(finished / "pruned", tmp_path, changed, torch.arange(1, 17)[None, :], tmp_path)
+        stock_check(finished / "pruned", tmp_path, torch.arange(1, 17)[None, :], tmp_path)
 
 
-@pytest.mark.parametrize("broken", ["pruned/model.safetensors", "work/tuning.safetensors", "work/steps.json"])
+@pytest.mark.parametrize("broken", ["pruned/model.safetensors", "work/components.safetensors", "work/steps.json"])
 def test_what_was_damaged_since_is_made_again(
     broken: str, stories_path: Path, finished: Path, tmp_path: Path
 ) -> None:

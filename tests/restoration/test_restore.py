@@ -201,7 +201,7 @@ def test_an_fp16_checkpoint_is_restored_in_fp16(tmp_path: Path) -> None:
 
 
 WEIGHTS: dict[str, Any] = {
-    "tokens": 1536, "window": 64,
+    "recipe": "best", "tokens": 1536, "window": 64,
     "training": TrainingSettings(learning_rates=(0.004,), batch_tokens=256, evaluations=3, epochs=2.0),
 }  # fmt: skip
 
@@ -211,7 +211,7 @@ def test_weights_change_under_the_mask_and_quality_comes_back(
     recipe: str, stories_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     dense, pruned = stories_pair
-    report = restore(dense, pruned, tmp_path / "restored", recipe=recipe, **WEIGHTS)
+    report = restore(dense, pruned, tmp_path / "restored", **{**WEIGHTS, "recipe": recipe})
     gained = report.heldout["pruned"] - report.heldout["restored"]
     assert gained > 0.3
     assert report.heldout["restored"] <= report.heldout["refitted"]
@@ -260,7 +260,7 @@ def test_a_refit_that_destroys_the_model_is_scaled_down(
         return {name: 50 * value for name, value in stock(*arguments, **options).items()}
 
     monkeypatch.setattr(restore_weights, "refit", wild)
-    report = restore(*stories_pair, tmp_path / "restored", recipe="fast", **WEIGHTS)
+    report = restore(*stories_pair, tmp_path / "restored", **{**WEIGHTS, "recipe": "fast"})
     assert report.heldout["restored"] <= report.heldout["pruned"]
     assert [row["refit_scale"] for row in report.search] == [0.0, 1.0, 0.75, 0.5, 0.25]
     if report.heldout["restored"] == report.heldout["pruned"]:
@@ -281,9 +281,18 @@ def test_best_writes_a_stock_checkpoint_of_every_architecture(kind: str, tmp_pat
     assert model(torch.ones(1, 4, dtype=torch.int64)).logits.isfinite().all()
 
 
+def test_the_default_depends_on_whether_there_is_text(stories_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    settings = TrainingSettings(learning_rates=(0.002,), batch_tokens=64, evaluations=1, steps=1)
+    words = tmp_path / "words.txt"
+    words.write_text("Once upon a time there was a little dog who liked to play in the park. " * 40)
+    common: dict[str, Any] = {"tokens": 512, "window": 32, "training": settings}
+    assert restore(*stories_pair, tmp_path / "a", data=words, **common).recipe == "best"
+    assert restore(*stories_pair, tmp_path / "b", **common).recipe == "compensate"
+
+
 def test_options_of_another_recipe_are_refused(stories_pair: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="recipe best makes no compensation, so it reads no probe, heads"):
-        restore(*stories_pair, tmp_path / "out", probe="random", heads=0.5)
+        restore(*stories_pair, tmp_path / "out", recipe="best", probe="random", heads=0.5)
     with pytest.raises(ValueError, match="unknown recipe 'slow'; choose one of best, fast, compensate, paper"):
         restore(*stories_pair, tmp_path / "out", recipe="slow")
     with pytest.raises(ValueError, match=r"give --data FILE\.jsonl"):
