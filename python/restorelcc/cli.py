@@ -131,6 +131,7 @@ def prune(model: str, method: str, pattern: str, out: Path, data: Path | None, t
         pruning.Pattern.parse(part)  # a wrong one is refused before the model is read
     progress = make_progress(quiet)
     loaded = models.load_model(model)
+    pruning.layer_patterns(pattern, len(models.decoder_layers(loaded.model)[1]))  # before any text is written
     calibration = None
     if method != "magnitude":
         calibration = (

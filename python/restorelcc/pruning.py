@@ -22,12 +22,15 @@ from torch import Tensor, nn
 
 from .architectures import decoder_layers, prunable_linears, prunable_weights, record_layer_calls
 from .artifacts import Progress, SilentProgress
+from .layers import run_layer
 from .pruning_pattern import Pattern, layer_patterns
 from .sparsegpt import sparsegpt
 from .text import TokenSet
 from .wording import one_line
 
-__all__ = ["Pattern", "PruneReport", "masks_equal", "prune_model", "rounded_survivors", "sparsity_table"]
+__all__ = [
+    "Pattern", "PruneReport", "layer_patterns", "masks_equal", "prune_model", "rounded_survivors", "sparsity_table",
+]  # fmt: skip
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
 
@@ -151,22 +154,15 @@ def _layer_by_layer(
             with statistics:
                 for state, layer_calls, mask in zip(hidden, calls, masks, strict=True):
                     statistics.next_batch(mask)
-                    _run(layer, state, layer_calls[index])
+                    run_layer(layer, state, layer_calls[index])
             for name, linear in inside.items():
                 try:
                     method.prune(linear, statistics.sums.pop(name), patterns[name])
                 except (ValueError, RuntimeError) as error:
                     raise ValueError(f"{name} cannot be pruned: {one_line(error)}") from error
             for place, layer_calls in enumerate(calls):
-                hidden[place] = _run(layer, hidden[place], layer_calls[index])
+                hidden[place] = run_layer(layer, hidden[place], layer_calls[index])
             advance(1)
-
-
-def _run(layer: nn.Module, hidden: Tensor, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
-    """The hidden state after `layer`; some stock layers return it as the first of a tuple."""
-    out = layer(hidden, *call[0], **call[1])
-    state: Tensor = out[0] if isinstance(out, tuple) else out
-    return state
 
 
 class _InputStatistics:
