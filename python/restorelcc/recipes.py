@@ -5,7 +5,7 @@
     compensate   lost component compensation: one vector per head, the weights untouched
     paper        the same as RestoreLCC published it: linear probe, a quarter of the heads
 
-Every recipe keeps every zero, and costs nothing when the model runs.
+Every recipe keeps every zero and adds nothing but biases.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ def tune(
         dense: the model before pruning, where the objective asks for it; asked once for every row.
         settings: rates are in units of a matrix's root mean square weight.
 
-    Memory: the model, and 20 bytes for every survivor. The same seed, threads, CPU and versions give the same bits.
+    Memory: the model, and 24 bytes for every survivor. The same seed, threads, CPU and versions give the same bits.
 
     Raises:
         ValueError: fewer than two rows, no steps, text of another model, a loss that is not finite, an objective out
