@@ -1,12 +1,15 @@
 """Text that a model writes itself: calibration and training text without any data.
 
-    x_1..x_k = an opening,   x_{t+1} ~ softmax(logits(x_1..x_t) / temperature)         stock generate(), plain sampling
+    x_1..x_k = a start,   x_{t+1} ~ softmax(logits(x_1..x_t) / temperature)         stock generate(), plain sampling
 
-How it is seeded was chosen by reading what SmolLM2-135M-Instruct writes. From its first token alone, or from a bare
-user turn, it writes code, file lists and fragments; from a generic opening ("The", "In 1994,") it drifts into invented
-acronyms and lists; in answer to a request in its chat template it writes connected English of the kind asked for. At
-temperature 1 one unlikely token throws so small a model off for the rest of the row; at 0.8 this is rare. So: requests
-where there is a chat template, openings where there is none, temperature 0.8.
+Two kinds of start (`STARTS`), each for what it is good at:
+
+    anything    one random token, temperature 1. What comes is as mixed as what the model was trained on: prose, code,
+                lists, other languages, fragments. As in LLM-QAT (Liu et al., arXiv 2305.17888, section 2.1). Weights
+                that are fitted to it serve text of any kind (docs/findings.md).
+    answers     a request in the chat template, or an opening such as "In 1994," where there is none, temperature 0.8:
+                connected prose of a few kinds. At temperature 1 one unlikely token throws a model of 135M parameters
+                off for the rest of a row; at 0.8 this is rare.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from .models import quiet_transformers
 from .token_set import TokenSet, context_of, padding_id
 from .windows import prefix_ids
 
-__all__ = ["OPENINGS", "REQUESTS", "write_own_text"]
+__all__ = ["OPENINGS", "REQUESTS", "STARTS", "write_own_text"]
+
+STARTS = {"anything": 1.0, "answers": 0.8}  # kind of start -> temperature
 
 REQUESTS = (
     "Tell me a short story about a fisherman.", "Explain how rain forms.", "What makes a healthy breakfast?",
@@ -59,13 +64,11 @@ def write_own_text(
     window: int = 256,
     batch: int | None = None,
     seed: int = 0,
-    temperature: float = 0.8,
+    start: str = "answers",
+    temperature: float | None = None,
     progress: Progress | None = None,
 ) -> TokenSet:
     """Text sampled from `model`, at least `tokens` predicted tokens of it.
-
-    With a chat template each row is the answer to one of `REQUESTS` (the request itself is left out); without one it
-    is the continuation of one of `OPENINGS`, which stands in the row.
 
     Args:
         tokens: predicted tokens wanted; whole rows, so a little more comes.
@@ -74,15 +77,21 @@ def write_own_text(
             a 135M model: a step of 96 rows takes 1.16 times one of 64). None: as many as fit into 2 GiB of keys and
             values, at most 128.
         seed: the text is a function of the model, the arguments and this; the global generator is left as it was.
-        temperature: of the sampling; 1 is the model's own distribution.
+        start: `anything`: a row continues a random token that stands in it. `answers`: with a chat template a row is
+            the answer to one of `REQUESTS` (the request itself is left out); without one it is the continuation of one
+            of `OPENINGS`, which stands in the row.
+        temperature: of the sampling; 1 is the model's own distribution. By default that of the kind of start.
 
     Returns:
         TokenSet with response_start 1.
 
     Raises:
-        ValueError: sizes or a temperature that are not positive, a window beyond the model's context, or a model that
-            ends every row at once.
+        ValueError: an unknown kind of start, sizes or a temperature that are not positive, a window beyond the model's
+            context, or a model that ends every row at once.
     """
+    if start not in STARTS:
+        raise ValueError(f"unknown start {start!r}; choose one of {', '.join(STARTS)}")
+    temperature = STARTS[start] if temperature is None else temperature
     if batch is None:
         batch = rows_at_once(model.config, window)
     if window < 2 * _SHORTEST:
@@ -98,7 +107,7 @@ def write_own_text(
     limit = context_of(model)
     if limit is not None and window > limit:
         raise ValueError(f"rows of {window} tokens, but the model's context is {limit}; use a smaller window")
-    starts = _starts(tokenizer)
+    starts = _random_tokens(model, tokenizer) if start == "anything" else _starts(tokenizer)
     order = torch.randperm(len(starts), generator=torch.Generator().manual_seed(seed)).tolist()
     rows: list[list[int]] = []
     missing, asked, idle = tokens, 0, 0
@@ -144,6 +153,13 @@ def _starts(tokenizer: Any) -> list[tuple[list[int], list[int]]]:
         return [(list(ids), prefix) for ids in given]
     openings = [prefix + tokenizer(text, add_special_tokens=False).input_ids for text in OPENINGS]
     return [(ids, ids) for ids in openings]
+
+
+def _random_tokens(model: Any, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+    """As `_starts`, for every token that both know and that is no mark."""
+    prefix, marks = prefix_ids(tokenizer), set(tokenizer.all_special_ids)
+    known = min(len(tokenizer), int(model.config.get_text_config(decoder=True).vocab_size))
+    return [(row, row) for token in range(known) if token not in marks for row in [[*prefix, token]]]
 
 
 @torch.no_grad()

@@ -213,6 +213,23 @@ def test_own_text_answers_requests_where_there_is_a_chat_template(random_model: 
     assert not any(row[:3] == [3, 4, 5] for row in tokens.ids.tolist())
 
 
+def test_own_text_from_random_tokens(stories: Any) -> None:
+    """Each row goes on from a token of its own that is no mark, behind what the tokenizer puts first."""
+
+    def write(seed: int, start: str = "anything") -> TokenSet:
+        return write_own_text(stories.model, stories.tokenizer, tokens=400, window=24, seed=seed, start=start)
+
+    rows = write(1)
+    starts = rows.ids[:, 1].tolist()
+    assert set(rows.ids[:, 0].tolist()) == {stories.tokenizer.bos_token_id}
+    assert len(set(starts)) == len(starts) > 10
+    assert not set(starts) & set(stories.tokenizer.all_special_ids)
+    assert write(1).fingerprint() == rows.fingerprint() != write(2).fingerprint()
+    assert len(set(write(1, "answers").ids[:, 1].tolist())) < len(starts)
+    with pytest.raises(ValueError, match="unknown start 'poem'; choose one of anything, answers"):
+        write(1, "poem")
+
+
 def test_rows_at_once_follow_the_model(random_model: Any) -> None:
     config = random_model("llama").config
     assert rows_at_once(config, 256) == 128
