@@ -124,7 +124,7 @@ def _calibration(given: _Given) -> TokenSet:
 def _own_text(given: _Given) -> TokenSet | None:
     """What the dense model writes itself, as much as the recipe asks for beside the given text.
 
-    Text of one kind alone fits the weights to that kind; what the model writes from random tokens is of all kinds.
+    Text of one kind alone fits the weights to that kind; what the model writes itself is of all kinds.
     """
     train, _ = given.text.split(given.settings.heldout_share, seed=given.settings.seed)
     share = given.recipe.own_text
@@ -133,16 +133,14 @@ def _own_text(given: _Given) -> TokenSet | None:
     tokens = round(int(train.lengths.sum()) * share / (1 - share))
     window, seed = int(given.text.ids.shape[1]), given.settings.seed
     cache = given.steps.work / "own_text.safetensors"
-    mark = cache.with_suffix(".json")
-    stamp = fingerprint(dense=given.dense, tokens=tokens, window=window, seed=seed, start="anything")
+    mark, stamp = cache.with_suffix(".json"), fingerprint(dense=given.dense, tokens=tokens, window=window, seed=seed)
     if is_finished(mark, stamp, cache):
         return TokenSet.load(cache)
     with given.steps.timed("own text"):
         loaded = load_model(given.dense)
         own = write_own_text(
-            loaded.model, loaded.tokenizer, tokens=tokens, window=window, seed=seed, start="anything",
-            progress=given.progress,
-        )  # fmt: skip
+            loaded.model, loaded.tokenizer, tokens=tokens, window=window, seed=seed, progress=given.progress
+        )
         own.save(cache)
         mark_finished(mark, stamp, cache)
     return own

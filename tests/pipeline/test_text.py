@@ -198,26 +198,14 @@ def test_own_text_is_seeded_and_leaves_the_global_state(stories: Any) -> None:
     assert 120 <= first.tokens < 120 + 32
     assert first.ids.shape[1] <= 32
     assert set(first.ids[:, 0].tolist()) == {stories.tokenizer.bos_token_id}
-    assert set(first.response_start.tolist()) == {1}
-
-
-def test_own_text_answers_requests_where_there_is_a_chat_template(random_model: Any, tokenizer: Any) -> None:
-    import copy
-
-    chat = copy.deepcopy(tokenizer)
-    chat.chat_template = "{% for m in messages %}w3 w4 w5{% endfor %}"
-    model = random_model("llama")
-    model.generation_config.eos_token_id = None
-    tokens = write_own_text(model, chat, tokens=100, window=16, batch=4)
-    assert tokens.lengths.tolist() == [16] * len(tokens)
-    assert not any(row[:3] == [3, 4, 5] for row in tokens.ids.tolist())
+    assert set(first.response_start.tolist()) == {2}  # the token behind <s> is random: nothing foretells it
 
 
 def test_own_text_from_random_tokens(stories: Any) -> None:
     """Each row goes on from a token of its own that is no mark, behind what the tokenizer puts first."""
 
-    def write(seed: int, start: str = "anything") -> TokenSet:
-        return write_own_text(stories.model, stories.tokenizer, tokens=400, window=24, seed=seed, start=start)
+    def write(seed: int) -> TokenSet:
+        return write_own_text(stories.model, stories.tokenizer, tokens=400, window=24, seed=seed)
 
     rows = write(1)
     starts = rows.ids[:, 1].tolist()
@@ -225,16 +213,13 @@ def test_own_text_from_random_tokens(stories: Any) -> None:
     assert len(set(starts)) == len(starts) > 10
     assert not set(starts) & set(stories.tokenizer.all_special_ids)
     assert write(1).fingerprint() == rows.fingerprint() != write(2).fingerprint()
-    assert len(set(write(1, "answers").ids[:, 1].tolist())) < len(starts)
-    with pytest.raises(ValueError, match="unknown start 'poem'; choose one of anything, answers"):
-        write(1, "poem")
 
 
 def test_rows_at_once_follow_the_model(random_model: Any) -> None:
     config = random_model("llama").config
     assert rows_at_once(config, 256) == 128
     config.num_hidden_layers, config.num_key_value_heads, config.head_dim = 32, 8, 128  # the shape of an 8B model
-    assert rows_at_once(config, 256) == 25
+    assert rows_at_once(config, 256) == 32
     config.num_key_value_heads = 4096
     assert rows_at_once(config, 256) == 1
 
