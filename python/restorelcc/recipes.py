@@ -52,7 +52,7 @@ RECIPES = {
     for recipe in (
         Recipe(
             "best", RefitSettings(), TuningObjective(distill=0.5),
-            TrainingSettings(learning_rates=(0.001, 0.002, 0.004), epochs=2.0),
+            TrainingSettings(learning_rates=(0.0005, 0.001, 0.002), epochs=2.0, patience=6),
         ),
         Recipe("fast", RefitSettings()),
         Recipe("compensate"),

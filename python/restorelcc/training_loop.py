@@ -1,6 +1,7 @@
 """The loop of every training here: a rate from a short search, steps, and the best state that held-out text has seen.
 
-    rate  = the one of `learning_rates` with the lowest held-out NLL after `search_steps` steps from the start
+    rate  = the one of `learning_rates` with the lowest held-out NLL after a run of `search_steps` steps from the start,
+            over which the rate falls as it does in a whole run: a high rate pays off only then
     state = the one with the lowest held-out NLL among the start and `evaluations` moments of the run
 
 So training never returns something worse, on the held-out part, than what it was given. What is trained, and by which
@@ -113,7 +114,7 @@ def fit(
     with progress.task("training", total) as advance:
         if len(rates) > 1:
             for rate in rates:
-                trial = start(rate, len(batches))
+                trial = start(rate, probe_steps)
                 for batch in batches[:probe_steps]:
                     trial.step(batch)
                     advance(1)

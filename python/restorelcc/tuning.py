@@ -29,7 +29,7 @@ from .training_loop import TrainingSettings, batch_of, fit, schedule, shuffled_r
 
 __all__ = ["TuningObjective", "TuningResult", "teacher_states", "tune"]
 
-WEIGHT_RATES = (0.001, 0.002, 0.004)
+WEIGHT_RATES = (0.0005, 0.001, 0.002)
 
 
 @dataclass(frozen=True)
