@@ -34,6 +34,7 @@ from .restore_weights import restore_weights
 from .restored_checkpoint import write_restored
 from .resume import is_finished, mark_finished, only_call
 from .step_runner import Steps
+from .structure import carried_files, read_structure, refuse_structured
 from .text import TokenSet, load_text, write_own_text
 from .training import TrainingResult, TrainingSettings, closed_form, train_compensation
 
@@ -223,7 +224,9 @@ class _Job:
         """All steps of the recipe."""
         report, steps, recipe = self.report, self.steps, self.recipe
         with steps.timed("check"):
-            check_pair(self.dense, self.pruned)
+            if not recipe.changes_weights:
+                refuse_structured(self.pruned, f"recipe {recipe.name}")
+            check_pair(self.dense, self.pruned, read_structure(self.pruned))
             target = self._target()
             report.sparsity = sparsity_table(self.pruned)
         with steps.timed("text"):
@@ -265,11 +268,13 @@ class _Job:
     def _restore_weights(self, text: TokenSet, target: FoldTarget) -> None:
         report, recipe = self.report, self.recipe
         found = restore_weights(
-            self.dense, self.pruned, text, recipe, self.settings, target, self.steps, progress=self.progress
-        )
+            self.dense, self.pruned, text, recipe, self.settings, target, self.steps,
+            structure=read_structure(self.pruned), progress=self.progress,
+        )  # fmt: skip
         with self.steps.timed("write"):
             report.fold = asdict(write_restored(
-                self.pruned, load_model(self.pruned), found.changed, target, self.out, overwrite=self.overwrite
+                self.pruned, load_model(self.pruned), found.changed, target, self.out,
+                extra_files=carried_files(self.pruned), overwrite=self.overwrite,
             ))  # fmt: skip
         report.heldout, report.history, report.search = found.heldout, found.history, found.search
         report.settings |= {
