@@ -142,7 +142,7 @@ def prune(model: str, method: str, pattern: str, keep_heads: int | None, out: Pa
         raise ValueError(f"--keep-heads is for --method structured; {method} removes no heads")
     progress = make_progress(quiet)
     loaded = models.load_model(model)
-    carried = structure.carried_files(loaded.source.path)
+    carried = structure.carried_files(None if loaded.source.gguf_file else loaded.source.path)
     if method == "structured" and carried:
         raise ValueError(f"{model} has lost heads or channels already; prune its dense model by the whole share")
     pruning.layer_patterns(pattern, len(models.decoder_layers(loaded.model)[1]))  # before any text is written

@@ -131,12 +131,13 @@ def restore(
     """The pruned model with its quality back, every zero kept; written to `out`.
 
     Args:
-        dense, pruned: checkpoint directories with the same shapes; the pruned one has zeros.
+        dense, pruned: checkpoint directories with the same shapes; the pruned one has zeros. Or the pruned one is of
+            `structured`, smaller, with its structure file.
         out: the restored checkpoint (or adapter directory); whole or absent.
-        recipe: a name of `recipes.RECIPES`, or a `Recipe` of your own; by default `best` where there is `data`, else
-            `compensate` (see `recipes.default_recipe`). `best` and `fast` change surviving weights and
-            biases; `compensate` and `paper` learn c = argmin NLL(pruned model with W_o c added to its output
-            projections).
+        recipe: a name of `recipes.RECIPES`, or a `Recipe` of your own; by default `best` where there is `data` or
+            heads or channels were removed, else `compensate` (see `recipes.default_recipe`). `best` and `fast` change
+            surviving weights and biases; `compensate` and `paper` learn c = argmin NLL(pruned model with W_o c added to
+            its output projections).
         probe, heads, components, rank, train, fold_into, positions, skip_first, probe_tokens: of these two alone; the
             recipe's own choice by default. probe: which heads are worth it (see `probes.PROBES`); matters when `heads`
             is a share. heads: `all`, or a share in (0, 1]. components, rank: see
@@ -156,7 +157,9 @@ def restore(
         "positions": positions, "skip_first": skip_first, "probe_tokens": probe_tokens,
     }  # fmt: skip
     given = {name: value for name, value in asked.items() if value is not None}
-    chosen = _chosen(recipe or default_recipe(data is not None), given)
+    # vectors for heads that are gone cannot be, so there are weights to restore whatever the text is
+    weights = data is not None or read_structure(Path(pruned)) is not None
+    chosen = _chosen(recipe or default_recipe(weights), given)
     for value, allowed, name in (
         (chosen.probe, tuple(PROBES), "probe"),
         (chosen.components, COMPONENTS, "components"),
