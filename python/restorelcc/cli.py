@@ -190,7 +190,7 @@ def _prune_structured(loaded: Any, share: float, heads: int | None, calibration:
     emit(as_json, {"out": out, **asked, "source": loaded.source.note, "method": "structured", **asdict(report)}, [
         f"{out}: {report.share:.2%} of the decoder layers' weights removed; each layer keeps {report.heads} of "
         f"{kept.heads} heads, {report.key_value_heads} of {kept.key_value_heads} key-value heads, {report.channels} of "
-        f"{kept.channels} channels, and {report.biases} biases in all make up for the means of what went",
+        f"{kept.channels} channels, and {report.biases} biases make up for the means of what went",
         *report.notes,
     ])  # fmt: skip
 

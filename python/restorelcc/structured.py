@@ -57,7 +57,7 @@ def prune_structured(
     batch: int = 4,
     progress: Progress | None = None,
 ) -> tuple[Any, Structure, StructuredReport]:
-    """(a smaller stock model, what it kept, the report); `model` stays as it is.
+    """(a smaller stock model, what it kept, the report); `model` stays as it is, and shares what was not cut.
 
     Args:
         model: a stock causal language model with q, k, v, o and gate, up, down projections.
@@ -254,14 +254,16 @@ def _highest(scores: Tensor, keep: int) -> list[int]:
 def _mean_biases(
     model: nn.Module, sites: list[AttentionSite], structure: Structure, sums: dict[str, _ColumnSums]
 ) -> dict[str, Tensor]:
-    """name -> bias [N] float32: W[:, removed] mean[removed], and the bias that was there."""
+    """name -> bias [N] float32 where columns went: W[:, removed] mean[removed], and the bias that was there."""
     biases = {}
     for site in sites:
         for name in (site.name, _down(site)):
             linear: Any = model.get_submodule(name)
-            removed = sums[name].mean.clone()
             kept = structure.columns(site.layer, name)
             assert kept is not None  # of these two projections columns are kept
+            if len(kept) == linear.in_features:
+                continue
+            removed = sums[name].mean.clone()
             removed[kept] = 0.0
             bias = linear.weight.detach().double() @ removed
             biases[f"{name}.bias"] = (bias if linear.bias is None else bias + linear.bias.detach().double()).float()
