@@ -66,7 +66,7 @@ def refit(
     """name -> tensor of what changed: every projection's weight, and its bias where it may have one.
 
     Args:
-        dense, pruned: checkpoint directories with the same shapes.
+        dense, pruned: checkpoint directories with the same shapes, but for what `structure` says.
         tokens: calibration text; position 0 counts, padding does not.
         work: a directory of this step alone. Finished layers stand there, behind which a killed call goes on.
         biased: names of the projections that may get a bias; those that have one keep it in any case.
