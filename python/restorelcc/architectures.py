@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .artifacts import read_json
 from .packed import DENSE_DTYPES
+from .structure import Structure
 
 __all__ = [
     "AttentionSite", "attention_sites", "check_pair", "decoder_layers", "get_module", "prunable_linears",
@@ -258,11 +259,12 @@ def tensor_files(path: Path) -> dict[str, Path]:
         raise ValueError(f"{single} is truncated or not a safetensors file ({error}); copy it again") from error
 
 
-def check_pair(dense: Path | nn.Module, pruned: Path | nn.Module) -> None:
+def check_pair(dense: Path | nn.Module, pruned: Path | nn.Module, structure: Structure | None = None) -> None:
     """Refuses two models that cannot be a dense model and its pruned copy.
 
     Args:
         dense, pruned: loaded models or checkpoint directories (directories are read one matrix at a time).
+        structure: what the pruned one kept, where heads or channels were removed; it needs no zeros then.
 
     Raises:
         ValueError: another vocabulary size; other matrices or shapes; NaN or infinity in a matrix of either (named);
@@ -275,6 +277,8 @@ def check_pair(dense: Path | nn.Module, pruned: Path | nn.Module) -> None:
     zeros = total = changed = 0
     theirs = prunable_weights(pruned)
     for name, weight in prunable_weights(dense):
+        if structure is not None:
+            weight = structure.cut(name, weight)
         other, matrix = next(theirs, ("no matrix", weight))
         if other != name or matrix.shape != weight.shape:
             raise ValueError(
@@ -296,6 +300,8 @@ def check_pair(dense: Path | nn.Module, pruned: Path | nn.Module) -> None:
     extra = next(theirs, None)
     if extra is not None:
         raise ValueError(f"the pruned model has {extra[0]}, the dense one has not; prune a copy of the same model")
+    if structure is not None:
+        return
     if zeros < LEAST_SPARSITY * total:
         raise ValueError(
             f"the pruned model has {zeros:,} zeros in {total:,} prunable weights ({zeros / max(total, 1):.2%}); "

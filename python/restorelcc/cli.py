@@ -111,26 +111,40 @@ def cli(debug: bool) -> None:
 
 @cli.command()
 @click.argument("model")
-@choice_option("--method", METHODS, "|w| times the norm of its input; the same with second order; |w| alone.")
-@click.option(
-    "--pattern", required=True, metavar="0.5|2:4|...", help="Share of zeros, or N of M kept; by commas: one a layer."
+@choice_option(
+    "--method", METHODS, "|w| times the norm of its input; with second order; |w| alone; whole heads and channels."
 )
+@click.option(
+    "--pattern", required=True, metavar="0.5|2:4|...",
+    help="Share that goes, or N of M kept; by commas: one a layer.",
+)
+@click.option("--keep-heads", type=click.IntRange(min=1), metavar="N",
+              help="structured: heads that stay in a layer.  [default: what loses least]")  # fmt: skip
 @path_option("--out", "Directory of the pruned checkpoint.")
 @text_options
 @writing_options
-def prune(model: str, method: str, pattern: str, out: Path, data: Path | None, tokens: int, window: int,
-          overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
-    """Prune MODEL and save it as a stock checkpoint with zeros.
+def prune(model: str, method: str, pattern: str, keep_heads: int | None, out: Path, data: Path | None, tokens: int,
+          window: int, overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
+    """Prune MODEL and save it as a stock checkpoint: with zeros, or (structured) physically smaller.
 
-    Wanda and SparseGPT need text (--data; without it the model writes its own); magnitude does not.
+    All but magnitude need text (--data; without it the model writes its own).
     """
-    from restorelcc import models, pruning, text
+    from restorelcc import models, pruning, structure, text
 
     refuse_existing(out, overwrite, model)
-    for part in pattern.split(","):
-        pruning.Pattern.parse(part)  # a wrong one is refused before the model is read
+    parts = [pruning.Pattern.parse(part) for part in pattern.split(",")]  # a wrong one, before the model is read
+    if method == "structured" and (len(parts) > 1 or parts[0].group):
+        raise ValueError(
+            f"--method structured removes one share of whole heads and channels from every layer, which --pattern "
+            f"{pattern} is not; give one such as 0.2"
+        )
+    if method != "structured" and keep_heads is not None:
+        raise ValueError(f"--keep-heads is for --method structured; {method} removes no heads")
     progress = make_progress(quiet)
     loaded = models.load_model(model)
+    carried = structure.carried_files(None if loaded.source.gguf_file else loaded.source.path)
+    if method == "structured" and carried:
+        raise ValueError(f"{model} has lost heads or channels already; prune its dense model by the whole share")
     pruning.layer_patterns(pattern, len(models.decoder_layers(loaded.model)[1]))  # before any text is written
     calibration = None
     if method != "magnitude":
@@ -142,19 +156,43 @@ def prune(model: str, method: str, pattern: str, out: Path, data: Path | None, t
             )
         )
     elif data is not None:
-        raise ValueError("--data is for --method wanda and sparsegpt; magnitude looks at no text")
+        raise ValueError("--data is for --method wanda, sparsegpt and structured; magnitude looks at no text")
+    if method == "structured":
+        asked = {"model": model, "pattern": pattern, "seed": seed}
+        _prune_structured(loaded, parts[0].fraction, keep_heads, calibration, out, asked, overwrite, as_json, progress)
+        return
     pruning.prune_model(
         loaded.model, loaded.tokenizer, method=method, pattern=pattern, calibration=calibration, progress=progress
     )
     table = pruning.sparsity_table(loaded.model)
     zeros = sum(int(row["zeros"]) for row in table)
     weights = sum(int(row["rows"]) * int(row["columns"]) for row in table)
-    models.save_checkpoint(loaded.model, loaded.tokenizer, out, overwrite=overwrite)
+    models.save_checkpoint(loaded.model, loaded.tokenizer, out, extra_files=carried, overwrite=overwrite)
     result = {
         "out": out, "model": model, "source": loaded.source.note, "method": method, "pattern": pattern, "seed": seed,
         "matrices": len(table), "weights": weights, "zeros": zeros, "sparsity": zeros / weights, "table": table,
     }  # fmt: skip
     emit(as_json, result, [f"{out}: {zeros / weights:.2%} of {weights:,} weights in {len(table)} matrices are zero"])
+
+
+def _prune_structured(loaded: Any, share: float, heads: int | None, calibration: Any, out: Path,
+                      asked: dict[str, Any], overwrite: bool, as_json: bool, progress: Any) -> None:  # fmt: skip
+    from dataclasses import asdict
+
+    from restorelcc import models, structure, structured
+
+    made, kept, report = structured.prune_structured(
+        loaded.model, share=share, calibration=calibration, heads=heads, progress=progress
+    )
+    models.save_checkpoint(
+        made, loaded.tokenizer, out, extra_files={structure.STRUCTURE_FILE: kept.to_json()}, overwrite=overwrite
+    )
+    emit(as_json, {"out": out, **asked, "source": loaded.source.note, "method": "structured", **asdict(report)}, [
+        f"{out}: {report.share:.2%} of the decoder layers' weights removed; each layer keeps {report.heads} of "
+        f"{kept.heads} heads, {report.key_value_heads} of {kept.key_value_heads} key-value heads, {report.channels} of "
+        f"{kept.channels} channels, and {report.biases} biases make up for the means of what went",
+        *report.notes,
+    ])  # fmt: skip
 
 
 @cli.command()

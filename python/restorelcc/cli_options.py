@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from restorelcc.artifacts import Progress
 
 # The libraries' own lists stand in modules that import torch; a test keeps these equal to them.
-METHODS = ("wanda", "sparsegpt", "magnitude")
+METHODS = ("wanda", "sparsegpt", "magnitude", "structured")
 PROBES = ("attribution", "adaptive", "perplexity", "linear", "random")
 RECIPES = ("best", "fast", "compensate", "paper")
 COMPONENTS = ("svd", "autoencoder", "mean", "random", "none")

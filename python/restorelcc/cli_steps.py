@@ -45,8 +45,10 @@ def moments(dense: str, pruned: Path, out: Path, positions: str, samples: int, d
     from restorelcc import models
     from restorelcc import moments as module
     from restorelcc.restore import training_text
+    from restorelcc.structure import refuse_structured
 
     refuse_existing(out, overwrite, dense, pruned, file=True)
+    refuse_structured(pruned, "restorelcc moments")
     progress = make_progress(quiet)
     directory = as_directory(dense, out.with_suffix(".dense"), progress)
     models.check_pair(models.load_model(directory).model, models.load_model(pruned).model)

@@ -30,6 +30,7 @@ from .masked_least_squares import masked_least_squares
 from .models import attention_sites, decoder_layers
 from .projection_taps import projection_groups, tapped, tapping
 from .pruning import rounded_survivors
+from .structure import Structure
 from .text import TokenSet
 
 __all__ = ["RefitSettings", "refit"]
@@ -58,16 +59,20 @@ def refit(
     *,
     work: Path,
     biased: Collection[str] = (),
+    structure: Structure | None = None,
     settings: RefitSettings | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
     """name -> tensor of what changed: every projection's weight, and its bias where it may have one.
 
     Args:
-        dense, pruned: checkpoint directories with the same shapes.
+        dense, pruned: checkpoint directories with the same shapes, but for what `structure` says.
         tokens: calibration text; position 0 counts, padding does not.
         work: a directory of this step alone. Finished layers stand there, behind which a killed call goes on.
         biased: names of the projections that may get a bias; those that have one keep it in any case.
+        structure: the heads and channels that the pruned model kept, where it has fewer than the dense one. Targets
+            are then the kept rows of t; those of o_proj and down_proj are whole, so that the kept columns also take
+            over what the removed ones gave.
 
     The tensors are of the types that the pruned checkpoint stores. No zero of a weight changes, and none is added.
     Memory: one layer of each model, the embeddings, x xᵀ and t xᵀ of one group of projections. Time: about 6 forward
@@ -88,7 +93,8 @@ def refit(
                         biased=sorted(allowed))  # fmt: skip
 
     def visit(pair: LayerPair) -> dict[str, Tensor]:
-        return _LayerRefit(pair, sites[pair.index].name, allowed, streams[PRUNED].stored, settings).run()
+        return _LayerRefit(pair, sites[pair.index].name, allowed, streams[PRUNED].stored, structure,
+                           settings).run()  # fmt: skip
 
     prefix, layers = decoder_layers(streams[PRUNED].model)
     found: dict[str, Tensor] = {}
@@ -145,9 +151,10 @@ class _LayerRefit:
 
     def __init__(
         self, pair: LayerPair, site: str, biased: frozenset[str], stored: dict[str, torch.dtype],
-        settings: RefitSettings,
+        structure: Structure | None, settings: RefitSettings,
     ) -> None:  # fmt: skip
         self.pair, self.biased, self.stored, self.settings = pair, biased, stored, settings
+        self.structure = structure
         self.attention = site.removeprefix(pair.name + ".")
         first = next(pair.batches())
         self.groups = projection_groups(pair.layers[PRUNED], first.entered[PRUNED], first.calls[PRUNED])
@@ -195,6 +202,8 @@ class _LayerRefit:
             targets = {}
             for name in group:
                 t = theirs[name].reshape(*keep.shape, -1)[keep]
+                rows = None if self.structure is None else self.structure.rows(self.pair.index, name)
+                t = t if rows is None else t[:, rows]
                 if behind is not None and name in (self.attention, self.ffn):
                     t = t + behind
                     for other in beside:

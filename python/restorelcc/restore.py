@@ -34,6 +34,7 @@ from .restore_weights import restore_weights
 from .restored_checkpoint import write_restored
 from .resume import is_finished, mark_finished, only_call
 from .step_runner import Steps
+from .structure import carried_files, read_structure, refuse_structured
 from .text import TokenSet, load_text, write_own_text
 from .training import TrainingResult, TrainingSettings, closed_form, train_compensation
 
@@ -130,12 +131,13 @@ def restore(
     """The pruned model with its quality back, every zero kept; written to `out`.
 
     Args:
-        dense, pruned: checkpoint directories with the same shapes; the pruned one has zeros.
+        dense, pruned: checkpoint directories with the same shapes; the pruned one has zeros. Or the pruned one is of
+            `structured`, smaller, with its structure file.
         out: the restored checkpoint (or adapter directory); whole or absent.
-        recipe: a name of `recipes.RECIPES`, or a `Recipe` of your own; by default `best` where there is `data`, else
-            `compensate` (see `recipes.default_recipe`). `best` and `fast` change surviving weights and
-            biases; `compensate` and `paper` learn c = argmin NLL(pruned model with W_o c added to its output
-            projections).
+        recipe: a name of `recipes.RECIPES`, or a `Recipe` of your own; by default `best` where there is `data` or
+            heads or channels were removed, else `compensate` (see `recipes.default_recipe`). `best` and `fast` change
+            surviving weights and biases; `compensate` and `paper` learn c = argmin NLL(pruned model with W_o c added to
+            its output projections).
         probe, heads, components, rank, train, fold_into, positions, skip_first, probe_tokens: of these two alone; the
             recipe's own choice by default. probe: which heads are worth it (see `probes.PROBES`); matters when `heads`
             is a share. heads: `all`, or a share in (0, 1]. components, rank: see
@@ -155,7 +157,9 @@ def restore(
         "positions": positions, "skip_first": skip_first, "probe_tokens": probe_tokens,
     }  # fmt: skip
     given = {name: value for name, value in asked.items() if value is not None}
-    chosen = _chosen(recipe or default_recipe(data is not None), given)
+    # vectors for heads that are gone cannot be, so there are weights to restore whatever the text is
+    weights = data is not None or read_structure(Path(pruned)) is not None
+    chosen = _chosen(recipe or default_recipe(weights), given)
     for value, allowed, name in (
         (chosen.probe, tuple(PROBES), "probe"),
         (chosen.components, COMPONENTS, "components"),
@@ -223,7 +227,9 @@ class _Job:
         """All steps of the recipe."""
         report, steps, recipe = self.report, self.steps, self.recipe
         with steps.timed("check"):
-            check_pair(self.dense, self.pruned)
+            if not recipe.changes_weights:
+                refuse_structured(self.pruned, f"recipe {recipe.name}")
+            check_pair(self.dense, self.pruned, read_structure(self.pruned))
             target = self._target()
             report.sparsity = sparsity_table(self.pruned)
         with steps.timed("text"):
@@ -265,11 +271,13 @@ class _Job:
     def _restore_weights(self, text: TokenSet, target: FoldTarget) -> None:
         report, recipe = self.report, self.recipe
         found = restore_weights(
-            self.dense, self.pruned, text, recipe, self.settings, target, self.steps, progress=self.progress
-        )
+            self.dense, self.pruned, text, recipe, self.settings, target, self.steps,
+            structure=read_structure(self.pruned), progress=self.progress,
+        )  # fmt: skip
         with self.steps.timed("write"):
             report.fold = asdict(write_restored(
-                self.pruned, load_model(self.pruned), found.changed, target, self.out, overwrite=self.overwrite
+                self.pruned, load_model(self.pruned), found.changed, target, self.out,
+                extra_files=carried_files(self.pruned), overwrite=self.overwrite,
             ))  # fmt: skip
         report.heldout, report.history, report.search = found.heldout, found.history, found.search
         report.settings |= {

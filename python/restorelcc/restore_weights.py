@@ -27,6 +27,7 @@ from .refit import refit
 from .restored_checkpoint import retargeted
 from .resume import is_finished, mark_finished
 from .step_runner import Steps
+from .structure import Structure
 from .tensor_file import load_tensors, save_tensors
 from .token_set import TokenSet, join_rows
 from .training_loop import TrainingSettings, ceiling
@@ -56,23 +57,25 @@ class _Given:
     settings: TrainingSettings
     target: FoldTarget
     steps: Steps
+    structure: Structure | None
     progress: Progress
 
 
 def restore_weights(
     dense: Path, pruned: Path, text: TokenSet, recipe: Recipe, settings: TrainingSettings, target: FoldTarget,
-    steps: Steps, *, progress: Progress,
+    steps: Steps, *, structure: Structure | None = None, progress: Progress,
 ) -> RestoredWeights:  # fmt: skip
     """What `recipe` changes of the pruned model.
 
     Args:
         settings: of the tuning; their seed and held-out share also say which rows of `text` are held out.
         target: the class that will hold the result; its biases are solved for and trained.
+        structure: what the pruned model kept, where heads or channels were removed.
 
     Raises:
         ValueError: what `refit` and `tune` refuse.
     """
-    given = _Given(dense, pruned, text, recipe, settings, target, steps, progress)
+    given = _Given(dense, pruned, text, recipe, settings, target, steps, structure, progress)
     _, heldout = text.split(settings.heldout_share, seed=settings.seed)
     model = load_model(pruned, dtype=torch.float32).model
     before = token_nll(model, heldout, batch=4).mean
@@ -105,8 +108,9 @@ def _refit(given: _Given) -> tuple[dict[str, Tensor], str]:
 
     def make(path: Path) -> dict[str, Tensor]:
         solved = refit(
-            given.dense, given.pruned, calibration, work=layers, settings=recipe.refit, progress=given.progress
-        )
+            given.dense, given.pruned, calibration, work=layers, structure=given.structure, settings=recipe.refit,
+            progress=given.progress,
+        )  # fmt: skip
         save_tensors(path, "refit", solved)
         shutil.rmtree(layers)
         return solved

@@ -105,6 +105,32 @@ def test_restore_resumes_and_tells_what_it_did(
     assert (tmp_path / "r" / "adapter_config.json").is_file()
 
 
+def test_structured_is_smaller_and_restored(stories_path: Path, text_file: Path, tmp_path: Path) -> None:
+    small, text = tmp_path / "small", ("--data", text_file, *SMALL)
+    found = succeed(
+        "prune", stories_path, "--method", "structured", "--pattern", "0.2", "--keep-heads", "4", "--out", small, *text
+    )
+    assert 0.18 < found["share"] < 0.22
+    config = json.loads((small / "config.json").read_text())
+    assert (config["num_attention_heads"], config["head_dim"], config["intermediate_size"]) == (4, 8, found["channels"])
+    kept = json.loads((small / "structure.json").read_text())
+    assert {len(layer) for layer in kept["kept_channels"]} == {found["channels"]}
+    pair = ("--dense", stories_path, "--pruned", small)
+    report = succeed("restore", *pair, "--recipe", "fast", "--out", tmp_path / "restored", *text)
+    assert report["heldout"]["restored"] <= report["heldout"]["pruned"]
+    assert json.loads((tmp_path / "restored" / "structure.json").read_text()) == kept
+    again = ("prune", tmp_path / "restored", "--pattern")
+    refuse(*again, "0.2", "--method", "structured", "--out", tmp_path / "no", words="lost heads or channels already")
+    both = succeed(*again, "2:4", "--method", "magnitude", "--out", tmp_path / "both", "--quiet")
+    assert both["sparsity"] == pytest.approx(0.5)
+    assert json.loads((tmp_path / "both" / "structure.json").read_text()) == kept
+    refuse("restore", *pair, "--recipe", "compensate", "--out", tmp_path / "no", *text, words="--recipe best or fast")
+    refuse("moments", *pair, "--out", tmp_path / "m.safetensors", *text, words="has lost heads or channels")
+    (small / "structure.json").unlink()
+    refuse("restore", *pair, "--recipe", "fast", "--out", tmp_path / "no", *text, words="where the pruned one has")
+    assert not (tmp_path / "no").exists()
+
+
 def test_eval_compares_on_the_same_windows(
     stories_path: Path, pruned: Path, steps: Path, text_file: Path, tmp_path: Path
 ) -> None:
@@ -137,6 +163,12 @@ def test_eval_compares_on_the_same_windows(
         (["prune", "MODEL", "--pattern", "2:4"], "--out"),
         (["prune", "MODEL", "--pattern", "2:4", "--method", "magnitude", "--data", "TEXT", "--out", "OUT"], "--data"),
         (["prune", "MODEL", "--pattern", "2:4", "--data", "EMPTY", "--out", "OUT"], "empty"),
+        (["prune", "MODEL", "--pattern", "2:4", "--method", "structured", "--out", "OUT"], "--pattern 2:4 is not"),
+        (["prune", "MODEL", "--pattern", "0.1,0.2,0.1,0.2,0.1", "--method", "structured", "--out", "OUT"],
+         "one share of whole heads and channels from every layer"),
+        (["prune", "MODEL", "--pattern", "0.5", "--keep-heads", "4", "--out", "OUT"], "wanda removes no heads"),
+        (["prune", "MODEL", "--pattern", "0.2", "--method", "structured", "--keep-heads", "5", "--data", "TEXT",
+          "--out", "OUT"], "5 heads in each layer are no choice"),
         (["prune", "MODEL", "--pattern", "2:4", "--data", "SHORT", "--out", "OUT"], "window"),
         (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--probe", "best"], "'attribution'"),
         (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--heads", "0.5", "--recipe",
@@ -211,7 +243,7 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_choices_are_those_of_the_library() -> None:
     from restorelcc import components, fold, moments, noisy_text, probes, pruning, recipes, restore
 
-    assert set(cli_options.METHODS) == set(pruning.METHODS)
+    assert set(cli_options.METHODS) == {*pruning.METHODS, "structured"}
     assert tuple(probes.PROBES) == cli_options.PROBES
     assert ("none", *noisy_text.NOISES) == cli_options.NOISES
     assert tuple(recipes.RECIPES) == cli_options.RECIPES
