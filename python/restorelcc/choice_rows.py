@@ -1,7 +1,7 @@
 """Multiple-choice items as rows of tokens, in which the choices of an item share its context.
 
-    row of an item      [ context  choice_1  choice_2 ... ]       a choice's tokens have the positions behind the context
-    a token sees        the context before it, and its own choice before it                 attention mask [n, 1, T, T]
+    row of an item      [ context  choice_1  choice_2 ... ]      a choice's tokens have the positions behind the context
+    a token sees        the context before it, and its own choice before it                attention mask [n, 1, T, T]
     score_j           = Σ log p(token | context, choice_j before it)     over the tokens of choice j, nats
 
 What it replaces: a row for each choice, the context in each of them (2.5 times the tokens on ARC Easy). That is still
@@ -189,7 +189,8 @@ def _batch(
     questions: Sequence[_Question], ids: Tensor, attention: Tensor, positions: Tensor | None, once: Tensor,
     source: list[int], labels: list[int], scored: list[int],
 ) -> ChoiceBatch:  # fmt: skip
-    spans, sizes = [], []
+    spans: list[tuple[int, int]] = []
+    sizes: list[int] = []
     for question in questions:
         spans.append((len(sizes), len(sizes) + len(question.sizes)))
         sizes += question.sizes
