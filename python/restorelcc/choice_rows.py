@@ -11,7 +11,7 @@ done where a stock class does not compute the same in shared rows, which it is a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -107,6 +107,13 @@ class ChoiceSet:
     def subset(self, chosen: Sequence[int]) -> ChoiceSet:
         """The items with these indices, in this order."""
         return ChoiceSet(tuple(self.questions[index] for index in chosen))
+
+    def by_sum(self) -> ChoiceSet:
+        """The same, the choices of an item having the same size: their summed log-probabilities are what compares."""
+        return ChoiceSet(tuple(
+            replace(question, sizes=(round(sum(question.sizes) / len(question.sizes)),) * len(question.sizes))
+            for question in self.questions
+        ))  # fmt: skip
 
     def split(self, fraction: float, seed: int) -> tuple[ChoiceSet, ChoiceSet]:
         """(train, held out): disjoint items, about `fraction` of them held out and at least one in each."""

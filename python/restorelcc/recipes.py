@@ -64,7 +64,7 @@ RECIPES = {
         Recipe("compensate"),
         Recipe("paper", probe="linear", heads=0.25),
         Recipe(
-            "task", train="choices", fold="none", examples=100, task=TaskObjective(),
+            "task", train="choices", fold="none", probe_tokens=256, examples=100, task=TaskObjective(),
             training=TrainingSettings(
                 learning_rates=(0.025,), epochs=3.0, batch_tokens=256, heldout_share=0.2, evaluations=3
             ),

@@ -37,8 +37,8 @@ from .restore_weights import restore_weights
 from .restored_checkpoint import write_restored
 from .resume import is_finished, mark_finished, only_call
 from .step_runner import Steps
-from .task_training import TaskObjective, draw_examples, train_for_task
-from .text import TokenSet, load_choices, load_text, write_own_text
+from .task_training import TaskObjective, read_examples, train_for_task
+from .text import TokenSet, load_text, write_own_text
 from .token_set import padding_id
 from .training import TrainingResult, TrainingSettings, closed_form, train_compensation
 
@@ -253,9 +253,8 @@ class _Job:
                 cache=self.steps.work / "text.safetensors", progress=self.progress,
             )  # fmt: skip
         assert self.data is not None
-        items, tokenizer = load_choices(self.data), load_tokenizer(self.dense)
-        drawn = draw_examples(items, self.recipe.examples, self.seed)
-        self.examples = ChoiceSet.of([items[index] for index in drawn], tokenizer)
+        tokenizer = load_tokenizer(self.dense)
+        self.examples, drawn = read_examples(self.data, tokenizer, self.recipe.examples, self.seed)
         self.report.text["examples"] = drawn
         return self.examples.right_answers(pad=padding_id(tokenizer), name=Path(self.data).name)
 

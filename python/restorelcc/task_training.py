@@ -3,7 +3,8 @@
     min over c:   mean_i −log softmax_j( τ s_ij / bytes_ij )[right_i]   +   a · mean_t KL(dense ‖ compensated)_t
 
     s_ij     Σ log p(choice j of item i | its context), nats: what multiple choice compares (see `choice_rows`)
-    bytes    of the choice, so that short ones have no start; τ: so many bytes count, softer than a whole choice
+    bytes    of the choice, so that short ones have no start; of labels, which are the same in all items, their mean:
+             those are compared by their sums. τ: so many bytes count, softer than a whole choice
     KL       on every token of contexts and choices, wrong ones too: what the dense model knows of text of this kind
 
 c as in `training`: β and b per head, in units of what the head lost. A part of the items is held out; the first of the
@@ -13,6 +14,7 @@ two terms on it decides which state is kept, the start (no compensation) include
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +25,11 @@ from .choice_rows import ChoiceBatch, ChoiceSet, choice_scores
 from .components import Components
 from .distillation import distillation_losses
 from .lm_head import language_head
-from .text import ChoiceItem
+from .text import ChoiceItem, load_choices
 from .training import TrainingResult, TrainingSettings, trained_heads
 from .training_loop import seeded_batches
 
-__all__ = ["TaskObjective", "choice_loss", "draw_examples", "train_for_task"]
+__all__ = ["TaskObjective", "choice_loss", "draw_examples", "read_examples", "train_for_task"]
 
 _ITEMS = 4  # at once, where nothing is learnt
 
@@ -50,6 +52,21 @@ def draw_examples(items: list[ChoiceItem], count: int, seed: int) -> list[int]:
     """Indices of `count` items (all, where there are no more), drawn by `seed`, in file order."""
     order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))
     return sorted(order[:count].tolist())
+
+
+def read_examples(path: Path, tokenizer: Any, count: int, seed: int) -> tuple[ChoiceSet, list[int]]:
+    """(`count` items of the file, drawn by `seed`, ready to be learnt from; their indices in it).
+
+    Raises:
+        ValueError: what `load_choices` refuses, or a single item.
+    """
+    items = load_choices(path)
+    drawn = draw_examples(items, count, seed)
+    if len(drawn) < 2:
+        raise ValueError(f"{path} has {len(items)} item; give 2 or more, one of them is held out")
+    examples = ChoiceSet.of([items[index] for index in drawn], tokenizer)
+    labels = len({item.choices for item in items}) == 1
+    return (examples.by_sum() if labels else examples), drawn
 
 
 def choice_loss(batch: ChoiceBatch, scores: Tensor, size: float) -> Tensor:
