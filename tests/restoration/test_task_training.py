@@ -177,8 +177,7 @@ def test_a_finished_compensation_is_not_learnt_again(
     monkeypatch.setattr("restorelcc.restore.train_for_task", never)
     again = restore(*stories_pair, tmp_path / "b", data=tasks["sad"], **common)
     assert again.heldout == first.heldout
-    files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in "ab"]
-    assert files[0] == files[1]
+    assert torch.equal(*(adapter_compensation(tmp_path / name).vectors for name in "ab"))
     with pytest.raises(AssertionError, match="learnt again"):
         restore(*stories_pair, tmp_path / "c", data=tasks["happy"], **common)
 
