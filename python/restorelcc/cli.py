@@ -200,25 +200,27 @@ def _prune_structured(loaded: Any, share: float, heads: int | None, calibration:
 @pruned_option
 @path_option("--out", "Directory of the restored checkpoint.")
 @own_choice_option(
-    "--recipe", RECIPES, "best, fast: weights change; compensate, paper: vectors.  [default: best with --data]"
+    "--recipe", RECIPES, "best, fast: weights change; compensate, paper, task: vectors.  [default: best with --data]"
 )
 @own_choice_option("--probe", PROBES, "Compensation: how heads are ranked; matters when --heads is a share.")
 @click.option("--heads", metavar="all|SHARE", help="Compensation: heads that get a vector.")
 @own_choice_option("--components", COMPONENTS, "Compensation: directions of the lost activation, by a seed, or none.")
 @click.option("--rank", type=click.IntRange(min=1), metavar="N", help="Compensation: how many directions a head has.")
-@own_choice_option("--train", TRAINERS, "Compensation: language-model loss, or the closed form with a line search.")
+@own_choice_option("--train", TRAINERS, "Compensation: language-model loss, choices of a task, or the closed form.")
 @own_choice_option("--fold", FOLDS, "Compensation: into the output projection's bias, or an adapter.")
 @own_choice_option("--positions", POSITIONS, "Compensation: tokens that enter the moments; the first never does.")
+@click.option("--examples", type=click.IntRange(min=2), metavar="N", help="task: items of --data to learn from.  [100]")
 @text_options
 @writing_options
 def restore(dense: str, pruned: Path, out: Path, recipe: str | None, probe: str | None, heads: str | None,
             components: str | None, rank: int | None, train: str | None, fold: str | None, positions: str | None,
-            data: Path | None, tokens: int, window: int, overwrite: bool, seed: int, as_json: bool,
-            quiet: bool) -> None:  # fmt: skip
+            examples: int | None, data: Path | None, tokens: int, window: int, overwrite: bool, seed: int,
+            as_json: bool, quiet: bool) -> None:  # fmt: skip
     """Give the pruned checkpoint its quality back; every zero stays.
 
-    Options marked Compensation belong to the recipes compensate and paper. Steps leave their files in OUT.work; a
-    killed run, repeated, goes on from there.
+    Options marked Compensation belong to the recipes compensate, paper and task. Recipe task learns from a few
+    multiple-choice items of one task and leaves an adapter; `pack --compensation NAME=DIR` serves several. Steps leave
+    their files in OUT.work; a killed run, repeated, goes on from there.
     """
     from restorelcc.restore import restore as run
 
@@ -227,14 +229,14 @@ def restore(dense: str, pruned: Path, out: Path, recipe: str | None, probe: str 
     work = out.with_name(out.name + ".work")
     report = run(
         as_directory(dense, work / "dense", progress), pruned, out, recipe=recipe, probe=probe, heads=heads,
-        components=components, rank=rank, train=train, data=data, fold_into=fold, positions=positions, tokens=tokens,
-        window=window, seed=seed, work=work, overwrite=overwrite, progress=progress,
+        components=components, rank=rank, train=train, data=data, fold_into=fold, positions=positions,
+        examples=examples, tokens=tokens, window=window, seed=seed, work=work, overwrite=overwrite, progress=progress,
     ).to_dict()  # fmt: skip
     before, after = report["heldout"]["pruned"], report["heldout"]["restored"]
     emit(as_json, report, [
         *report["warnings"],
-        f"{out}: NLL {before:.4f} before, {after:.4f} after, on held-out rows of the training text "
-        f"(nats per token; judge on other text with `restorelcc eval`)",
+        f"{out}: {before:.4f} before, {after:.4f} after, on held-out rows of the training text "
+        f"({report['heldout_unit']}; judge on other text with `restorelcc eval`)",
         f"masks identical: {report['fold'].get('matrices_compared', 0)} matrices compared bit by bit"
         if "zeros" in report["fold"] else f"written as an adapter directory: {report['fold'].get('reason', '')}",
     ])  # fmt: skip
@@ -249,22 +251,25 @@ def restore(dense: str, pruned: Path, out: Path, recipe: str | None, probe: str 
 @path_option("--choices", ".jsonl with query, choices, gold: multiple choice.", required=False, exists=True)
 @choice_option("--noise", NOISES, "On prompts and questions: typing errors, casing, words left out.")
 @click.option("--noise-rate", type=float, default=0.1, show_default=True, help="Share of words that noise hits.")
+@click.option("--compensation", metavar="NAME|none", help="Of MODEL, a packed one with several; default: its default.")
 @number_option("--tokens", 16384, "Tokens of text to use.")
 @number_option("--window", 512, "Tokens per window.", least=2)
 @seeded_options
 def evaluate(model: str, against: tuple[str, ...], text: Path | None, choices: Path | None, noise: str,
-             noise_rate: float, tokens: int, window: int, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
+             noise_rate: float, compensation: str | None, tokens: int, window: int, seed: int, as_json: bool,
+             quiet: bool) -> None:  # fmt: skip
     """Perplexity (and multiple choice) of MODEL, compared on the same windows.
 
     With two --against, the dense and then the pruned model, the share of the gap that MODEL closes is shown
-    with its paired bootstrap 95% interval.
+    with its paired bootstrap 95% interval; with --choices the gain in accuracy over each of them, with its own.
     """
     from restorelcc.compare import compare, summary
     from restorelcc.noisy_text import Noise
 
     result = compare(
         [model, *against], text=text, choices=choices, tokens=tokens, window=window, seed=seed,
-        noise=None if noise == "none" else Noise(noise, noise_rate, seed), progress=make_progress(quiet),
+        noise=None if noise == "none" else Noise(noise, noise_rate, seed), compensation=compensation,
+        progress=make_progress(quiet),
     )  # fmt: skip
     emit(as_json, result, summary(result))
 

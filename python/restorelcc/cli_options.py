@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 # The libraries' own lists stand in modules that import torch; a test keeps these equal to them.
 METHODS = ("wanda", "sparsegpt", "magnitude", "structured")
 PROBES = ("attribution", "adaptive", "perplexity", "linear", "random")
-RECIPES = ("best", "fast", "compensate", "paper")
+RECIPES = ("best", "fast", "compensate", "paper", "task")
 COMPONENTS = ("svd", "autoencoder", "mean", "random", "none")
-TRAINERS = ("lm", "none")
+TRAINERS = ("lm", "choices", "none")
 FOLDS = ("o_proj", "none")
 POSITIONS = ("all", "last", "response")
 CONTRASTS = ("text", "margin")
@@ -106,7 +106,9 @@ components_option = choice_option(
 heads_option = click.option(
     "--heads", default="all", show_default=True, metavar="all|SHARE", help="Heads that get a vector."
 )
-trainer_option = choice_option("--train", TRAINERS, "Language-model loss, or none: the closed form with a line search.")
+trainer_option = choice_option(
+    "--train", ("lm", "none"), "Language-model loss, or none: the closed form with a line search."
+)
 fold_option = choice_option("--fold", FOLDS, "Into the output projection's bias (a stock checkpoint), or an adapter.")
 pruned_option = path_option("--pruned", "Checkpoint directory of the pruned model.", exists=True, directory=True)
 

@@ -7,10 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .evaluation import NllResult, gap_closed, multiple_choice, predicted_bytes, token_nll
+from .compensated import compensations
+from .evaluation import (
+    ChoiceResult,
+    NllResult,
+    accuracy_gain,
+    gap_closed,
+    multiple_choice,
+    predicted_bytes,
+    token_nll,
+)
 from .loading import kind_of, load, tokenizer_of
 from .models import load_model
 from .noisy_text import Noise
@@ -31,6 +42,7 @@ def compare(
     window: int = 512,
     seed: int = 0,
     noise: Noise | None = None,
+    compensation: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """NLL and perplexity of every model, and of the first against the others, window by window.
@@ -40,7 +52,9 @@ def compare(
             Adapter directories are loaded with their compensation, packed ones with their default compensation.
         text: .txt or .jsonl; English prose of the Python documentation without it.
         noise: put on prompts and questions, the same for all models.
-        choices: multiple-choice items; accuracy with its standard error for every model.
+        choices: multiple-choice items; accuracy with its standard error for every model, and of the first the paired
+            gain over the others.
+        compensation: of the first model, a packed one with several: the name of the one to judge, or `none`.
 
     Raises:
         ValueError: more than three models, vocabularies that differ, or unusable text.
@@ -58,17 +72,24 @@ def compare(
     size = predicted_bytes(rows, first)
     items = load_choices(choices, noise=noise) if choices is not None else None
     measured: list[NllResult] = []
+    answers: list[ChoiceResult] = []
     models: list[dict[str, Any]] = []
     for spec in specs:
         tokenizer = tokenizer_of(spec)
         if tokenizer.get_vocab() != first.get_vocab():
             raise ValueError(f"{spec} and {specs[0]} have different vocabularies; their perplexities do not compare")
         model, note = _model(spec)
-        nll = token_nll(model, rows, progress=progress)
+        chosen = compensation if not models else None
+        if chosen is not None:
+            note = f"{note}, compensation {chosen}"
+        with nullcontext() if chosen is None else compensations(model, None if chosen == "none" else chosen):
+            nll = token_nll(model, rows, progress=progress)
+            if items is not None:
+                answers.append(multiple_choice(model, tokenizer, items, progress=progress))
         entry: dict[str, Any] = {"model": spec, "nll": nll.mean, "perplexity": nll.perplexity, "source": note}
         entry["bits_per_byte"] = nll.bits_per_byte(size) if size else None
         if items is not None:
-            answer = multiple_choice(model, tokenizer, items, progress=progress)
+            answer = answers[-1]
             entry["choices"] = {
                 "items": len(items),
                 "accuracy": answer.accuracy,
@@ -91,6 +112,13 @@ def compare(
                 "high": paired.improvement_high if len(rows) > 1 else None,
             }
         )
+    for row, right in zip(result["differences"], answers[1:], strict=False):
+        row["choices"] = {
+            "accuracy": asdict(accuracy_gain(answers[0].correct, right.correct, seed=seed)),
+            "accuracy_normalised": asdict(
+                accuracy_gain(answers[0].correct_normalised, right.correct_normalised, seed=seed)
+            ),
+        }
     if len(specs) == 3:
         gap = gap_closed(measured[1], measured[2], measured[0], seed=seed)
         low, high = (gap.low, gap.high) if len(rows) > 1 else (None, None)
@@ -136,6 +164,13 @@ def summary(result: dict[str, Any]) -> list[str]:
             low, high = sorted((sign * row["low"], sign * row["high"]))
             interval = f"95% interval {low:.4f} to {high:.4f}"
         lines.append(f"{word} than {row['against']} by {abs(row['improvement']):.4f} nats per token ({interval})")
+        for key, words in (("accuracy", "accuracy"), ("accuracy_normalised", "accuracy by length")):
+            if "choices" in row:
+                gain = row["choices"][key]
+                lines.append(
+                    f"{words} against {row['against']}: {gain['value']:+.3f} "
+                    f"(paired 95% interval {gain['low']:+.3f} to {gain['high']:+.3f})"
+                )
     gap = result["gap"]
     if gap is not None and math.isfinite(gap["value"]):
         interval = "one window, no interval"

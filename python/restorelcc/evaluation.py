@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from .artifacts import Progress, SilentProgress
+from .choice_rows import ChoiceSet, choice_scores
 from .lm_head import token_losses
 from .models import quiet_transformers
 from .text import ChoiceItem
 from .token_set import TokenSet, padding_id
-from .windows import answer_row
 
 __all__ = [
-    "ChoiceResult", "GapClosed", "NllResult", "gap_closed", "greedy_samples", "multiple_choice", "predicted_bytes",
-    "token_nll",
+    "AccuracyGain", "ChoiceResult", "GapClosed", "NllResult", "accuracy_gain", "gap_closed", "greedy_samples",
+    "multiple_choice", "predicted_bytes", "token_nll",
 ]  # fmt: skip
 
 
@@ -94,51 +94,75 @@ def _row_sums(model: Any, part: TokenSet) -> Tensor:
 class ChoiceResult:
     """accuracy by summed log-probability, accuracy_normalised by log-probability per byte, stderr of accuracy.
 
-    correct: bool [n], by summed log-probability.
+    correct, correct_normalised: bool [n], by the one and by the other.
     """
 
     accuracy: float
     accuracy_normalised: float
     stderr: float
     correct: Tensor
+    correct_normalised: Tensor
 
 
+@torch.no_grad()
 def multiple_choice(
-    model: Any, tokenizer: Any, items: Sequence[ChoiceItem], *, batch: int = 8, progress: Progress | None = None
+    model: Any, tokenizer: Any, items: Sequence[ChoiceItem], *, batch: int = 4, progress: Progress | None = None
 ) -> ChoiceResult:
     """Accuracy of choosing the likeliest continuation: argmax Σ log p, and argmax Σ log p / bytes.
 
-    Of equal scores the first choice wins.
+    Of equal scores the first choice wins. batch: items at once; the choices of one share its context (`choice_rows`).
 
     Raises:
         ValueError: no items, or an item longer than the model's context.
     """
     if not items:
         raise ValueError("there are no multiple-choice items; give a file with at least one")
-    rows: list[list[int]] = []
-    starts: list[int] = []
-    sizes: list[int] = []
-    with quiet_transformers():
-        for item in items:
-            for context, continuation in item.pairs:
-                ids, start = answer_row(tokenizer, context, continuation)
-                rows.append(ids)
-                starts.append(start)
-                sizes.append(max(len(continuation.strip().encode()), 1))
-    text = TokenSet.from_rows(rows, pad=padding_id(tokenizer), name="multiple choice", starts=starts)
-    score = -token_nll(model, text, batch=batch, progress=progress).nll_sum
-    plain, normalised = [], []
-    begin = 0
-    for item in items:
-        end = begin + len(item.choices)
-        size = torch.tensor(sizes[begin:end], dtype=torch.float64)
-        plain.append(int(score[begin:end].argmax()) == item.gold)
-        normalised.append(int((score[begin:end] / size).argmax()) == item.gold)
-        begin = end
-    correct = torch.tensor(plain)
-    accuracy = float(correct.double().mean())
+    asked = ChoiceSet.of(items, tokenizer)
+    asked.check_model(model)
+    plain, normalised = torch.zeros(len(items), dtype=torch.bool), torch.zeros(len(items), dtype=torch.bool)
+    order = asked.by_length()
+    done = 0
+    with (progress or SilentProgress()).task("multiple choice", len(items)) as advance:
+        for part in asked.subset(order).batches(model, batch):
+            score = choice_scores(model, part)[0].double()
+            for (begin, end), gold in zip(part.spans, part.gold, strict=True):
+                plain[order[done]] = int(score[begin:end].argmax()) == gold
+                normalised[order[done]] = int((score[begin:end] / part.sizes[begin:end]).argmax()) == gold
+                done += 1
+            advance(len(part.gold))
+    accuracy = float(plain.double().mean())
     stderr = math.sqrt(accuracy * (1 - accuracy) / max(len(items) - 1, 1))
-    return ChoiceResult(accuracy, sum(normalised) / len(items), stderr, correct)
+    return ChoiceResult(accuracy, float(normalised.double().mean()), stderr, plain, normalised)
+
+
+@dataclass(frozen=True)
+class AccuracyGain:
+    """value: share of items right, less that of the other model, with its paired bootstrap 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def accuracy_gain(mine: Tensor, other: Tensor, *, resamples: int = 10000, seed: int = 0) -> AccuracyGain:
+    """mean(mine) − mean(other) over the same items, and its bootstrap over items (percentiles 2.5 and 97.5).
+
+    Args:
+        mine, other: bool [n] of one seed, or [S, n] of S seeds of which each resample draws S, and items for all.
+
+    Raises:
+        ValueError: different items.
+    """
+    if mine.shape[-1] != other.shape[-1] or not mine.numel():
+        raise ValueError(f"{mine.shape[-1]} and {other.shape[-1]} answers do not pair; measure both on the same items")
+    difference = mine.double().reshape(-1, mine.shape[-1]) - other.double().reshape(-1, other.shape[-1])  # [S, n]
+    generator = torch.Generator().manual_seed(seed)
+    seeds, items = difference.shape
+    drawn = torch.empty(resamples, dtype=torch.float64)
+    for index in range(resamples):  # one at a time: [resamples, n] picks of long files would be gigabytes
+        rows = difference[torch.randint(seeds, (seeds,), generator=generator)].mean(0)
+        drawn[index] = rows[torch.randint(items, (items,), generator=generator)].mean()
+    return AccuracyGain(float(difference.mean()), *_interval(drawn))
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def stored_config(path: Path) -> Any:
         return AutoConfig.from_pretrained(path, local_files_only=True)
 
 
-def _sliding_window(config: Any) -> bool:
+def has_sliding_window(config: Any) -> bool:
     if getattr(config, "sliding_window", None) is None:
         return False
     kinds = getattr(config, "layer_types", None)
@@ -114,7 +114,7 @@ def fold_target(source: Path | Any, *, everywhere: bool = False) -> FoldTarget:
         if all(name in names or name in added for name in outputs) and all(name.endswith(".bias") for name in added):
             return FoldTarget("o_proj_bias", f"{config.model_type} with {' and '.join(told)}", changed, added)
     if config.model_type in _LLAMA_TWINS:
-        if _sliding_window(config):
+        if has_sliding_window(config):
             return _in_values(config, skeleton) or FoldTarget(
                 "adapter",
                 f"this {config.model_type} model uses a sliding window of {config.sliding_window} tokens, which the "

@@ -4,6 +4,7 @@
     fast         refit alone: no training
     compensate   lost component compensation: one vector per head, the weights untouched
     paper        the same as RestoreLCC published it: linear probe, a quarter of the heads
+    task         the same from a few multiple-choice items of one task; several serve one sparse model
 
 Every recipe keeps every zero and adds nothing but biases.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .refit import RefitSettings
+from .task_training import TaskObjective
 from .training_loop import TrainingSettings
 from .tuning import TuningObjective
 
@@ -23,7 +25,8 @@ __all__ = ["RECIPES", "Recipe", "default_recipe"]
 class Recipe:
     """refit, tuning: None leaves the step out. own_text: share that the dense model writes of what they learn from.
 
-    The rest is of the compensation, where the recipe makes one: see `restore`.
+    examples: so many items of a task are all that is learnt from, with the objective `task` where `train` is `choices`.
+    training: of a compensation. The rest is of the compensation, where the recipe makes one: see `restore`.
     """
 
     name: str
@@ -40,6 +43,9 @@ class Recipe:
     positions: str = "all"
     skip_first: int = 1
     probe_tokens: int | None = None
+    examples: int | None = None
+    task: TaskObjective | None = None
+    training: TrainingSettings | None = None
 
     @property
     def changes_weights(self) -> bool:
@@ -57,6 +63,12 @@ RECIPES = {
         Recipe("fast", RefitSettings()),
         Recipe("compensate"),
         Recipe("paper", probe="linear", heads=0.25),
+        Recipe(
+            "task", train="choices", fold="none", probe_tokens=256, examples=100, task=TaskObjective(),
+            training=TrainingSettings(
+                learning_rates=(0.025,), epochs=3.0, batch_tokens=256, heldout_share=0.2, evaluations=3
+            ),
+        ),
     )
 }  # fmt: skip
 

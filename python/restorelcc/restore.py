@@ -2,6 +2,7 @@
 
     recipes best, fast            text → refit → tuning → stock checkpoint                       (`restore_weights`)
     recipes compensate, paper     text → moments → components → head scores → training → fold
+    recipe task                   the same, text and training from items of the task → adapter directory
 
 A step's file carries the fingerprint of everything that went into it (checkpoints by content, text, settings).
 A killed call, repeated, goes on behind its last finished step (inside `moments`: its last finished layer) and
@@ -10,7 +11,7 @@ writes the same bits as an undisturbed one, given the same seed, threads, CPU an
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,56 +20,35 @@ from torch import Tensor
 
 from .adapter import save_adapter
 from .artifacts import Progress, SilentProgress, atomic_write_json, fingerprint, read_json, refuse_inputs, versions
+from .choice_rows import ChoiceSet
 from .compensation import Compensation
 from .components import COMPONENTS, Components, lost_components
 from .fold import FOLDS, fold
 from .fold_target import FoldTarget, fold_target, stored_config
-from .models import check_pair, load_model
+from .models import check_pair, load_model, load_tokenizer
 from .moments import POSITIONS, Moments, collect_moments
 from .pairs import contrastive_pairs
 from .probes import PROBES, HeadScores, head_scores, select_heads
 from .probes import probe_tokens as probe_tokens_of
 from .pruning import sparsity_table
 from .recipes import RECIPES, Recipe, default_recipe
+from .restore_report import RestoreReport
 from .restore_weights import restore_weights
 from .restored_checkpoint import write_restored
 from .resume import is_finished, mark_finished, only_call
 from .step_runner import Steps
 from .structure import carried_files, read_structure, refuse_structured
+from .task_training import TaskObjective, read_examples, train_for_task
 from .text import TokenSet, load_text, write_own_text
+from .token_set import padding_id
 from .training import TrainingResult, TrainingSettings, closed_form, train_compensation
 
 __all__ = ["RestoreReport", "restore", "train_control", "training_text"]
 
-TRAINERS = ("lm", "none")
+TRAINERS = ("lm", "choices", "none")
 MAX_PAIRS = 500  # for the linear probe; its authors use as many
 SAMPLES = 512  # tokens whose lost activation an autoencoder learns from
 ALWAYS_SCORED = ("attribution", "random")  # cheap, and in need of nothing but the text
-
-
-@dataclass
-class RestoreReport:
-    """What was done and what came of it. NLLs are means in nats per token on the held-out training rows."""
-
-    recipe: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    heldout: dict[str, float] = field(default_factory=dict)
-    fold: dict[str, Any] = field(default_factory=dict)
-    head_scores: dict[str, list[list[float]]] = field(default_factory=dict)
-    score_units: dict[str, str] = field(default_factory=dict)
-    selected: list[list[bool]] = field(default_factory=list)
-    history: list[dict[str, float]] = field(default_factory=list)
-    search: list[dict[str, float]] = field(default_factory=list)
-    sparsity: list[dict[str, Any]] = field(default_factory=list)
-    text: dict[str, Any] = field(default_factory=dict)
-    timings: dict[str, float] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    peak_rss_bytes: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values."""
-        return asdict(self)
 
 
 def training_text(
@@ -119,6 +99,7 @@ def restore(
     positions: str | None = None,
     skip_first: int | None = None,
     probe_tokens: int | None = None,
+    examples: int | None = None,
     data: Path | None = None,
     tokens: int = 16384,
     window: int = 256,
@@ -137,14 +118,15 @@ def restore(
         recipe: a name of `recipes.RECIPES`, or a `Recipe` of your own; by default `best` where there is `data` or
             heads or channels were removed, else `compensate` (see `recipes.default_recipe`). `best` and `fast` change
             surviving weights and biases; `compensate` and `paper` learn c = argmin NLL(pruned model with W_o c added to
-            its output projections).
+            its output projections); so does `task`, by the choices of a few multiple-choice items.
         probe, heads, components, rank, train, fold_into, positions, skip_first, probe_tokens: of these two alone; the
             recipe's own choice by default. probe: which heads are worth it (see `probes.PROBES`); matters when `heads`
             is a share. heads: `all`, or a share in (0, 1]. components, rank: see
-            `lost_components`. train: `lm`, or `none` for the
+            `lost_components`. train: `lm`, `choices` (recipe `task` alone), or `none` for the
             line-searched closed form. fold_into: `o_proj` for a stock checkpoint, `none` for an adapter directory.
             probe_tokens: of the text, for the head scores; each probe's own default otherwise.
-        data: .txt or .jsonl; without it the dense model writes its own text.
+        examples: how many items of `data` recipe `task` learns from, drawn by `seed`; 100 by default.
+        data: .txt or .jsonl; without it the dense model writes its own text. For `task` a .jsonl of multiple choice.
         training: of the compensation or the tuning; the recipe's own by default.
         work: where the steps leave their files; `out` + ".work" by default.
 
@@ -155,6 +137,7 @@ def restore(
     asked = {
         "probe": probe, "heads": heads, "components": components, "rank": rank, "train": train, "fold": fold_into,
         "positions": positions, "skip_first": skip_first, "probe_tokens": probe_tokens,
+        "examples": examples,
     }  # fmt: skip
     given = {name: value for name, value in asked.items() if value is not None}
     # vectors for heads that are gone cannot be, so there are weights to restore whatever the text is
@@ -174,13 +157,17 @@ def restore(
             "the linear probe tells right answers from wrong ones: give --data FILE.jsonl of text and label, or choose "
             "another probe"
         )
+    if chosen.examples is not None and (data is None or Path(data).suffix.lower() != ".jsonl"):
+        raise ValueError(
+            f"recipe {chosen.name} learns from the items of one task: give --data FILE.jsonl of query, choices and gold"
+        )
     select_heads(torch.zeros(1, 1), chosen.heads)  # refuses a bad share before any work
     dense, pruned, out = Path(dense), Path(pruned), Path(out)
     refuse_inputs(out, dense, pruned, *([Path(data)] if data is not None else []))
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not overwrite):
         raise ValueError(f"{out} exists and is not empty; pass --overwrite or another --out")
     progress = progress or SilentProgress()
-    settings = replace(training or chosen.tuning or TrainingSettings(), seed=seed)
+    settings = replace(training or chosen.tuning or chosen.training or TrainingSettings(), seed=seed)
     report = RestoreReport(recipe=chosen.name, versions=versions())
     place = Path(work) if work is not None else out.with_name(out.name + ".work")
     with only_call(place, out):
@@ -202,7 +189,14 @@ def _chosen(asked: str | Recipe, given: dict[str, Any]) -> Recipe:
             f"recipe {recipe.name} makes no compensation, so it reads no {', '.join(given)}; "
             "leave that out or choose recipe compensate"
         )
-    return replace(recipe, **given)
+    chosen = replace(recipe, **given)
+    if (chosen.task is None and chosen.train == "choices") or (recipe.examples is None and chosen.examples is not None):
+        raise ValueError(
+            f"recipe {recipe.name} learns from text, not from items of a task; choose recipe task for that"
+        )
+    if chosen.examples is not None and chosen.examples < 2:
+        raise ValueError(f"{chosen.examples} examples leave nothing to hold out; give 2 or more")
+    return chosen
 
 
 @dataclass
@@ -222,6 +216,7 @@ class _Job:
     window: int
     seed: int
     overwrite: bool
+    examples: ChoiceSet | None = None
 
     def run(self) -> None:
         """All steps of the recipe."""
@@ -233,11 +228,8 @@ class _Job:
             target = self._target()
             report.sparsity = sparsity_table(self.pruned)
         with steps.timed("text"):
-            text = training_text(
-                self.dense, data=self.data, tokens=self.tokens, window=self.window, seed=self.seed,
-                cache=steps.work / "text.safetensors", progress=self.progress,
-            )  # fmt: skip
-        report.text = {"name": text.name, "rows": int(text.ids.shape[0]), "tokens": text.tokens}
+            text = self._text()
+        report.text |= {"name": text.name, "rows": int(text.ids.shape[0]), "tokens": text.tokens}
         report.settings = {
             "dense": str(self.dense), "pruned": str(self.pruned), "out": str(self.out), "recipe": recipe.name,
             "data": str(self.data) if self.data else "written by the dense model", "tokens": self.tokens,
@@ -254,10 +246,23 @@ class _Job:
         if not after < before:
             report.warnings.insert(
                 0,
-                f"Nothing was gained: on held-out text the restored model has NLL {after:.4f}, its input {before:.4f}; "
+                f"Nothing was gained: held out, the restored model has {after:.4f} ({report.heldout_unit}), its input "
+                f"{before:.4f}; "
                 "what was written is the best one found, which may be the input itself.",
             )
         atomic_write_json(steps.work / "report.json", report.to_dict())
+
+    def _text(self) -> TokenSet:
+        if self.recipe.examples is None:
+            return training_text(
+                self.dense, data=self.data, tokens=self.tokens, window=self.window, seed=self.seed,
+                cache=self.steps.work / "text.safetensors", progress=self.progress,
+            )  # fmt: skip
+        assert self.data is not None
+        tokenizer = load_tokenizer(self.dense)
+        self.examples, drawn = read_examples(self.data, tokenizer, self.recipe.examples, self.seed)
+        self.report.text["examples"] = drawn
+        return self.examples.right_answers(pad=padding_id(tokenizer), name=Path(self.data).name)
 
     def _target(self) -> FoldTarget:
         """The class of the result: for tuning one with as many biases as there can be, for a refit the pruned one's."""
@@ -321,8 +326,10 @@ class _Job:
             "probe": recipe.probe, "heads": recipe.heads, "components": recipe.components, "rank": recipe.rank,
             "train": recipe.train,
             "fold": recipe.fold, "positions": self.recipe.positions, "skip_first": self.recipe.skip_first,
-            "probe_tokens": self.recipe.probe_tokens, "source": loaded.source.note,
+            "probe_tokens": self.recipe.probe_tokens, "examples": recipe.examples, "source": loaded.source.note,
         }  # fmt: skip
+        if recipe.train == "choices":
+            report.heldout_unit = "choice loss, nats per item"
         report.heldout = {"pruned": result.heldout_before, "restored": result.heldout_after}
         report.head_scores = {kind: value.scores.tolist() for kind, value in scores.items()}
         report.score_units = {kind: value.unit for kind, value in scores.items()}
@@ -363,7 +370,9 @@ class _Job:
         record = self.steps.work / "training.json"
 
         def make(path: Path) -> TrainingResult:
-            if self.recipe.train == "lm":
+            if self.recipe.train == "choices":
+                result = self._trained_for_task(model, lost, chosen, tied)
+            elif self.recipe.train == "lm":
                 result = train_compensation(model, text, lost, chosen, settings, tied=tied, progress=self.progress)
             else:
                 result = closed_form(
@@ -376,11 +385,25 @@ class _Job:
 
         own = fingerprint(
             moments=stamp, heads=chosen.tolist(), components=self._directions, tied=tied, train=self.recipe.train,
-            settings=asdict(settings), threads=torch.get_num_threads(),
+            settings=asdict(settings), threads=torch.get_num_threads(), task=_plain(self.recipe.task),
+            examples=self.report.text.get("examples"), data=self.data if self.examples is not None else None,
         )  # fmt: skip
         return self.steps.run(
             "compensation", own, make, lambda path: TrainingResult(Compensation.load(path), **read_json(record)), record
         )
+
+    def _trained_for_task(self, model: Any, lost: Components, chosen: Tensor, tied: int) -> TrainingResult:
+        assert self.examples is not None
+        objective = self.recipe.task or TaskObjective()
+        dense = load_model(self.dense).model if objective.distill else None
+        return train_for_task(
+            model, self.examples, lost, chosen, self.settings, dense=dense, objective=objective, tied=tied,
+            progress=self.progress,
+        )  # fmt: skip
+
+
+def _plain(objective: TaskObjective | None) -> dict[str, float] | None:
+    return None if objective is None else asdict(objective)
 
 
 def _write(

@@ -10,8 +10,9 @@ step 0 (no compensation) included, so that training never returns something wors
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,11 @@ from .models import attention_sites
 from .text import TokenSet
 from .training_loop import TrainingSettings, batch_of, ceiling, fit, schedule, shuffled_rows
 
-__all__ = ["SCALES", "TrainingResult", "TrainingSettings", "closed_form", "summed_nll", "train_compensation"]
+__all__ = [
+    "SCALES", "TrainingResult", "TrainingSettings", "closed_form", "summed_nll", "train_compensation", "trained_heads",
+]  # fmt: skip
+
+Batch = TypeVar("Batch")
 
 SCALES = (0.0, 0.0625, 0.125, 0.25, 0.5, 0.75, 1.0)
 
@@ -71,13 +76,17 @@ class _Heads(nn.Module):
         return shared_by_heads(c, self.tied).flatten(1)
 
 
-class _Trainer:
-    """One optimisation run over batches of rows; the comp vectors of the projections are its leaves."""
+class _Trainer(Generic[Batch]):
+    """One optimisation run over batches; the comp vectors of the projections are its leaves.
+
+    loss: the mean loss of a batch, through the model.
+    """
 
     def __init__(
-        self, model: nn.Module, components: Components, heads: Tensor, tied: int, rate: float, steps: int
-    ) -> None:
-        self.model = model
+        self, model: nn.Module, components: Components, heads: Tensor, loss: Callable[[Batch], Tensor], tied: int,
+        rate: float, steps: int,
+    ) -> None:  # fmt: skip
+        self.loss = loss
         self.comps = [p.comp for p in sparse_output_projections(model)]
         self.heads = _Heads(components, heads, tied)
         self.optimiser = torch.optim.Adam(self.heads.parameters(), lr=rate, betas=(0.9, 0.95))
@@ -94,14 +103,14 @@ class _Trainer:
         """The current vectors c [L, H·D]."""
         return self.heads.vectors().detach().clone()
 
-    def step(self, batch: TokenSet) -> float:
-        """One update; returns the mean NLL of the batch before it, nats per token."""
+    def step(self, batch: Batch) -> float:
+        """One update; returns the mean loss of the batch before it."""
         self.install()
         for comp in self.comps:
             assert comp is not None
             comp.requires_grad_(True)
-        nll, count = summed_nll(self.model, batch)
-        gradients = torch.autograd.grad(nll / max(1, count), self.comps)  # type: ignore[arg-type]
+        loss = self.loss(batch)
+        gradients = torch.autograd.grad(loss, self.comps)  # type: ignore[arg-type]
         for comp in self.comps:
             assert comp is not None
             comp.requires_grad_(False)
@@ -110,7 +119,7 @@ class _Trainer:
         torch.autograd.backward(vectors, torch.stack(gradients).to(vectors.dtype))
         self.optimiser.step()
         self.schedule.step()
-        return float(nll.detach()) / max(1, count)
+        return float(loss.detach())
 
 
 def train_compensation(
@@ -138,23 +147,53 @@ def train_compensation(
         ValueError: fewer than two rows (nothing could be held out), no steps, components or text of another model, or a
             loss that is not finite.
     """
-    settings, progress = settings or TrainingSettings(), progress or SilentProgress()
+    settings = settings or TrainingSettings()
     settings.check(len(tokens))
-    components.check_model(model)
-    heads = tied_heads(heads, tied)
     tokens.check_model(model)
     train, heldout = tokens.split(settings.heldout_share, seed=settings.seed)
+
+    def loss(batch: TokenSet) -> Tensor:
+        nll, count = summed_nll(model, batch)
+        return nll / max(1, count)
+
+    batches = [batch_of(train, rows) for rows in shuffled_rows(train, settings)]
+    return trained_heads(
+        model, components, heads, loss, batches, lambda: token_nll(model, heldout, batch=4).mean, settings,
+        tied=tied, tokens=train.tokens, kind="lm", progress=progress,
+    )  # fmt: skip
+
+
+def trained_heads(
+    model: nn.Module,
+    components: Components,
+    heads: Tensor,
+    loss: Callable[[Batch], Tensor],
+    batches: Sequence[Batch],
+    measure: Callable[[], float],
+    settings: TrainingSettings,
+    *,
+    tied: int,
+    tokens: int,
+    kind: str,
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """β and b of the chosen heads by any loss: the one path of `train_compensation` and `train_for_task`.
+
+    Args:
+        model, components, heads, tied: see `train_compensation`.
+        loss: mean loss of a batch, through the model. measure: the held-out loss of what the model holds.
+        tokens: of one pass over the training rows; kind: of the loss; both are noted in the result.
+    """
+    components.check_model(model)
+    heads = tied_heads(heads, tied)
     found = fit(
-        lambda rate, steps: _Trainer(model, components, heads, tied, rate, steps),
-        [batch_of(train, rows) for rows in shuffled_rows(train, settings)[: settings.steps]],
-        lambda: token_nll(model, heldout, batch=4).mean,
-        settings,
-        progress,
-    )
+        lambda rate, steps: _Trainer(model, components, heads, loss, tied, rate, steps),
+        batches[: settings.steps], measure, settings, progress or SilentProgress(),
+    )  # fmt: skip
     names = [site.name for site in attention_sites(model)]
-    result = Compensation(found.state, heads.clone(), names, {"train": "lm", "learning_rate": repr(found.rate)})
+    result = Compensation(found.state, heads.clone(), names, {"train": kind, "learning_rate": repr(found.rate)})
     _install(model, result.vectors)
-    return TrainingResult(result, found.before, found.after, found.history, found.search, train.tokens)
+    return TrainingResult(result, found.before, found.after, found.history, found.search, tokens)
 
 
 def closed_form(

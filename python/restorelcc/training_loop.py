@@ -24,7 +24,7 @@ from .text import TokenSet
 
 __all__ = [
     "LoopResult", "Trainer", "TrainingSettings", "batch_of", "ceiling", "fit", "schedule",
-    "shuffled_rows",
+    "seeded_batches", "shuffled_rows",
 ]  # fmt: skip
 
 
@@ -163,25 +163,31 @@ def ceiling(nll: float) -> float:
     return nll if math.isfinite(nll) else sys.float_info.max
 
 
-def shuffled_rows(train: TokenSet, settings: TrainingSettings) -> list[list[int]]:
-    """Row numbers of the batches of all epochs, in a seeded order; a fraction of an epoch takes its first rows."""
+def seeded_batches(sizes: Sequence[int], settings: TrainingSettings) -> list[list[int]]:
+    """Numbers of the rows of each batch, of all epochs, in a seeded order; a fraction of an epoch takes its first rows.
+
+    sizes: tokens of each row; a batch ends where it has about `batch_tokens` of them.
+    """
     generator = torch.Generator().manual_seed(settings.seed)
-    rows = train.ids.shape[0]
     order: list[Tensor] = []
     left = settings.epochs
     while left > 0:
-        count = max(1, round(rows * min(1.0, left)))
-        order.append(torch.randperm(rows, generator=generator)[:count])
+        count = max(1, round(len(sizes) * min(1.0, left)))
+        order.append(torch.randperm(len(sizes), generator=generator)[:count])
         left -= 1.0
     batches: list[list[int]] = []
     picked: list[int] = []
-    predicted = (train.lengths - train.response_start).clamp(min=0).tolist()
     for row in torch.cat(order).tolist():
         picked.append(row)
-        if sum(predicted[r] for r in picked) >= 0.75 * settings.batch_tokens:
+        if sum(sizes[r] for r in picked) >= 0.75 * settings.batch_tokens:
             batches.append(picked)
             picked = []
     return [rows for rows in (*batches, picked) if rows]
+
+
+def shuffled_rows(train: TokenSet, settings: TrainingSettings) -> list[list[int]]:
+    """`seeded_batches` of the rows of `train`, by their predicted tokens."""
+    return seeded_batches((train.lengths - train.response_start).clamp(min=0).tolist(), settings)
 
 
 def batch_of(train: TokenSet, rows: Sequence[int]) -> TokenSet:
