@@ -94,13 +94,14 @@ def _row_sums(model: Any, part: TokenSet) -> Tensor:
 class ChoiceResult:
     """accuracy by summed log-probability, accuracy_normalised by log-probability per byte, stderr of accuracy.
 
-    correct: bool [n], by summed log-probability.
+    correct: bool [n], by summed log-probability. correct_normalised: bool [n], by log-probability per byte.
     """
 
     accuracy: float
     accuracy_normalised: float
     stderr: float
     correct: Tensor
+    correct_normalised: Tensor
 
 
 def multiple_choice(
@@ -126,7 +127,9 @@ def multiple_choice(
                 starts.append(start)
                 sizes.append(max(len(continuation.strip().encode()), 1))
     text = TokenSet.from_rows(rows, pad=padding_id(tokenizer), name="multiple choice", starts=starts)
-    score = -token_nll(model, text, batch=batch, progress=progress).nll_sum
+    order = text.lengths.argsort(descending=True, stable=True)  # rows of one length side by side: little padding
+    score = torch.empty(len(text), dtype=torch.float64)
+    score[order] = -token_nll(model, text.subset(order), batch=batch, progress=progress).nll_sum
     plain, normalised = [], []
     begin = 0
     for item in items:
@@ -135,10 +138,10 @@ def multiple_choice(
         plain.append(int(score[begin:end].argmax()) == item.gold)
         normalised.append(int((score[begin:end] / size).argmax()) == item.gold)
         begin = end
-    correct = torch.tensor(plain)
+    correct, by_length = torch.tensor(plain), torch.tensor(normalised)
     accuracy = float(correct.double().mean())
     stderr = math.sqrt(accuracy * (1 - accuracy) / max(len(items) - 1, 1))
-    return ChoiceResult(accuracy, sum(normalised) / len(items), stderr, correct)
+    return ChoiceResult(accuracy, float(by_length.double().mean()), stderr, correct, by_length)
 
 
 @dataclass(frozen=True)
