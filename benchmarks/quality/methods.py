@@ -67,7 +67,7 @@ class Methods:
         elif self._control(variant) is not None:
             recipe, _ = recipe_of(replace(rest, name=variant.name.removeprefix("dense-")))
             if recipe.tuning is None:
-                raise ValueError(f"{variant.name} is no control: recipe {recipe.name} trains nothing of a dense model")
+                raise ValueError(f"{variant.name} is no control: recipe {rest.name.removeprefix('dense-')} trains nothing of a dense model")
         elif variant.name in recipes():
             recipe_of(rest)
         else:

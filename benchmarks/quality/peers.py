@@ -79,10 +79,10 @@ def lofit(
         1. z ← (1 + A) ⊙ z     min over A of  NLL + λ ‖A‖₁;  the heads with the largest ‖A_h‖₂ are chosen, A is dropped
         2. z ← z + v           min over v of the chosen heads of  NLL
 
-    As theirs: where A and v act (before the output projection), the penalty, the choice, that only v is kept, one pass
-    of training each over the same rows. Not as theirs: A and v start at 0 rather than at N(0, 0.001²), so that the start
-    is the pruned model; the rates are searched, and the best held-out state is kept, as for all methods here; their
-    tasks need 3 to 10 % of the heads, `heads` is a share of yours.
+    As theirs: where A and v act (before the output projection), the penalty, the choice, that only v is kept, a
+    training each over the same rows. Not as theirs: A and v start at 0 rather than at N(0, 0.001²), so that the start
+    is the pruned model; the rates are searched, and the best held-out state is kept, as for all methods here. Their
+    tasks need 3 to 10 % of the heads; `heads` is a share of your choice.
 
     v is constant over tokens, so W_o v goes into the bias of the output projection, where this function leaves it.
     """

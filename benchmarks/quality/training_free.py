@@ -67,9 +67,9 @@ def flap_bias(
     """b = s Σ_j (W_dense − W_pruned)[:, j] mean(x_j), added to the bias of the projection; FLAP, arXiv 2312.11983.
 
     FLAP prunes whole columns (heads, channels) of the two projections that add to the residual stream, replaces their
-    inputs by the mean over its calibration text (of the dense model, all layers in one pass), and so adds W[:, j] mean_j
-    of each pruned column j to the bias. Here single weights are pruned: an output loses W[n, j] x_j for some j, and gets
-    W[n, j] mean_j back. If the inputs are constant, the bias is the whole error.
+    inputs by the mean over its calibration text (of the dense model, all layers in one pass), and so adds
+    W[:, j] mean_j of each pruned column j to the bias. Here single weights are pruned: an output loses W[n, j] x_j for
+    some j, and gets W[n, j] mean_j back. If the inputs are constant, the bias is the whole error.
 
     Args:
         pruned: changed in place. dense: not changed.

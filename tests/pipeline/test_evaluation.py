@@ -114,8 +114,8 @@ def test_items_of_all_lengths_score_as_they_do_alone(random_model: Build, tokeni
         return " ".join(f"w{3 + int(torch.randint(50, (1,), generator=draw))}" for _ in range(count))
 
     items = [
-        ChoiceItem(words(1 + 7 * place % 23), tuple(words(1 + (place + 3 * choice) % 5) for choice in range(3)), place % 3)
-        for place in range(12)
+        ChoiceItem(words(1 + 7 * i % 23), tuple(words(1 + (i + 3 * choice) % 5) for choice in range(3)), i % 3)
+        for i in range(12)
     ]
     together = multiple_choice(model, tokenizer, items, batch=5)
     alone = [multiple_choice(model, tokenizer, [item], batch=1) for item in items]
