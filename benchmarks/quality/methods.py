@@ -65,9 +65,9 @@ class Methods:
         elif variant.name in PEERS:
             rest.take(self._defaults(variant.name))
         elif self._control(variant) is not None:
-            recipe, _ = recipe_of(replace(rest, name=variant.name.removeprefix("dense-")))
-            if recipe.tuning is None:
-                raise ValueError(f"{variant.name} is no control: recipe {rest.name.removeprefix('dense-')} trains nothing of a dense model")
+            name = variant.name.removeprefix("dense-")
+            if recipe_of(replace(rest, name=name))[0].tuning is None:
+                raise ValueError(f"{variant.name} is no control: recipe {name} trains nothing of a dense model")
         elif variant.name in recipes():
             recipe_of(rest)
         else:

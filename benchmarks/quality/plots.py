@@ -110,18 +110,22 @@ def series(found: Sequence[Point], axis: Axis) -> dict[str, list[tuple[Any, Poin
     """label -> (place, point) of points of one text whose configs differ in the axis alone; two places or more."""
     grouped: dict[str, dict[Any, Point]] = defaultdict(dict)
     keys: dict[str, dict[str, Any]] = {}
-    for point in found:
+    for point in sorted(found, key=lambda point: len(point.method)):  # of two names for one method the shorter
         place = axis.place(point.config)
         if place is None:
             continue
         rest = {name: value for name, value in point.config.items() if name not in axis.within}
-        if "probe" in point.config:
+        if axis.name == "sparsity":
+            rest = {name: rest.get(name) for name in ("tokens", "epochs")} | {"name": point.method}
+        elif "probe" in point.config:
             rest["name"] = "compensate"  # `paper` is a compensation with settings of its own
         key = json.dumps(rest, sort_keys=True)
         keys[key] = rest
         grouped[key].setdefault(place, point)
     kept = {key: places for key, places in grouped.items() if len(places) > 1}
-    labels = _labels([keys[key] for key in kept])
+    told = iter(_labels([keys[key] for key in kept]))
+    alone = {key: {point.method for point in places.values()} for key, places in kept.items()}
+    labels = [text if len(alone[key]) > 1 else next(iter(alone[key])) for key, text in zip(kept, told, strict=True)]
     order = {key: sorted(kept[key].items(), key=lambda item: _order(axis, item)) for key in kept}
     return dict(zip(labels, order.values(), strict=True))
 
@@ -141,9 +145,9 @@ def _labels(configs: Sequence[dict[str, Any]]) -> list[str]:
     labels = []
     for config in configs:
         own = str(config.get("name"))
-        told = [f"{name} {config[name]}" for name in names
-                if name in config and name not in alike and (peers[own] > 1 or name == "pruned")]  # fmt: skip
-        labels.append(", ".join([own, *told]))
+        differing = [name for name in names if name not in alike and (peers[own] > 1 or name == "pruned")]
+        told = [f"{name} {config[name]}" for name in differing if config.get(name) is not None]
+        labels.append(", ".join([own, *told] if len(peers) > 1 or not told else told))
     return labels
 
 
@@ -214,11 +218,13 @@ def draw_axis(path: Path, axis: Axis, panels: dict[str, dict[str, list[tuple[Any
             for label, row in found.items():
                 which = labels.index(label)
                 shift = (which - (len(labels) - 1) / 2) * 0.7 / max(1, len(labels)) if words else 0.0
-                xs = [places.index(place) + shift if words else float(place) for place, _ in row]
+                # beside each other, so that intervals do not hide each other
+                aside = 1.015 ** (which - (len(labels) - 1) / 2)
+                xs = [places.index(place) + shift if words else float(place) * aside for place, _ in row]
                 values = [point.value for _, point in row]
                 spread = [[point.value - point.low for _, point in row], [point.high - point.value for _, point in row]]
                 handles[label] = panel.errorbar(
-                    xs, values, yerr=spread, marker=MARKERS[which % len(MARKERS)],
+                    xs, values, yerr=spread, marker=MARKERS[(which + which // len(COLOURS)) % len(MARKERS)],
                     color=COLOURS[which % len(COLOURS)], linestyle="none" if words else "-", markersize=4.5,
                     linewidth=1.3, elinewidth=1.1, capsize=2.5,
                 )  # fmt: skip

@@ -47,7 +47,7 @@ def arguments(stories_pair: tuple[Path, Path], tmp_path: Path) -> list[str]:
         return file
 
     items = [
-        {"query": f"Once upon a time there was a {thing}. The {thing} was", "choices": ["happy.", "zq kx vv."], "gold": 0}
+        {"query": f"Once upon a time there was a {thing}. The {thing} was", "choices": ["sad.", "zq kx v."], "gold": 0}
         for thing in THINGS
     ]
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
@@ -109,7 +109,8 @@ def test_everything_runs_resumes_and_is_drawn(
         assert title in found
     assert "| flap-bias | 2 |" in found
 
-    pictures = module("plots").draw_all(module("table").read_lines([out]), tmp_path / "plots", texts=["answers", "prose"])
+    read = module("table").read_lines([out])
+    pictures = module("plots").draw_all(read, tmp_path / "plots", texts=["answers", "prose"])
     made = {path.name for path in pictures}
     assert made == {"methods-pruned.png", "choices-pruned.png", "tokens.png", "heads.png", "components.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)

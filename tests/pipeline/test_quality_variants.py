@@ -87,7 +87,7 @@ def write_catalogue(path: Path, entries: dict[str, str], order: str) -> None:
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_long_translations_are_text(module: Any, tmp_path: Path, order: str) -> None:
     languages = module("languages")
-    long = "Ein langer Satz über das Wetter, den jemand übersetzt hat, weil er ihn\n  für wichtig genug hielt und Zeit hatte."
+    long = "Ein langer Satz über das Wetter, den jemand übersetzt hat, weil er ihn\n  für wichtig genug hielt."
     path = tmp_path / "de" / "LC_MESSAGES" / "git.mo"
     write_catalogue(
         path,
@@ -125,13 +125,13 @@ def test_overlap_with_a_reference(module: Any) -> None:
 def test_chrf_is_that_of_sacrebleu(module: Any) -> None:
     metric = pytest.importorskip("sacrebleu.metrics").CHRF()
     answers = module("answers")
-    for ours, theirs in (("a b", "the quick brown fox"), ("The quick fox jumps", "The quick brown fox"), ("a", "abcdefgh")):
+    for ours, theirs in (("a b", "the quick brown fox"), ("The quick fox runs", "The quick brown fox"), ("a", "abc")):
         assert answers.chrf(ours, theirs) == pytest.approx(metric.sentence_score(ours, [theirs]).score / 100)
 
 
 def test_answers_in_a_batch_are_those_alone(module: Any, stories: Any, tmp_path: Path) -> None:
     answers = module("answers")
-    lines = [("Once upon a time", " there was a dog."), ("The", " big red ball was new."), ("Tom and Lily went", " home.")]
+    lines = [("Once upon a time", " there was a dog."), ("The", " big ball was new."), ("Tom and Lily", " went home.")]
     file = tmp_path / "p.jsonl"
     file.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in lines))
     prompts = answers.load_prompts(file, stories.tokenizer, count=5, window=64, seed=0)
@@ -142,5 +142,5 @@ def test_answers_in_a_batch_are_those_alone(module: Any, stories: Any, tmp_path:
     mean = sum(found["judged_sum"]) / sum(found["judged_count"])
     assert mean < sum(found["reference_sum"]) / sum(found["reference_count"])  # greedy answers are likely ones
     assert len(answers.load_prompts(file, stories.tokenizer, count=2, window=64, seed=0).texts) == 2
-    with pytest.raises(ValueError, match="none of the 3 prompts of .* is shorter than 2 tokens"):
+    with pytest.raises(ValueError, match=r"none of the 3 prompts of .* is shorter than 2 tokens"):
         answers.load_prompts(file, stories.tokenizer, count=2, window=4, seed=0)
