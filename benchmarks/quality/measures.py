@@ -2,7 +2,7 @@
 
     texts     --text NAME=FILE, prose of CPython's documentation, --languages de,fr (see `languages`)
     choices   --choices NAME=FILE, a seeded part of its items
-    noise     of every prompted text and of the choices once more as NAME+typos, NAME+case, NAME+drop
+    noise     every prompted text (with --noisy-choices the choices too) once more as NAME+typos, NAME+case, NAME+drop
     answers   --answers FILE, written greedily (see `answers`)
 
 All are the same for all models of a run, and intervals come from the numbers of each row, item and prompt.
@@ -34,7 +34,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", action="append", default=[], metavar="NAME=PATH", help="to evaluate on")
     parser.add_argument("--choices", action="append", default=[], metavar="NAME=PATH", help="multiple choice, .jsonl")
     parser.add_argument("--choice-items", type=int, default=300, help="items of each, drawn by --eval-seed")
-    parser.add_argument("--noise", action="append", default=[], choices=NOISES, help="on prompts and questions")
+    parser.add_argument("--noise", action="append", default=[], choices=NOISES, help="on the prompts of --text")
+    parser.add_argument("--noisy-choices", action="store_true", help="on the questions of --choices too")
     parser.add_argument("--noise-rate", type=float, default=0.1, help="share of the words that are hit")
     parser.add_argument("--languages", default="", metavar="de,fr,...", help="of installed message catalogues")
     parser.add_argument("--catalogues", type=Path, action="append", default=[], help="where they are looked for")
@@ -119,7 +120,7 @@ def load_measures(options: argparse.Namespace, dense: Path, tokenizer: Any) -> M
         put(texts, language, load(file))
         file.unlink()
     for name, path in map(_named, options.choices):
-        for noise in kinds:
+        for noise in kinds if options.noisy_choices else kinds[:1]:
             items = load_choices(path, noise=noise)
             order = torch.randperm(len(items), generator=torch.Generator().manual_seed(options.eval_seed))
             put(choices, _with(name, noise), [items[place] for place in order[: options.choice_items].sort().values])

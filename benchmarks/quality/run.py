@@ -69,13 +69,15 @@ def main(arguments: list[str] | None = None) -> None:
         for variant in variants:
             if (variant.text, seed) in done or (seed and variant.name in ENDS):
                 continue
-            begin = time.perf_counter()
+            begin, work = time.perf_counter(), time.process_time()
             model, notes = methods.make(variant, seed)
-            seconds = time.perf_counter() - begin
+            seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - work
             found = measures.measure(model)
             record = {
                 "method": variant.text, "seed": seed, "shared": shared, "config": configs[variant.text],
-                "seconds": seconds, "measured_seconds": time.perf_counter() - begin - seconds, **found, **notes,
+                "seconds": seconds, "cpu_seconds": cpu_seconds,
+                "measure_seconds": time.perf_counter() - begin - seconds,
+                "measure_cpu_seconds": time.process_time() - work - cpu_seconds, **found, **notes,
                 "versions": versions(),
             }  # fmt: skip
             with out.open("a") as file:
