@@ -17,6 +17,7 @@ from restorelcc.models import attention_sites, get_module, prunable_linears
 from restorelcc.pruning import prune_model
 from restorelcc.text import TokenSet, write_own_text
 from restorelcc.training_loop import TrainingSettings
+from restorelcc.tuning import teacher_states
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "quality"
 
@@ -145,9 +146,38 @@ def test_eora_of_full_rank_is_the_dense_model(module: Any, pair: tuple[Any, Any,
     assert float((get_module(pruned, name).weight == 0).double().mean()) >= 0.5
 
 
-def test_lofit_finds_the_harmed_head_and_trains_its_bias_alone(
-    module: Any, stories: Any
-) -> None:
+def test_peers_learn_the_objective_of_ours(module: Any, pair: tuple[Any, Any, TokenSet]) -> None:
+    """(1 − a) NLL of the labels + a KL of every token, from all logits in float64."""
+    dense, pruned, text = pair
+    batch = text.subset([0, 3])
+    batch = TokenSet(batch.ids, batch.lengths, torch.tensor([9, 1]), "a prompt in front")
+    with torch.no_grad():
+        arguments = {"input_ids": batch.ids, "attention_mask": batch.attention_mask}
+        ours = pruned(**arguments).logits.double().log_softmax(-1)
+        theirs = dense(**arguments).logits.double().log_softmax(-1)
+    kl = (theirs.exp() * (theirs - ours)).sum(-1)[batch.attention_mask.bool()].mean()
+    labels = batch.labels[:, 1:]
+    nll = -ours[:, :-1].gather(-1, labels.clamp(min=0)[..., None])[..., 0][labels != -100].mean()
+    states = teacher_states(dense, batch)
+    found = module("peers")._distilled(pruned, batch, states, 0.3)
+    assert float(found) == pytest.approx(0.7 * float(nll) + 0.3 * float(kl), rel=1e-5)
+
+
+def test_lora_learns_from_more_text_and_the_dense_model(module: Any, pair: tuple[Any, Any, TokenSet]) -> None:
+    pytest.importorskip("peft")
+    peers = module("peers")
+    dense, pruned, text = pair
+    some, more = text.subset(range(10)), text.subset(range(10, len(text)))
+    settings = TrainingSettings(epochs=2.0, batch_tokens=128)
+    plain = peers.low_rank(copy.deepcopy(pruned), some, settings, rank=4)
+    taught = peers.low_rank(copy.deepcopy(pruned), some, settings, rank=4, extra=peers.Extra(more, 0.5, dense))
+    assert plain.after < plain.before
+    assert taught.before == plain.before  # the same held-out rows
+    assert taught.after < plain.after
+    assert taught.history[-1]["step"] > plain.history[-1]["step"]
+
+
+def test_lofit_finds_the_harmed_head_and_trains_its_bias_alone(module: Any, stories: Any) -> None:
     text = write_own_text(stories.model, stories.tokenizer, tokens=1600, window=64, seed=0)
     harmed, layer, head = copy.deepcopy(stories.model), 2, 5
     site = attention_sites(harmed)[layer]

@@ -56,8 +56,8 @@ def arguments(stories_pair: tuple[Path, Path], tmp_path: Path) -> list[str]:
     return [
         "--dense", str(dense), "--pruned", str(pruned), "--data", str(lines("train.jsonl", 0)), "--text",
         f"answers={valid}", "--choices", f"items={tmp_path / 'items.jsonl'}", "--choice-items", "8", "--noise", "typos",
-        "--noisy-choices", "--noise-rate", "0.5", "--answers", str(valid), "--prompts", "4", "--new-tokens", "6", "--tokens", "1024",
-        "--window", "64", "--epochs", "1", "--eval-tokens", "256", "--out", str(tmp_path / "q.jsonl"),
+        "--noisy-choices", "--noise-rate", "0.5", "--answers", str(valid), "--prompts", "4", "--new-tokens", "6",
+        "--tokens", "1024", "--window", "64", "--epochs", "1", "--eval-tokens", "256", "--out", str(tmp_path / "q.jsonl"),
     ]  # fmt: skip
 
 
