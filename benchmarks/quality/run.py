@@ -6,7 +6,7 @@
     python benchmarks/quality/table.py quality.jsonl
     python benchmarks/quality/plots.py quality.jsonl --out plots
 
-Methods take settings: --methods "compensate:probe=linear,heads=0.25,lora:rank=32" (see `variants`). One line of JSON
+Methods take settings: --methods compensate:probe=linear,heads=0.25 lora:rank=32 (see `variants`). One line of JSON
 for each method and seed, with the NLL of each row: what intervals are made of. Lines that are there already are not
 computed again, so a killed run goes on where it stopped. LoRA and DoRA need `pip install peft`. How everything is
 measured, and commands with their times: README.md beside this file.
@@ -34,7 +34,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dense", required=True)
     made.add_argument("--pruned", required=True)
     made.add_argument("--data", required=True, help="text to calibrate and train on, the same for all")
-    made.add_argument("--methods", default="dense,pruned,fast,best,lora", help="NAME[:KEY=VALUE,...],...")
+    made.add_argument(
+        "--methods", nargs="+", default=["dense,pruned,fast,best,lora"], metavar="NAME[:KEY=VALUE,...]",
+        help="one word each, or more with commas between them",
+    )  # fmt: skip
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--tokens", type=int, default=24576)
     made.add_argument("--window", type=int, default=256)
@@ -51,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = made.parse_args(arguments)
     methods, out = Methods(options), Path(options.out)
     try:
-        variants = parse_methods(options.methods)
+        variants = parse_methods(",".join(options.methods))
         configs = {variant.text: methods.config(variant) for variant in variants}
         measures = load_measures(options, methods.dense, load_tokenizer(methods.dense))
     except ValueError as error:

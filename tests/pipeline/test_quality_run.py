@@ -14,10 +14,12 @@ import torch
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "quality"
 METHODS = (
-    "dense,pruned,best:own_text=0,dense-best:own_text=0,compensate:probe=random,heads=0.25,components=random,rank=4,"
-    "compensate:probe=random,heads=0.5,components=random,rank=4,compensate:probe=random,heads=0.25,components=mean,"
-    "lofit:heads=0.25,lofit:heads=0.25,tokens=512,flap-bias,eora:rank=4"
-)
+    "dense,pruned", "best:own_text=0", "dense-best:own_text=0",
+    "compensate:probe=random,heads=0.25,components=random,rank=4",
+    "compensate:probe=random,heads=0.5,components=random,rank=4",
+    "compensate:probe=random,heads=0.25,components=mean", "lofit:heads=0.25", "lofit:heads=0.25,tokens=512",
+    "flap-bias", "eora:rank=4",
+)  # fmt: skip
 STORIES = (
     ("Once upon a time, there was a {} who", " lived in a small house with a big {} and was very happy."),
     ("Lily saw a red {} in the park and", " wanted to play with it. Her mom said yes, but the {} was sad."),
@@ -57,7 +59,8 @@ def arguments(stories_pair: tuple[Path, Path], tmp_path: Path) -> list[str]:
         "--dense", str(dense), "--pruned", str(pruned), "--data", str(lines("train.jsonl", 0)), "--text",
         f"answers={valid}", "--choices", f"items={tmp_path / 'items.jsonl'}", "--choice-items", "8", "--noise", "typos",
         "--noisy-choices", "--noise-rate", "0.5", "--answers", str(valid), "--prompts", "4", "--new-tokens", "6",
-        "--tokens", "1024", "--window", "64", "--epochs", "1", "--eval-tokens", "256", "--out", str(tmp_path / "q.jsonl"),
+        "--tokens", "1024", "--window", "64", "--epochs", "1", "--eval-tokens", "256", "--out",
+        str(tmp_path / "q.jsonl"),
     ]  # fmt: skip
 
 
@@ -76,7 +79,7 @@ def test_everything_runs_resumes_and_is_drawn(
     module: Callable[[str], Any], arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = module("run"), tmp_path / "q.jsonl"
-    run.main([*arguments, "--methods", METHODS, "--seeds", "1"])
+    run.main([*arguments, "--methods", *METHODS, "--seeds", "1"])
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     names = [line["method"] for line in lines]
     assert len(names) == 11
@@ -97,9 +100,9 @@ def test_everything_runs_resumes_and_is_drawn(
     assert by_name["eora:rank=4"]["extra_weights"] > 0
 
     before = out.read_bytes()
-    run.main([*arguments, "--methods", METHODS, "--seeds", "1"])
+    run.main([*arguments, "--methods", *METHODS, "--seeds", "1"])
     assert out.read_bytes() == before
-    run.main([*arguments, "--methods", "dense,flap-bias", "--seeds", "2"])
+    run.main([*arguments, "--methods", "dense", "flap-bias", "--seeds", "2"])
     added = out.read_text()[len(before.decode()) :].splitlines()
     assert [(line["method"], line["seed"]) for line in map(json.loads, added)] == [("flap-bias", 1)]
 
