@@ -23,7 +23,7 @@ from restorelcc.text import TokenSet
 from restorelcc.training import SCALES
 from restorelcc.training_loop import ceiling
 
-PLACES = ("output", "all")
+PLACES = ("attention", "output", "all")
 INPUTS = ("dense", "pruned")
 
 
@@ -74,7 +74,8 @@ def flap_bias(
     Args:
         pruned: changed in place. dense: not changed.
         text: calibration, less its held-out rows, which only a search of s reads.
-        where: `output` (attention output and the last projection of the feed-forward part, as FLAP) or `all`.
+        where: `output` (attention output and the last projection of the feed-forward part, as FLAP), `attention` (of
+            these the first alone, where it helped in our tries while the other did harm) or `all`.
         inputs: whose inputs the mean is of: the `dense` model's, as FLAP, or the `pruned` one's.
         scale: s, or "search": the best of `SCALES` on the held-out rows, 0 included. FLAP has 1.
         skip_first: see `mean_inputs`; FLAP leaves nothing out (0).
@@ -85,7 +86,7 @@ def flap_bias(
     train, heldout = text.split(heldout_share, seed=seed)
     mean = mean_inputs(dense if inputs == "dense" else pruned, train, skip_first=skip_first)
     weights = {name: linear.weight for name, linear in prunable_linears(dense)}
-    adding = _adding(pruned)
+    adding = _adding(pruned, where)
     chosen = [name for name in mean if where == "all" or name in adding]
     bias = {name: (weights[name].double() - get_module(pruned, name).weight.double()) @ mean[name] for name in chosen}
     notes: dict[str, Any] = {"biases": len(bias)}
@@ -109,13 +110,14 @@ def _shift(model: Any, bias: dict[str, Tensor], scale: float) -> None:
         add_bias(get_module(model, name), scale * value)
 
 
-def _adding(model: Any) -> set[str]:
+def _adding(model: Any, where: str) -> set[str]:
     """The projections whose output goes into the residual stream: of the attention, and the last of each layer."""
+    attention = {site.name for site in attention_sites(model)}
+    if where == "attention":
+        return attention
     prefix, _ = decoder_layers(model)
-    last: dict[str, str] = {}
-    for name, _ in prunable_linears(model):
-        last[name[len(prefix) + 1 :].split(".")[0]] = name
-    return {*last.values(), *(site.name for site in attention_sites(model))}
+    last = {name[len(prefix) + 1 :].split(".")[0]: name for name, _ in prunable_linears(model)}
+    return attention | set(last.values())
 
 
 class LowRankPath(nn.Module):

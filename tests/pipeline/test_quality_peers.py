@@ -66,6 +66,8 @@ def test_flap_biases_are_what_was_pruned_times_mean_inputs(module: Any, pair: tu
         expected = (weights(dense)[name] - before[name]) @ mean
         torch.testing.assert_close(get_module(pruned, name).bias.double(), expected, rtol=1e-4, atol=1e-6)
     assert get_module(pruned, "model.layers.1.self_attn.q_proj").bias is None
+    other = copy.deepcopy(pruned)
+    assert module("training_free").flap_bias(other, dense, text, where="attention")["biases"] == 5
     assert all(torch.equal(weight, before[name]) for name, weight in weights(pruned).items())
 
 
@@ -104,7 +106,7 @@ def test_flap_with_a_search_is_no_worse_than_pruned(module: Any, pair: tuple[Any
     after = token_nll(pruned, heldout).mean
     assert after == pytest.approx(min(row["heldout_nll"] for row in notes["search"]), rel=1e-4)
     assert after <= before + 1e-6
-    with pytest.raises(ValueError, match="unknown where 'here' of flap-bias; choose one of output, all"):
+    with pytest.raises(ValueError, match="unknown where 'here' of flap-bias; choose one of attention, output, all"):
         module("training_free").flap_bias(pruned, dense, text, where="here")
 
 
