@@ -106,6 +106,26 @@ def test_choices_are_scored_by_their_own_tokens(random_model: Build, tokenizer: 
         multiple_choice(model, tokenizer, [])
 
 
+def test_items_of_all_lengths_score_as_they_do_alone(random_model: Build, tokenizer: Any) -> None:
+    """Rows are scored in order of their length; the answers come back in the order of the items."""
+    model, draw = random_model("llama"), torch.Generator().manual_seed(5)
+
+    def words(count: int) -> str:
+        return " ".join(f"w{3 + int(torch.randint(50, (1,), generator=draw))}" for _ in range(count))
+
+    items = [
+        ChoiceItem(words(1 + 7 * i % 23), tuple(words(1 + (i + 3 * choice) % 5) for choice in range(3)), i % 3)
+        for i in range(12)
+    ]
+    together = multiple_choice(model, tokenizer, items, batch=5)
+    alone = [multiple_choice(model, tokenizer, [item], batch=1) for item in items]
+    assert together.correct.tolist() == [bool(one.correct) for one in alone]
+    assert together.correct_normalised.tolist() == [bool(one.correct_normalised) for one in alone]
+    assert together.accuracy_normalised == pytest.approx(float(together.correct_normalised.double().mean()))
+    assert 0 < int(together.correct.sum()) < 12
+    assert together.correct.tolist() != together.correct_normalised.tolist()
+
+
 def results(*means: float, rows: int = 40, noise: float = 0.0) -> list[NllResult]:
     """One result per mean, on the same rows; the rows' difficulty is shared, so that pairing matters."""
     generator = torch.Generator().manual_seed(0)

@@ -1,7 +1,8 @@
-"""The intervals of benchmarks/quality/table.py on numbers whose answer is known."""
+"""The intervals of benchmarks/quality/table.py on numbers whose answer is known, and which points plots.py joins."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "quality" / "table.py"
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "quality"
+FILE = FOLDER / "table.py"
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +59,91 @@ def test_the_table_names_every_method_and_its_difference(table: Any) -> None:
     assert text.index("| best") < text.index("| lora") < text.index("| pruned")
     with pytest.raises(SystemExit, match="needs the methods dense and pruned"):
         table.tables(lines[1:], "lora")
+
+
+def choices(method: str, seed: int, correct: list[int], normalised: list[int]) -> dict[str, Any]:
+    rows = {"nll_sum": [20.0, 30.0], "count": [10, 10], "rows": "x", "bytes": 40}
+    items = {"correct": correct, "normalised": normalised, "items": "y"}
+    return {"method": method, "seed": seed, "texts": {"answers": rows}, "choices": {"arc": items}}
+
+
+def test_accuracies_are_paired_item_by_item(table: Any) -> None:
+    """`best` is right wherever `lora` is and on 100 items more: the difference varies by those items alone."""
+    many = 400
+    lora = [1] * 200 + [0] * 200
+    best = [1] * 300 + [0] * 100
+    lines = [choices("lora", 0, lora, lora), choices("best", 0, best, lora)]
+    lines += [choices(end, 0, lora, lora) for end in ("dense", "pruned")]
+    lines[2]["texts"]["answers"] = {**lines[2]["texts"]["answers"], "nll_sum": [10.0, 10.0]}
+    text = table.tables(lines, "lora")
+    assert "**arc**: 400 items" in text
+    row = next(line for line in text.splitlines() if line.startswith("| best | 75.0 % |"))
+    _, draws = table.ratio(torch.tensor([best], dtype=torch.float64))
+    low, high = table.interval(draws)
+    assert f"| 75.0 % | {100 * low:.1f} to {100 * high:.1f} |" in row
+    assert (low, high) == (pytest.approx(0.75 - 1.96 * (0.75 * 0.25 / many) ** 0.5, abs=0.005),
+                           pytest.approx(0.75 + 1.96 * (0.75 * 0.25 / many) ** 0.5, abs=0.005))  # fmt: skip
+    _, other = table.ratio(torch.tensor([lora], dtype=torch.float64))
+    paired = (0.25 * 0.75 / many) ** 0.5
+    assert float((draws - other).std()) == pytest.approx(paired, rel=0.1)
+    assert float((draws - other).std()) < 0.8 * float((draws.var() + other.var()).sqrt())  # unpaired would be wider
+    assert "| +25.0 (" in row
+    assert row.rstrip().endswith("| +0.0 (+0.0 to +0.0) |")  # per byte they are the same
+
+
+def test_bits_per_byte_stand_where_the_bytes_are_known(table: Any) -> None:
+    lines = [choices(name, 0, [1], [1]) for name in ("dense", "pruned", "best")]
+    lines[0]["texts"]["answers"] = {**lines[0]["texts"]["answers"], "nll_sum": [10.0, 10.0]}
+    text = table.tables(lines, "lora")
+    assert "| method | seeds | NLL | bits per byte | gap closed | 95 % | minus lora |" in text
+    assert f"| dense |  | 1.000 | {20 / 0.6931471805599453 / 40:.3f} | 100 % |" in text
+    for line in lines:
+        del line["texts"]["answers"]["bytes"]
+    assert "bits per byte" not in table.tables(lines, "lora")
+
+
+def test_pruned_models_are_told_apart_and_repeats_refused(table: Any) -> None:
+    lines = [choices(name, 0, [1], [1]) for name in ("dense", "pruned", "best")]
+    lines[0]["texts"]["answers"] = {**lines[0]["texts"]["answers"], "nll_sum": [10.0, 10.0]}
+    shared = {"dense": "d", "pruned": "a", "pruned_name": "p24", "sparsity": 0.5, "tokens": 9, "data": "x", "epochs": 1}
+    both = [{**line, "shared": shared} for line in lines]
+    both += [{**line, "shared": {**shared, "pruned": "b", "pruned_name": "p60", "sparsity": 0.6}} for line in lines]
+    text = table.tables(both, "best")
+    assert text.count("**answers**") == 2
+    assert "### p60: 60.0 %" in text
+    with pytest.raises(SystemExit, match="best of seed 0 is there twice"):
+        table.tables([*both, {**both[2], "shared": {**shared, "tokens": 10}}], "best")
+    other = {**lines[2], "choices": {"arc": {"correct": [1], "normalised": [1], "items": "z"}}}
+    with pytest.raises(SystemExit, match="different items of arc"):
+        table.tables([*lines[:2], other], "best")
+
+
+def test_series_differ_in_their_axis_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    plots = importlib.import_module("plots")
+
+    def point(method: str, pruned: str = "p24", **config: Any) -> Any:
+        given = {"name": method.split(":")[0], "tokens": 8, "pruned": pruned, "sparsity": 0.5, **config}
+        return plots.Point(method, "answers", given, 50.0, 40.0, 60.0)
+
+    def head(probe: str, heads: Any, components: str = "svd", rank: int | None = None, **more: Any) -> Any:
+        method = f"compensate:probe={probe},heads={heads},components={components}"
+        return point(method, probe=probe, heads=heads, components=components, rank=rank, **more)
+
+    found = [
+        head("linear", 0.25), head("linear", "all"), head("random", 0.25), head("random", 0.25, "mean"),
+        head("random", 0.25, "svd", 16), head("linear", 0.5, tokens=16), point("lora", rank=8),
+        point("lora:tokens=16", rank=8, tokens=16), point("lora", "p50", rank=8), point("lora:rank=16", rank=16),
+        point("paper", probe="linear", heads=0.25, components="svd", rank=None),
+    ]  # fmt: skip
+    axes = {axis.name: axis for axis in plots.AXES}
+
+    def joined(name: str) -> dict[str, list[Any]]:
+        return {label: [place for place, _ in row] for label, row in plots.series(found, axes[name]).items()}
+
+    assert joined("heads") == {"compensate": [25.0, 100.0]}
+    assert joined("probes") == {"compensate": ["linear", "random"]}
+    assert joined("components") == {"compensate": ["mean", "svd", "svd, rank 16"]}
+    assert joined("tokens") == {"lora": [8, 16]}
+    assert joined("sparsity") == {"lora": ["p24\n50 % zeros", "p50\n50 % zeros"]}
+    assert plots.series(found, axes["probes"])["compensate"][0][1].method == "paper"

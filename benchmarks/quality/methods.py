@@ -1,0 +1,215 @@
+"""Every method by its name: a seed in, the restored model and notes on how it came about out.
+
+    dense, pruned                          the ends of the scale
+    best, fast, compensate, paper, ...     recipes of `restore`, and parts of them (see `variants`)
+    lora, dora, lofit                      peers that train (see `peers`)
+    flap-bias, eora                        peers that do not (see `training_free`)
+    dense-lora, dense-RECIPE               controls: the dense model given the very same training, which is adaptation
+                                           alone; of recipes that tune
+
+All read the same rows of the same file. `own_text` gives a peer what our recipes also learn from, text that the dense
+model writes itself, as that share of all text; `distill` their objective.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peers
+import torch
+import training_free
+from variants import Variant, recipe_of, recipes
+
+from restorelcc.fold_target import fold_target
+from restorelcc.models import load_model
+from restorelcc.pruning import sparsity_table
+from restorelcc.recipes import RECIPES, Recipe
+from restorelcc.restore import restore
+from restorelcc.text import TokenSet, load_text, write_own_text
+from restorelcc.training_loop import TrainingSettings
+from restorelcc.tuning import tune
+
+Made = tuple[Any, dict[str, Any]]  # the model, and notes
+ENDS = ("dense", "pruned")
+PEERS: dict[str, dict[str, Any]] = {  # name -> its settings, by default
+    "lora": {"rank": 8, "own_text": 0.0, "distill": 0.0},
+    "dora": {"rank": 8, "own_text": 0.0, "distill": 0.0},
+    "lofit": {"heads": 0.1, "l1": 5e-4, "own_text": 0.0, "distill": 0.0},
+    "flap-bias": {"where": "output", "inputs": "dense", "scale": 1.0, "skip_first": 1},
+    "eora": {"rank": 32, "skip_first": 0},
+    "dense-lora": {"rank": 8, "own_text": 0.0, "distill": 0.0},
+}
+SHARED = ("tokens", "epochs")  # settings that every method takes
+
+
+class Methods:
+    """What all methods get; `make` runs one."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.dense, self.pruned = Path(options.dense), Path(options.pruned)
+        self.work = Path(f"{options.out}.work")
+        best = RECIPES["best"].tuning
+        assert best is not None
+        self.settings = replace(best, epochs=options.epochs)
+
+    def check(self, variant: Variant) -> None:
+        """Raises ValueError where `make` would for a name or a setting."""
+        rest = variant.without(*SHARED)
+        if variant.name in ENDS:
+            rest.take({})
+        elif variant.name in PEERS:
+            rest.take(self._defaults(variant.name))
+        elif self._control(variant) is not None:
+            name = variant.name.removeprefix("dense-")
+            if recipe_of(replace(rest, name=name))[0].tuning is None:
+                raise ValueError(f"{variant.name} is no control: recipe {name} trains nothing of a dense model")
+        elif variant.name in recipes():
+            recipe_of(rest)
+        else:
+            names = [*ENDS, *PEERS, *recipes(), "dense-RECIPE"]
+            raise ValueError(f"unknown method {variant.name}; choose of {', '.join(names)}")
+
+    def config(self, variant: Variant) -> dict[str, Any]:
+        """What plots sort methods by: name, tokens, epochs, and the settings; of a compensation its axes too."""
+        self.check(variant)
+        rest = variant.without(*SHARED)
+        found: dict[str, Any] = {"name": variant.name, "tokens": self._tokens(variant), "epochs": self._epochs(variant)}
+        if variant.name in PEERS:
+            return {**found, **rest.take(self._defaults(variant.name))}
+        if variant.name in recipes():
+            recipe, _ = recipe_of(rest)
+            if not recipe.changes_weights:
+                axes = ("probe", "heads", "components", "rank", "train", "positions")
+                return {**found, **{axis: getattr(recipe, axis) for axis in axes}, **rest.settings}
+        return {**found, **rest.settings}
+
+    def make(self, variant: Variant, seed: int) -> Made:
+        """The model of one method and seed."""
+        self.check(variant)
+        name, rest = variant.name, variant.without(*SHARED)
+        if name in ENDS:
+            return load_model(self.dense if name == "dense" else self.pruned, dtype=torch.float32).model, {}
+        if name in PEERS:
+            return self._peer(variant, rest.take(self._defaults(name)), seed)
+        control = self._control(variant)
+        if control is not None:
+            return self._tuned_dense(variant, replace(rest, name=control), seed)
+        return self._ours(variant, rest, seed)
+
+    def _defaults(self, name: str) -> dict[str, Any]:
+        given = PEERS[name]
+        return {**given, "rank": self.options.rank} if name in ("lora", "dora", "dense-lora") else given
+
+    def _control(self, variant: Variant) -> str | None:
+        """The recipe whose control this is."""
+        name = variant.name.removeprefix("dense-")
+        return name if name != variant.name and variant.name not in PEERS and name in recipes() else None
+
+    def _tokens(self, variant: Variant) -> int:
+        return int(variant.settings.get("tokens") or self.options.tokens)
+
+    def _epochs(self, variant: Variant) -> float:
+        return float(variant.settings.get("epochs") or self.options.epochs)
+
+    def _text(self, variant: Variant, tokenizer: Any, seed: int) -> TokenSet:
+        """The rows that `restore` reads."""
+        return load_text(
+            Path(self.options.data), tokenizer, window=self.options.window, max_tokens=self._tokens(variant), seed=seed
+        )
+
+    def _own_text(self, train: TokenSet, share: float, seed: int) -> TokenSet | None:
+        """What the dense model writes itself, as that share of all text; the same text as the recipes'."""
+        if not 0 <= share < 1:
+            raise ValueError(f"own_text is {share}; it is a share of the text, 0 or more and below 1")
+        if share == 0:
+            return None
+        tokens = round(int(train.lengths.sum()) * share / (1 - share))
+        cache = self.work / f"own-{seed}-{tokens}-{train.ids.shape[1]}.safetensors"
+        if not cache.is_file():
+            dense = load_model(self.dense)
+            self.work.mkdir(parents=True, exist_ok=True)
+            write_own_text(
+                dense.model, dense.tokenizer, tokens=tokens, window=int(train.ids.shape[1]), seed=seed
+            ).save(cache)
+        return TokenSet.load(cache)
+
+    def _ours(self, variant: Variant, rest: Variant, seed: int) -> Made:
+        """A recipe of `restore`, loaded back from the stock checkpoint it wrote."""
+        base = self.settings if recipes()[variant.name].tuning is not None else TrainingSettings()
+        recipe, training = recipe_of(rest, replace(base, epochs=self._epochs(variant)))
+        out = self.work / f"{variant.text}-{seed}".replace(":", "-").replace(",", "-")
+        report = restore(
+            self.dense, self.pruned, out, recipe=recipe, data=Path(self.options.data), tokens=self._tokens(variant),
+            window=self.options.window, training=training, seed=seed, overwrite=True,
+        )  # fmt: skip
+        model = load_model(out, dtype=torch.float32).model
+        shutil.rmtree(out)
+        shutil.rmtree(out.with_name(out.name + ".work"))
+        return model, {"heldout": report.heldout, "search": report.search, "timings": report.timings}
+
+    def _tuned_dense(self, variant: Variant, rest: Variant, seed: int) -> Made:
+        """The dense model given the tuning of a recipe: same text, own text, objective, biases, rates and steps.
+
+        A refit has nothing to solve for here: the dense model is its own target.
+        """
+        recipe, settings = recipe_of(rest, replace(self.settings, epochs=self._epochs(variant)))
+        assert settings is not None
+        settings = replace(settings, seed=seed)
+        loaded = load_model(self.dense, dtype=torch.float32)
+        text = self._text(variant, loaded.tokenizer, seed)
+        train, _ = text.split(settings.heldout_share, seed=seed)
+        result = tune(
+            loaded.model, text, extra=self._own_text(train, recipe.own_text, seed), biased=self._biased(recipe),
+            dense=self._teacher(recipe), objective=recipe.objective, settings=settings,
+        )  # fmt: skip
+        return loaded.model, {
+            "heldout": {"pruned": result.heldout_before, "restored": result.heldout_after}, "search": result.search,
+        }  # fmt: skip
+
+    def _biased(self, recipe: Recipe) -> list[str]:
+        target = fold_target(self.dense, everywhere=True)
+        return target.biased if target.kind in ("o_proj_bias", "llama_reexport") else []
+
+    def _teacher(self, recipe: Recipe) -> Any:
+        if recipe.objective is None or not recipe.objective.needs_teacher:
+            return None
+        return load_model(self.dense, dtype=torch.float32).model
+
+    def _peer(self, variant: Variant, given: dict[str, Any], seed: int) -> Made:
+        loaded = load_model(self.dense if variant.name == "dense-lora" else self.pruned, dtype=torch.float32)
+        text = self._text(variant, loaded.tokenizer, seed)
+        settings = replace(self.settings, epochs=self._epochs(variant), seed=seed)
+        train, _ = text.split(settings.heldout_share, seed=seed)
+        if variant.name in ("flap-bias", "eora"):
+            dense = load_model(self.dense, dtype=torch.float32).model
+            if variant.name == "eora":
+                return loaded.model, training_free.eora(loaded.model, dense, train, **given)
+            share = settings.heldout_share
+            return loaded.model, training_free.flap_bias(
+                loaded.model, dense, text, heldout_share=share, seed=seed, **given
+            )
+        distill = float(given.pop("distill"))
+        extra = peers.Extra(
+            self._own_text(train, float(given.pop("own_text")), seed), distill,
+            load_model(self.dense, dtype=torch.float32).model if distill > 0 else None,
+        )  # fmt: skip
+        if variant.name == "lofit":
+            result = peers.lofit(loaded.model, text, settings, extra=extra, **given)
+            return loaded.model, {
+                "heldout": {"pruned": result.tuning.before, "restored": result.tuning.after},
+                "search": result.tuning.search, "selection": result.selection.search,
+                "chosen": result.heads.sum(1).tolist(),
+            }  # fmt: skip
+        found = peers.low_rank(loaded.model, text, settings, dora=variant.name == "dora", extra=extra, **given)
+        return loaded.model, {"heldout": {"pruned": found.before, "restored": found.after}, "search": found.search}
+
+
+def sparsity(path: Path) -> float:
+    """Share of the prunable weights of a checkpoint that are zero."""
+    table = sparsity_table(path)
+    return sum(row["zeros"] for row in table) / sum(row["rows"] * row["columns"] for row in table)

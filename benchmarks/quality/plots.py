@@ -1,0 +1,326 @@
+"""Pictures of the lines of run.py, from one file or several: share of the gap closed, with 95 % intervals.
+
+    python benchmarks/quality/plots.py quality.jsonl --out plots [--form svg] [--texts answers,wiki]
+
+    methods-PRUNED    every method (without settings of its own, or those of --methods), a panel for each text
+    choices-PRUNED    accuracy of every method, a panel for each set of items
+    tokens, sparsity, heads, probes, components     how it changes along one axis, everything else equal
+
+Points of one series differ in that axis alone; a picture is drawn where some method has two points or more on it.
+Colours are those of Okabe and Ito, which the colour-blind tell apart; series also differ in their markers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+from table import groups, interval, ratio, read_lines, shares, text_values
+
+INK, RULE = "#1b1f24", "#d0d4da"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+MARKERS = "osD^vPX*"
+STYLE: dict[Any, Any] = {
+    "font.size": 9.0, "svg.fonttype": "none", "svg.hashsalt": "restorelcc", "axes.spines.top": False,
+    "axes.spines.right": False, "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
+    "ytick.color": INK, "grid.color": RULE, "grid.linewidth": 0.6, "axes.axisbelow": True,
+}  # fmt: skip
+PANEL_COLUMNS = 3
+
+
+@dataclass(frozen=True)
+class Point:
+    """One method on one text of one pruned model: what it is, and its share in per cent with the interval."""
+
+    method: str
+    text: str
+    config: dict[str, Any]
+    value: float
+    low: float
+    high: float
+
+
+def points(lines: Sequence[dict[str, Any]]) -> list[Point]:
+    """A point for every method and text of every pruned model; config: also `pruned` and `sparsity`."""
+    found = []
+    for group in groups(lines).values():
+        shared = group[0].get("shared", {})
+        configs = {line["method"]: line.get("config", {"name": line["method"]}) for line in group}
+        for text, (values, tokens, _) in text_values(group).items():
+            for method, (share, draws) in shares(values, tokens).items():
+                low, high = interval(draws)
+                config = {
+                    **configs[method], "pruned": shared.get("pruned_name", "pruned"), "sparsity": shared.get("sparsity")
+                }  # fmt: skip
+                found.append(Point(method, text, config, 100 * share, 100 * low, 100 * high))
+    return found
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What a picture shows the share against. place: of a config, None: it has none.
+
+    within: keys of a config that the place already tells, or that follow from it, and so split no series.
+    """
+
+    name: str
+    label: str
+    place: Callable[[dict[str, Any]], Any]
+    within: tuple[str, ...]
+    log: bool = False
+
+
+def _components(config: dict[str, Any]) -> str | None:
+    if "components" not in config:
+        return None
+    return f"{config['components']}, rank {config['rank']}" if config.get("rank") else str(config["components"])
+
+
+def _heads(config: dict[str, Any]) -> float | None:
+    if "heads" not in config:
+        return None
+    return 100.0 if config["heads"] == "all" else 100 * float(config["heads"])
+
+
+def _sparsity(config: dict[str, Any]) -> str | None:
+    share = config["sparsity"]
+    return None if share is None else f"{config['pruned']}\n{100 * share:.0f} % zeros"
+
+
+AXES = (
+    Axis("tokens", "tokens to learn from", lambda config: config.get("tokens"), ("tokens",), log=True),
+    Axis("sparsity", "pruned model", _sparsity, ("pruned", "sparsity")),
+    Axis("heads", "heads that may change, %", _heads, ("heads",), log=True),
+    Axis("probes", "probe", lambda config: config.get("probe"), ("probe",)),
+    Axis("components", "directions", _components, ("components", "rank")),
+)
+
+
+def series(found: Sequence[Point], axis: Axis) -> dict[str, list[tuple[Any, Point]]]:
+    """label -> (place, point) of points of one text whose configs differ in the axis alone; two places or more."""
+    grouped: dict[str, dict[Any, Point]] = defaultdict(dict)
+    keys: dict[str, dict[str, Any]] = {}
+    for point in sorted(found, key=lambda point: len(point.method)):  # of two names for one method the shorter
+        place = axis.place(point.config)
+        if place is None:
+            continue
+        rest = {name: value for name, value in point.config.items() if name not in axis.within}
+        if axis.name == "sparsity":
+            rest = {name: rest.get(name) for name in ("tokens", "epochs")} | {"name": point.method}
+        elif "probe" in point.config:
+            rest["name"] = "compensate"  # `paper` is a compensation with settings of its own
+        key = json.dumps(rest, sort_keys=True)
+        keys[key] = rest
+        grouped[key].setdefault(place, point)
+    kept = {key: places for key, places in grouped.items() if len(places) > 1}
+    told = iter(_labels([keys[key] for key in kept]))
+    alone = {key: {point.method for point in places.values()} for key, places in kept.items()}
+    labels = [text if len(alone[key]) > 1 else next(iter(alone[key])) for key, text in zip(kept, told, strict=True)]
+    order = {key: sorted(kept[key].items(), key=lambda item: _order(axis, item)) for key in kept}
+    return dict(zip(labels, order.values(), strict=True))
+
+
+def _order(axis: Axis, item: tuple[Any, Point]) -> tuple[Any, ...]:
+    place, point = item
+    return (point.config["sparsity"], place) if axis.name == "sparsity" else (place,)
+
+
+def _labels(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """The name of each, and those of its settings in which they are not all alike."""
+    names = sorted({name for config in configs for name in config if name != "name"})
+    alike = {name for name in names if len({json.dumps(config.get(name)) for config in configs}) == 1}
+    peers: dict[str, int] = defaultdict(int)
+    for config in configs:
+        peers[str(config.get("name"))] += 1
+    labels = []
+    for config in configs:
+        own = str(config.get("name"))
+        differing = [name for name in names if name not in alike and (peers[own] > 1 or name == "pruned")]
+        told = [f"{name} {config[name]}" for name in differing if config.get(name) is not None]
+        labels.append(", ".join([own, *told] if len(peers) > 1 or not told else told))
+    return labels
+
+
+@contextmanager
+def canvas(width: float, height: float) -> Iterator[Figure]:
+    """A figure; all drawing and saving happens inside the with block."""
+    with matplotlib.rc_context(STYLE):
+        yield Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes the picture, without dates."""
+    unstamped = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
+    figure.savefig(path, dpi=160, metadata=unstamped)
+
+
+def draw_bars(path: Path, panels: dict[str, dict[str, tuple[float, float, float]]], label: str, ends: bool) -> None:
+    """A panel for each text: a point and an interval for each method, the methods in the order of the first panel.
+
+    ends: 0 and 100 are the pruned and the dense model.
+    """
+    first = next(iter(panels.values()))
+    methods = sorted(first, key=lambda name: first[name][0])
+    columns = min(PANEL_COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with canvas(1.6 + 2.6 * columns, rows * (0.9 + 0.24 * len(methods))) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        for index, panel in enumerate(axes.flat):
+            if index >= len(panels):
+                panel.set_visible(False)
+                continue
+            text, values = list(panels.items())[index]
+            for place, name in enumerate(methods):
+                if name not in values:
+                    continue
+                value, low, high = values[name]
+                panel.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="o", markersize=4.5,
+                               color=COLOURS[0], ecolor=COLOURS[0], elinewidth=1.4, capsize=2.5)  # fmt: skip
+            if ends:
+                panel.axvline(0, color=INK, linewidth=0.8)
+                if panel.get_xlim()[1] > 90:
+                    panel.axvline(100, color=INK, linewidth=0.8, linestyle=":")
+            panel.set_title(text, fontsize=9.5)
+            panel.set_yticks(range(len(methods)), methods)
+            panel.set_ylim(-0.6, len(methods) - 0.4)
+            panel.tick_params(axis="y", length=0)
+            panel.grid(axis="both")
+        figure.supxlabel(label, fontsize=9)
+        save(figure, path)
+
+
+def draw_axis(path: Path, axis: Axis, panels: dict[str, dict[str, list[tuple[Any, Point]]]]) -> None:
+    """A panel for each text: lines where places are numbers, points side by side where they are words."""
+    labels = list(dict.fromkeys(label for found in panels.values() for label in found))
+    places = list(dict.fromkeys(place for found in panels.values() for row in found.values() for place, _ in row))
+    words = any(isinstance(place, str) for place in places)
+    columns = min(PANEL_COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    width = max(2.9, 0.5 * len(places) * (0.6 + 0.18 * len(labels))) if words else 2.9
+    with canvas(0.5 + width * columns, 0.7 + 2.4 * rows + 0.2 * math.ceil(len(labels) / 2)) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False)
+        handles: dict[str, Any] = {}
+        for index, panel in enumerate(axes.flat):
+            if index >= len(panels):
+                panel.set_visible(False)
+                continue
+            text, found = list(panels.items())[index]
+            for label, row in found.items():
+                which = labels.index(label)
+                shift = (which - (len(labels) - 1) / 2) * 0.7 / max(1, len(labels)) if words else 0.0
+                # beside each other, so that intervals do not hide each other
+                aside = 1.015 ** (which - (len(labels) - 1) / 2)
+                xs = [places.index(place) + shift if words else float(place) * aside for place, _ in row]
+                values = [point.value for _, point in row]
+                spread = [[point.value - point.low for _, point in row], [point.high - point.value for _, point in row]]
+                handles[label] = panel.errorbar(
+                    xs, values, yerr=spread, marker=MARKERS[(which + which // len(COLOURS)) % len(MARKERS)],
+                    color=COLOURS[which % len(COLOURS)], linestyle="none" if words else "-", markersize=4.5,
+                    linewidth=1.3, elinewidth=1.1, capsize=2.5,
+                )  # fmt: skip
+            panel.axhline(0, color=INK, linewidth=0.8)
+            panel.set_title(text, fontsize=9.5)
+            panel.grid(axis="y")
+            if words:
+                long = max(len(str(place)) for place in places) > 9
+                panel.set_xticks(range(len(places)), [str(place).replace(", ", "\n") for place in places],
+                                 rotation=35 if long and axis.name != "sparsity" else 0,
+                                 ha="right" if long and axis.name != "sparsity" else "center")  # fmt: skip
+                panel.set_xlim(-0.6, len(places) - 0.4)
+                panel.tick_params(axis="x", length=0)
+            else:
+                if axis.log:
+                    panel.set_xscale("log", base=2)
+                panel.set_xticks(sorted(places), [f"{place:,.6g}" for place in sorted(places)])
+                panel.minorticks_off()
+        figure.supxlabel(axis.label, fontsize=9)
+        figure.supylabel("gap closed, %", fontsize=9)
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+        save(figure, path)
+
+
+def accuracies(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """items -> method -> (accuracy in per cent, its interval)."""
+    found: dict[str, dict[str, list[list[int]]]] = defaultdict(lambda: defaultdict(list))
+    for line in lines:
+        for name, items in line.get("choices", {}).items():
+            found[name][line["method"]].append(items["correct"])
+    panels: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for name, methods in found.items():
+        panels[name] = {}
+        for method, correct in methods.items():
+            value, draws = ratio(torch.tensor(correct, dtype=torch.float64))
+            low, high = interval(draws)
+            panels[name][method] = (100 * value, 100 * low, 100 * high)
+    return panels
+
+
+def draw_all(
+    lines: list[dict[str, Any]], out: Path, *, form: str = "png", texts: Sequence[str] = (), methods: Sequence[str] = ()
+) -> list[Path]:
+    """All pictures that the lines allow; returns their paths.
+
+    Args:
+        texts: of these alone. methods: in the pictures of methods and choices; those without settings by default.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    found = [point for point in points(lines) if not texts or point.text in texts]
+    if not found:
+        raise SystemExit(f"no result of {', '.join(texts)} is there; the lines hold {', '.join(lines[0]['texts'])}")
+    names = list(dict.fromkeys(point.text for point in found))
+    made = []
+
+    def wanted(method: str) -> bool:
+        return method in methods if methods else ":" not in method
+
+    for group in groups(lines).values():
+        pruned = group[0].get("shared", {}).get("pruned_name", "pruned")
+        own = [point for point in points(group) if wanted(point.method) and point.text in names]
+        if own:
+            made.append(out / f"methods-{pruned}.{form}")
+            draw_bars(made[-1], {
+                text: {point.method: (point.value, point.low, point.high) for point in own if point.text == text}
+                for text in names
+            }, "gap closed, % (0: pruned, 100: dense)", ends=True)  # fmt: skip
+        panels = {
+            name: {method: value for method, value in values.items() if wanted(method)}
+            for name, values in accuracies(group).items()
+        }
+        if any(panels.values()):
+            made.append(out / f"choices-{pruned}.{form}")
+            draw_bars(made[-1], panels, "accuracy, %", ends=False)
+    for axis in AXES:
+        panels_of = {text: series([point for point in found if point.text == text], axis) for text in names}
+        if any(panels_of.values()):
+            made.append(out / f"{axis.name}.{form}")
+            draw_axis(made[-1], axis, panels_of)
+    return made
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True, help="folder")
+    parser.add_argument("--form", choices=("png", "svg"), default="png")
+    parser.add_argument("--texts", default="", help="NAME,NAME: these alone")
+    parser.add_argument("--methods", action="append", default=[], help="one to show, settings included; repeatable")
+    options = parser.parse_args()
+    texts = [name for name in options.texts.split(",") if name]
+    for path in draw_all(read_lines(options.file), options.out, form=options.form, texts=texts,
+                         methods=options.methods):  # fmt: skip
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
