@@ -14,6 +14,7 @@ model writes itself, as that share of all text; `distill` their objective.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -143,14 +144,30 @@ class Methods:
         base = self.settings if recipes()[variant.name].tuning is not None else TrainingSettings()
         recipe, training = recipe_of(rest, replace(base, epochs=self._epochs(variant)))
         out = self.work / f"{variant.text}-{seed}".replace(":", "-").replace(",", "-")
+        shared = recipe.changes_weights  # recipes that begin with the same refit compute it once
+        work = self._seed_work(seed) if shared else out.with_name(out.name + ".work")
         report = restore(
             self.dense, self.pruned, out, recipe=recipe, data=Path(self.options.data), tokens=self._tokens(variant),
-            window=self.options.window, training=training, seed=seed, overwrite=True,
+            window=self.options.window, training=training, seed=seed, work=work, overwrite=True,
         )  # fmt: skip
         model = load_model(out, dtype=torch.float32).model
         shutil.rmtree(out)
-        shutil.rmtree(out.with_name(out.name + ".work"))
-        return model, {"heldout": report.heldout, "search": report.search, "timings": report.timings}
+        timings, reused = report.timings, 0.0
+        if shared:
+            timings, reused = _with_reused(work, report.timings, recipe, self._tokens(variant))
+        else:
+            shutil.rmtree(work)
+        return model, {
+            "heldout": report.heldout, "search": report.search, "timings": timings, "reused_seconds": reused,
+        }  # fmt: skip
+
+    def _seed_work(self, seed: int) -> Path:
+        """Where the recipes of one seed leave their steps; those of other seeds are removed."""
+        work = self.work / f"seed-{seed}"
+        for other in self.work.glob("seed-*"):
+            if other != work:
+                shutil.rmtree(other)
+        return work
 
     def _tuned_dense(self, variant: Variant, rest: Variant, seed: int) -> Made:
         """The dense model given the tuning of a recipe: same text, own text, objective, biases, rates and steps.
@@ -207,6 +224,24 @@ class Methods:
             }  # fmt: skip
         found = peers.low_rank(loaded.model, text, settings, dora=variant.name == "dora", extra=extra, **given)
         return loaded.model, {"heldout": {"pruned": found.before, "restored": found.after}, "search": found.search}
+
+
+def _with_reused(
+    work: Path, timings: dict[str, float], recipe: Recipe, tokens: int
+) -> tuple[dict[str, float], float]:
+    """(timings as if nothing had been reused, the seconds that reusing saved), by a record in `work`."""
+    file = work / "seconds.json"
+    known: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+    found, saved = dict(timings), 0.0
+    for step in ("own text", "refit"):
+        key = f"{step} {tokens} {recipe.own_text} {recipe.refit}"
+        now = timings.get(step, 0.0)
+        known[key] = max(known.get(key, 0.0), now)
+        if known[key] > now:
+            saved += known[key] - now
+            found[step] = known[key]
+    file.write_text(json.dumps(known))
+    return found, saved
 
 
 def sparsity(path: Path) -> float:
