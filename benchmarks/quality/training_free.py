@@ -75,7 +75,7 @@ def flap_bias(
         pruned: changed in place. dense: not changed.
         text: calibration, less its held-out rows, which only a search of s reads.
         where: `output` (attention output and the last projection of the feed-forward part, as FLAP), `attention` (of
-            these the first alone, where it helped in our tries while the other did harm) or `all`.
+            these the first alone, which gained in our tries where the other lost) or `all`.
         inputs: whose inputs the mean is of: the `dense` model's, as FLAP, or the `pruned` one's.
         scale: s, or "search": the best of `SCALES` on the held-out rows, 0 included. FLAP has 1.
         skip_first: see `mean_inputs`; FLAP leaves nothing out (0).
