@@ -1,21 +1,21 @@
 """Refit: the surviving weights solved anew, so that the pruned model follows the dense one on its own inputs.
 
-    min over W, b under the mask:   Σ_m ‖ t_m − W x_m − b ‖²  +  ρ Σ_nk g_k (w_nk − w°_nk)²
+    min over W, b under the mask:   Σ_m ‖ t_m − W x_m − b ‖²  +  ρ ḡ ‖W − W°‖²
 
     x   what enters the projection in the pruned model, whose earlier projections are refitted already
     t   W_d x_d + b_d, what the dense model's projection gives on its own input; for those that add to the residual
         stream, h_d + W_d x_d + b_d − h_p, so that they also take back what the stream lost before
-    w°  the pruned weights;  g_k  the mean over k of Σ_m x_mk² (or that of column k itself)
+    W°  the pruned weights;  ḡ  the mean over k of Σ_m x_mk²
 
 No zero changes: a row is solved on its surviving columns alone (see `masked_least_squares`). The layers are visited in
 order, one pair resident; only x xᵀ and t xᵀ of one group of projections are kept at a time. Least squares towards the
 dense layer's outputs: as in AdaPrune and SparseGPT's reconstruction, but on inputs of the pruned model, and towards the
-dense residual stream. The bias is solved for where the stock class can hold one.
+dense residual stream. A bias that is there is solved for as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,18 +35,12 @@ from .text import TokenSet
 
 __all__ = ["RefitSettings", "refit"]
 
-RIDGES = ("mean", "column")
-
 
 @dataclass(frozen=True)
 class RefitSettings:
-    """ridge: ρ. ridge_of: whose g_k, the `mean` over the columns or each `column`'s own. batch: rows at once.
-
-    iterations, tolerance: of the conjugate gradients (see `masked_least_squares`).
-    """
+    """ridge: ρ. batch: rows at once. iterations, tolerance: of the conjugate gradients (see `masked_least_squares`)."""
 
     ridge: float = 0.2
-    ridge_of: str = "mean"
     iterations: int = 40
     tolerance: float = 1e-2
     batch: int = 4
@@ -58,18 +52,16 @@ def refit(
     tokens: TokenSet,
     *,
     work: Path,
-    biased: Collection[str] = (),
     structure: Structure | None = None,
     settings: RefitSettings | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
-    """name -> tensor of what changed: every projection's weight, and its bias where it may have one.
+    """name -> tensor of what changed: every projection's weight, and its bias where it has one.
 
     Args:
         dense, pruned: checkpoint directories with the same shapes, but for what `structure` says.
         tokens: calibration text; position 0 counts, padding does not.
         work: a directory of this step alone. Finished layers stand there, behind which a killed call goes on.
-        biased: names of the projections that may get a bias; those that have one keep it in any case.
         structure: the heads and channels that the pruned model kept, where it has fewer than the dense one. Targets
             are then the kept rows of t; those of o_proj and down_proj are whole, so that the kept columns also take
             over what the removed ones gave.
@@ -83,23 +75,18 @@ def refit(
             that call a projection more than once.
     """
     settings = settings or RefitSettings()
-    if settings.ridge_of not in RIDGES:
-        raise ValueError(f"unknown ridge {settings.ridge_of!r}; choose one of {', '.join(RIDGES)}")
     streams = (LayerStream(dense), LayerStream(pruned))
     tokens.check_model(streams[DENSE].model)
     sites = attention_sites(streams[DENSE].model)
-    allowed = frozenset(biased)
-    stamp = fingerprint(dense=Path(dense), pruned=Path(pruned), ids=tokens.fingerprint(), settings=asdict(settings),
-                        biased=sorted(allowed))  # fmt: skip
+    stamp = fingerprint(dense=Path(dense), pruned=Path(pruned), ids=tokens.fingerprint(), settings=asdict(settings))
 
     def visit(pair: LayerPair) -> dict[str, Tensor]:
-        return _LayerRefit(pair, sites[pair.index].name, allowed, streams[PRUNED].stored, structure,
-                           settings).run()  # fmt: skip
+        return _LayerRefit(pair, sites[pair.index].name, streams[PRUNED].stored, structure, settings).run()
 
     prefix, layers = decoder_layers(streams[PRUNED].model)
     found: dict[str, Tensor] = {}
     parts = stream_pairs(
-        streams, tokens, visit, work=work, stamp=stamp, fields=_fields(layers[0], prefix, allowed),
+        streams, tokens, visit, work=work, stamp=stamp, fields=_fields(layers[0]),
         batch=settings.batch, task="refit", progress=progress or SilentProgress(),
     )  # fmt: skip
     for index, part in enumerate(parts):
@@ -109,12 +96,12 @@ def refit(
     return found
 
 
-def _fields(layer: nn.Module, prefix: str, biased: frozenset[str]) -> dict[str, tuple[torch.dtype, str]]:
+def _fields(layer: nn.Module) -> dict[str, tuple[torch.dtype, str]]:
     """What a layer's file holds: the refitted tensors as float32."""
     fields = {}
     for place, (name, linear) in enumerate(_linears(layer)):
         fields[f"{name}.weight"] = (torch.float32, f"N{place} K{place}")
-        if _has_bias(linear) or f"{prefix}.0.{name}" in biased:
+        if _has_bias(linear):
             fields[f"{name}.bias"] = (torch.float32, f"N{place}")
     return fields
 
@@ -150,10 +137,10 @@ class _LayerRefit:
     """One layer: its groups of projections in the order in which the stock layer calls them."""
 
     def __init__(
-        self, pair: LayerPair, site: str, biased: frozenset[str], stored: dict[str, torch.dtype],
+        self, pair: LayerPair, site: str, stored: dict[str, torch.dtype],
         structure: Structure | None, settings: RefitSettings,
     ) -> None:  # fmt: skip
-        self.pair, self.biased, self.stored, self.settings = pair, biased, stored, settings
+        self.pair, self.stored, self.settings = pair, stored, settings
         self.structure = structure
         self.attention = site.removeprefix(pair.name + ".")
         first = next(pair.batches())
@@ -222,15 +209,14 @@ class _LayerRefit:
         return ys
 
     def _solved(self, name: str, linear: Any, sums: _Sums) -> tuple[Tensor, Tensor | None]:
-        """(weight, bias) of the types that the checkpoint stores, as float32; no bias where it may have none."""
+        """(weight, bias) of the types that the checkpoint stores, as float32; no bias where it has none."""
         settings, full = self.settings, f"{self.pair.name}.{name}"
-        may_shift = _has_bias(linear) or full in self.biased
         gram, cross, t = sums.gram, sums.cross[name], sums.t[name]
-        if may_shift:  # the best bias leaves the same problem on what differs from the means
+        if _has_bias(linear):  # the best bias leaves the same problem on what differs from the means
             gram = gram - torch.outer(sums.x, sums.x) / sums.count
             cross = cross - torch.outer(t, sums.x) / sums.count
         diagonal = gram.diagonal().clamp(min=0)
-        ridge = settings.ridge * (diagonal if settings.ridge_of == "column" else diagonal.mean().expand_as(diagonal))
+        ridge = settings.ridge * diagonal.mean().expand_as(diagonal)
         start = linear.weight
         try:
             solution = masked_least_squares(
@@ -246,7 +232,7 @@ class _LayerRefit:
             raise ValueError(f"{full} cannot be refitted: {error}") from error
         dtype = self.stored.get(f"{full}.weight", torch.float32)
         weight = rounded_survivors(solution.weight, start != 0, dtype)
-        if not may_shift:
+        if not _has_bias(linear):
             return weight, None
         bias = (t - weight.double() @ sums.x) / sums.count
         return weight, bias.to(dtype).float()
