@@ -11,20 +11,22 @@ from safetensors.torch import load_file
 
 from restorelcc.control import train_control, tuned_dense
 from restorelcc.evaluation import token_nll
-from restorelcc.models import load_model
+from restorelcc.models import load_model, load_tokenizer
 from restorelcc.recipes import RECIPES
 from restorelcc.restore_weights import weights_target
-from restorelcc.text import TokenSet, write_own_text
+from restorelcc.text import TokenSet, load_text
 from restorelcc.training_loop import TrainingSettings
 from restorelcc.tuning import tune
 
-SETTINGS = TrainingSettings(learning_rates=(0.01,), batch_tokens=64, evaluations=2, seed=3)
+SETTINGS = TrainingSettings(learning_rates=(0.002,), batch_tokens=64, evaluations=2, seed=3)
 
 
 @pytest.fixture(scope="module")
-def text(stories: Path) -> TokenSet:
-    loaded = load_model(stories)
-    return write_own_text(loaded.model, loaded.tokenizer, tokens=512, window=32, seed=0, temperature=0.5)
+def text(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> TokenSet:
+    """One sentence again and again, unlike the model's own stories: every model can learn it."""
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text("The north gate of the mill closes at nine and the ferry waits for no one. " * 40)
+    return load_text(file, load_tokenizer(stories), window=32, max_tokens=512, seed=0)
 
 
 def test_it_is_the_tuning_of_the_dense_model(stories_pair: tuple[Path, Path], text: TokenSet) -> None:
@@ -39,7 +41,7 @@ def test_it_is_the_tuning_of_the_dense_model(stories_pair: tuple[Path, Path], te
     assert found.history == want.history
     assert all(torch.equal(found.tensors[name], value) for name, value in want.tensors.items())
     assert sum(name.endswith(".bias") for name in found.tensors) == 5 * 7
-    assert found.heldout_after < found.heldout_before, "text at half the temperature can be learnt"
+    assert found.heldout_after < found.heldout_before
     _, heldout = text.split(SETTINGS.heldout_share, seed=SETTINGS.seed)
     assert token_nll(model, heldout).mean == pytest.approx(found.heldout_after, rel=1e-5)
 
@@ -54,7 +56,7 @@ def test_it_is_written_as_a_stock_checkpoint(
     weights: dict[str, Any] = {name: value for name, value in before.items() if value.ndim == 2 and "layers" in name}
     assert all(torch.equal(value == 0, after[name] == 0) for name, value in weights.items())
     assert not any(torch.equal(value, after[name]) for name, value in weights.items())
-    with pytest.raises(ValueError, match="--overwrite|exists"):
+    with pytest.raises(ValueError, match="is not empty"):
         train_control(dense, tmp_path / "control", text, RECIPES["best"], SETTINGS)
 
 
