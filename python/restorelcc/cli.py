@@ -274,7 +274,7 @@ def evaluate(model: str, against: tuple[str, ...], text: Path | None, choices: P
 
 @cli.command()
 @path_option("--out", "Directory of the demo; default: runs/demo (runs/demo-quick with --quick).", required=False)
-@click.option("--quick", is_flag=True, help="A sixth of the text: at most 3 minutes, wider intervals.")
+@click.option("--quick", is_flag=True, help="A sixth of the text: a few minutes, wider intervals.")
 @writing_options
 def demo(out: Path | None, quick: bool, overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:
     """Prune and restore SmolLM2-135M, compare the models on held-out text, write a report.

@@ -298,7 +298,8 @@ class _Run:
         lost = lost_components(moments, kind="mean")  # the probe reads c_h = mean(ΔZ) alone, which any basis gives
         scores = head_scores("attribution", load_model(pruned).model, part, lost, progress=self.progress)
         file.unlink()
-        return {"scores": scores.scores.tolist(), "unit": scores.unit, "tokens": part.tokens}
+        unit = "predicted fall of the NLL, nats per token"
+        return {"scores": scores.scores.tolist(), "unit": unit, "tokens": part.tokens}
 
 
 def _measure(path: Path, prose: TokenSet, prompts: list[str], new_tokens: int, progress: Progress) -> dict[str, Any]:
