@@ -25,14 +25,13 @@ import torch
 import training_free
 from variants import Variant, recipe_of, recipes
 
-from restorelcc.fold_target import fold_target
-from restorelcc.models import load_model
+from restorelcc.control import tuned_dense
+from restorelcc.models import load_model, load_tokenizer
 from restorelcc.pruning import sparsity_table
 from restorelcc.recipes import RECIPES, Recipe
 from restorelcc.restore import restore
 from restorelcc.text import TokenSet, load_text, write_own_text
 from restorelcc.training_loop import TrainingSettings
-from restorelcc.tuning import tune
 
 Made = tuple[Any, dict[str, Any]]  # the model, and notes
 ENDS = ("dense", "pruned")
@@ -170,32 +169,17 @@ class Methods:
         return work
 
     def _tuned_dense(self, variant: Variant, rest: Variant, seed: int) -> Made:
-        """The dense model given the tuning of a recipe: same text, own text, objective, biases, rates and steps.
-
-        A refit has nothing to solve for here: the dense model is its own target.
-        """
+        """The control of a recipe (see `restorelcc.control`): same text and own text."""
         recipe, settings = recipe_of(rest, replace(self.settings, epochs=self._epochs(variant)))
         assert settings is not None
         settings = replace(settings, seed=seed)
-        loaded = load_model(self.dense, dtype=torch.float32)
-        text = self._text(variant, loaded.tokenizer, seed)
+        text = self._text(variant, load_tokenizer(self.dense), seed)
         train, _ = text.split(settings.heldout_share, seed=seed)
-        result = tune(
-            loaded.model, text, extra=self._own_text(train, recipe.own_text, seed), biased=self._biased(recipe),
-            dense=self._teacher(recipe), objective=recipe.objective, settings=settings,
-        )  # fmt: skip
-        return loaded.model, {
+        own = self._own_text(train, recipe.own_text, seed)
+        model, result = tuned_dense(self.dense, text, recipe, settings, extra=own)
+        return model, {
             "heldout": {"pruned": result.heldout_before, "restored": result.heldout_after}, "search": result.search,
         }  # fmt: skip
-
-    def _biased(self, recipe: Recipe) -> list[str]:
-        target = fold_target(self.dense, everywhere=True)
-        return target.biased if target.kind in ("o_proj_bias", "llama_reexport") else []
-
-    def _teacher(self, recipe: Recipe) -> Any:
-        if recipe.objective is None or not recipe.objective.needs_teacher:
-            return None
-        return load_model(self.dense, dtype=torch.float32).model
 
     def _peer(self, variant: Variant, given: dict[str, Any], seed: int) -> Made:
         loaded = load_model(self.dense if variant.name == "dense-lora" else self.pruned, dtype=torch.float32)

@@ -89,8 +89,11 @@ def quality_bars(results: Sequence[Mapping[str, Any]]) -> str:
         return _svg(figure, "quality", "Held-out negative log-likelihood of each model")
 
 
-def training_curve(train: Sequence[Sequence[float]], heldout: Sequence[Sequence[float]], start: float | None) -> str:
-    """Loss over steps: the training batches, the held-out part, and the pruned model as a line."""
+def training_curve(
+    train: Sequence[Sequence[float]], heldout: Sequence[Sequence[float]], start: float | None, objective: str
+) -> str:
+    """The tuning over its steps: its objective on the training batches, the NLL of the held-out part, which begins
+    where the refit ended, and that of the pruned model as a line."""
     with _canvas(5.2, 3.0) as (figure, axes):
         if train:
             axes.plot(
@@ -98,32 +101,26 @@ def training_curve(train: Sequence[Sequence[float]], heldout: Sequence[Sequence[
                 color=SERIES["dense"],
                 linewidth=1,
                 alpha=0.8,
-                label="training, mean since the last point",
+                label="objective, mean since the last point",
             )
         if heldout:
             steps, values = zip(*heldout, strict=True)
-            axes.plot(steps, values, color=SERIES["restored"], marker="o", markersize=3, label="held-out part")
+            axes.plot(steps, values, color=SERIES["restored"], marker="o", markersize=3, label="held-out part, NLL")
         if start is not None:
-            axes.axhline(start, color=SERIES["pruned"], linestyle="--", linewidth=1, label="pruned, held-out part")
+            axes.axhline(start, color=SERIES["pruned"], linestyle="--", linewidth=1, label="pruned, held-out part, NLL")
         axes.set_xlabel("step")
-        axes.set_ylabel("NLL, nats per token")
+        axes.set_ylabel("nats per token")
         axes.grid(axis="y")
         # above the axes: inside, it lies on the line of the pruned model, which is the highest of all
         axes.legend(frameon=False, labelcolor=_INK, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2,
                     borderaxespad=0.2)  # fmt: skip
-        return _svg(figure, "training", "Training and held-out loss over training steps")
+        return _svg(figure, "training", f"Objective ({objective}) and held-out NLL over the steps of the tuning")
 
 
-def head_heatmap(
-    name: str,
-    title: str,
-    scores: Sequence[Sequence[float]],
-    unit: str,
-    chosen: Sequence[Sequence[bool]] | None,
-) -> str:
+def head_heatmap(name: str, title: str, scores: Sequence[Sequence[float]], unit: str) -> str:
     """Scores [L, H] as `heat_map` draws them."""
     from restorelcc.heat_map import draw_heads, map_size
 
     with _canvas(*map_size(len(scores), len(scores[0]))) as (figure, axes):
-        draw_heads(figure, axes, scores, unit, title=title, chosen=chosen, ink=_INK, rule=_GRID)
+        draw_heads(figure, axes, scores, unit, title=title, ink=_INK, rule=_GRID)
         return _svg(figure, name, f"{title}, layers by heads")

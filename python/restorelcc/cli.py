@@ -199,9 +199,7 @@ def _prune_structured(loaded: Any, share: float, heads: int | None, calibration:
 @click.option("--dense", required=True, metavar="MODEL", help="The model before pruning.")
 @pruned_option
 @path_option("--out", "Directory of the restored checkpoint.")
-@own_choice_option(
-    "--recipe", RECIPES, "best, fast: weights change; compensate, paper, task: vectors.  [default: best with --data]"
-)
+@choice_option("--recipe", RECIPES, "best, fast: weights change; compensate, paper, task: vectors, weights untouched.")
 @own_choice_option("--probe", PROBES, "Compensation: how heads are ranked; matters when --heads is a share.")
 @click.option("--heads", metavar="all|SHARE", help="Compensation: heads that get a vector.")
 @own_choice_option("--components", COMPONENTS, "Compensation: directions of the lost activation, by a seed, or none.")
@@ -212,7 +210,7 @@ def _prune_structured(loaded: Any, share: float, heads: int | None, calibration:
 @click.option("--examples", type=click.IntRange(min=2), metavar="N", help="task: items of --data to learn from.  [100]")
 @text_options
 @writing_options
-def restore(dense: str, pruned: Path, out: Path, recipe: str | None, probe: str | None, heads: str | None,
+def restore(dense: str, pruned: Path, out: Path, recipe: str, probe: str | None, heads: str | None,
             components: str | None, rank: int | None, train: str | None, fold: str | None, positions: str | None,
             examples: int | None, data: Path | None, tokens: int, window: int, overwrite: bool, seed: int,
             as_json: bool, quiet: bool) -> None:  # fmt: skip
@@ -276,7 +274,7 @@ def evaluate(model: str, against: tuple[str, ...], text: Path | None, choices: P
 
 @cli.command()
 @path_option("--out", "Directory of the demo; default: runs/demo (runs/demo-quick with --quick).", required=False)
-@click.option("--quick", is_flag=True, help="A sixth of the text: at most 3 minutes, wider intervals.")
+@click.option("--quick", is_flag=True, help="A sixth of the text: a few minutes, wider intervals.")
 @writing_options
 def demo(out: Path | None, quick: bool, overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:
     """Prune and restore SmolLM2-135M, compare the models on held-out text, write a report.

@@ -1,9 +1,10 @@
 """The whole job on a real model: prune SmolLM2-135M, restore it, compare, write a report.
 
-    dense -> text -> pruned -> restored -> control -> stock check -> evaluation -> report.json, report.html
+    dense -> text -> pruned -> restored -> control -> stock check -> heads -> evaluation -> report.json, report.html
 
-Every step's result is recorded in OUT/work beside the fingerprint of what went into it, so that a repeated call
-computes only what is missing or has changed. The evaluation text is never calibrated or trained on.
+All text that is calibrated or trained on is written by the dense model; the evaluation text never is. Every step's
+result is recorded in OUT/work beside the fingerprint of what went into it, so that a repeated call computes only what
+is missing or has changed.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -33,45 +34,59 @@ from .artifacts import (
     fingerprint,
     versions,
 )  # fmt: skip
-from .compensation import Compensation, apply_compensation
-from .components import Components
+from .components import lost_components
+from .control import train_control
 from .demo_report import assemble
 from .evaluation import NllResult, greedy_samples, token_nll
-from .models import import_model, load_model, load_tokenizer, resolve_model, save_checkpoint
-from .pruning import prune_model, sparsity_table
+from .models import (
+    import_model,
+    load_model,
+    load_tokenizer,
+    prunable_linears,
+    replace_module,
+    resolve_model,
+    save_checkpoint,
+)
+from .moments import collect_moments
+from .packed import pack
+from .probes import head_scores
+from .pruning import prune_model, rounded_survivors, sparsity_table
+from .recipes import RECIPES
 from .report import write_report
-from .restore import restore, train_control, training_text
+from .restore import restore, training_text
 from .resume import contents, only_call, read_record
+from .sparse_linear import SparseLinear
+from .tensor_file import load_tensors
 from .text import TokenSet, prose_windows
-from .training import TrainingSettings
+from .training_loop import TrainingSettings
 
 __all__ = ["FULL", "QUICK", "Sizes", "demo"]
 
-METHOD, PATTERN = "wanda", "2:4"
+METHOD, PATTERN, RECIPE = "wanda", "2:4", RECIPES["best"]
 PROMPTS = (
     "The capital of France is",
     "Photosynthesis is the process by which",
     "To make a cup of tea, first",
 )
 _PRESENTATION = ("charts.py", "cli.py", "cli_options.py", "cli_steps.py", "compare.py", "demo_report.py", "doctor.py",
-                 "report.py")  # fmt: skip
+                 "heat_map.py", "report.py")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much text each step gets, in tokens; rows have `window` tokens."""
+    """How much text each step gets, in tokens; rows have `window` tokens. training: of the tuning and the control."""
 
     train_tokens: int
     window: int
     evaluation_tokens: int
     evaluation_window: int
     new_tokens: int
-    probe_tokens: int = 4096
-    training: TrainingSettings = field(default_factory=TrainingSettings)
+    probe_tokens: int
+    training: TrainingSettings
 
 
-FULL = Sizes(12288, 256, 10240, 512, 32, 4096, TrainingSettings(learning_rates=(0.015, 0.03)))
-QUICK = Sizes(2048, 64, 2048, 256, 12, 512, TrainingSettings(learning_rates=(0.03,), evaluations=3))
+FULL = Sizes(12288, 256, 10240, 512, 32, 2048, TrainingSettings(learning_rates=(0.0005, 0.001)))
+QUICK = Sizes(2048, 64, 2048, 256, 12, 512, TrainingSettings(learning_rates=(0.001,), evaluations=3))
 
 
 class _Ledger:
@@ -156,7 +171,8 @@ def demo(
             record = run.all()
         report = assemble(
             record, note=source.note or model, quick=quick, timings=run.ledger.timings(), reused=run.ledger.reused,
-            settings={"method": METHOD, "pattern": PATTERN, "seed": seed, **_flat(sizes)}, versions=_versions(),
+            settings={"method": METHOD, "pattern": PATTERN, "recipe": RECIPE.name, "seed": seed, **_flat(sizes)},
+            versions=_versions(),
             created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), seed=seed,
             reproduce="make demo QUICK=1" if quick else "make demo",
         )  # fmt: skip
@@ -186,27 +202,28 @@ class _Run:
             [pruned],
             lambda: self._prune(dense, text, pruned),
         )
-        training = asdict(sizes.training)
+        training = {"recipe": asdict(RECIPE), "training": asdict(sizes.training), "seed": self.seed}
         restoration = ledger.run(
             "restore",
-            {"dense": dense, "pruned": pruned, "text": ids, "training": training, "seed": self.seed,
-             "probe_tokens": sizes.probe_tokens},
-            [restored, work / "components.safetensors"],
+            {"dense": dense, "pruned": pruned, "text": ids, **training},
+            [restored, self._tuned],
             lambda: self._restore(dense, pruned, restored),
         )
         ledger.run(
-            "control",
-            {"dense": dense, "pruned": pruned, "text": ids, "training": training, "seed": self.seed},
-            [control],
+            "control", {"dense": dense, "text": ids, **training}, [control],
             lambda: self._control(dense, text, control),
-        )
+        )  # fmt: skip
         prose = prose_windows(load_tokenizer(dense), window=sizes.evaluation_window, max_tokens=sizes.evaluation_tokens)
         check = ledger.run(
             "stock check",
-            {"pruned": pruned, "restored": restored, "prose": prose.fingerprint()},
+            {"pruned": pruned, "tuned": self._tuned, "restored": restored, "prose": prose.fingerprint()},
             [],
-            lambda: stock_check(pruned, restored, prose.ids[:2, :96], work),
+            lambda: stock_check(pruned, load_tensors(self._tuned, "tuning"), restored, prose.ids[:2, :96], work),
         )
+        heads = ledger.run(
+            "heads", {"dense": dense, "pruned": pruned, "text": ids, "tokens": sizes.probe_tokens}, [],
+            lambda: self._heads(dense, pruned, text),
+        )  # fmt: skip
         measured = {}
         for key, path in (("dense", dense), ("pruned", pruned), ("restored", restored), ("control", control)):
             prompts = [] if key == "control" else list(PROMPTS)
@@ -217,7 +234,7 @@ class _Run:
             )  # fmt: skip
         _, heldout = text.split(sizes.training.heldout_share, seed=self.seed)
         return {
-            "restoration": restoration, "check": check, "measured": measured, "prompts": list(PROMPTS),
+            "restoration": restoration, "check": check, "heads": heads, "measured": measured, "prompts": list(PROMPTS),
             "prose": {"name": prose.name, "tokens": prose.tokens, "windows": len(prose.ids),
                       "window": sizes.evaluation_window},
             "text": {"name": text.name, "tokens": text.tokens - heldout.tokens, "heldout_tokens": heldout.tokens},
@@ -260,16 +277,29 @@ class _Run:
 
     def _restore(self, dense: Path, pruned: Path, restored: Path) -> dict[str, Any]:
         report = restore(
-            dense, pruned, restored, recipe="compensate", tokens=self.sizes.train_tokens, window=self.sizes.window,
-            probe_tokens=self.sizes.probe_tokens, training=self.sizes.training, seed=self.seed, work=self.work,
-            overwrite=True, progress=self.progress,
+            dense, pruned, restored, recipe=RECIPE, tokens=self.sizes.train_tokens, window=self.sizes.window,
+            training=self.sizes.training, seed=self.seed, work=self.work, overwrite=True, progress=self.progress,
         )  # fmt: skip
         return report.to_dict()
 
+    @property
+    def _tuned(self) -> Path:
+        """Where `restore` leaves every weight and bias that it found."""
+        return self.work / "tuning.safetensors"
+
     def _control(self, dense: Path, text: TokenSet, control: Path) -> None:
-        lost = Components.load(self.work / "components.safetensors")
-        settings = TrainingSettings(**{**asdict(self.sizes.training), "seed": self.seed})
-        train_control(dense, control, text, lost, settings=settings, overwrite=True, progress=self.progress)
+        settings = replace(self.sizes.training, seed=self.seed)
+        train_control(dense, control, text, RECIPE, settings, overwrite=True, progress=self.progress)
+
+    def _heads(self, dense: Path, pruned: Path, text: TokenSet) -> dict[str, Any]:
+        """What each head lost by pruning, first order: a diagnosis that decides nothing (see `probe_attribution`)."""
+        part, file = text.first(self.sizes.probe_tokens), self.work / "moments.safetensors"
+        moments = collect_moments(dense, pruned, part, out=file, progress=self.progress)
+        lost = lost_components(moments, kind="mean")  # the probe reads c_h = mean(ΔZ) alone, which any basis gives
+        scores = head_scores("attribution", load_model(pruned).model, part, lost, progress=self.progress)
+        file.unlink()
+        unit = "predicted fall of the NLL, nats per token"
+        return {"scores": scores.scores.tolist(), "unit": unit, "tokens": part.tokens}
 
 
 def _measure(path: Path, prose: TokenSet, prompts: list[str], new_tokens: int, progress: Progress) -> dict[str, Any]:
@@ -282,17 +312,31 @@ def _measure(path: Path, prose: TokenSet, prompts: list[str], new_tokens: int, p
     }  # fmt: skip
 
 
-def stock_check(pruned: Path, restored: Path, ids: Tensor, work: Path) -> dict[str, Any]:
-    """Logits of the restored checkpoint in a process without restorelcc, against the sparse kernels' here.
+def _on_sparse_kernels(pruned: Path, found: Mapping[str, Tensor]) -> Any:
+    """The pruned model with the weights and biases in `found`, every projection a `SparseLinear`: no stock class of a
+    restored checkpoint takes part."""
+    model = load_model(pruned).model
+    for name, linear in prunable_linears(model):
+        weight, bias, dtype = found[f"{name}.weight"], found.get(f"{name}.bias"), linear.weight.dtype
+        kept = rounded_survivors(weight, weight != 0, dtype).to(dtype)
+        replace_module(model, name, SparseLinear(pack(kept), None if bias is None else bias.to(dtype)))
+    return model.requires_grad_(False)
+
+
+def stock_check(
+    pruned: Path, found: Mapping[str, Tensor], restored: Path, ids: Tensor, work: Path
+) -> dict[str, Any]:  # fmt: skip
+    """Logits of the restored checkpoint in a process without restorelcc, against the sparse kernels' here, which run
+    what the restoration `found` for the pruned one.
 
     Budget: |kernels − stock float64| <= 2 max|stock − stock float64| + 1e-5 max|logit|.
 
     Raises:
         ValueError: outside the budget, or the other process failed.
     """
-    hooked = apply_compensation(load_model(pruned).model, Compensation.load(restored / "compensation.safetensors"))
+    sparse = _on_sparse_kernels(pruned, found)
     with torch.no_grad():
-        ours = hooked(ids, use_cache=False).logits.double()
+        ours = sparse(ids, use_cache=False).logits.double()
     ids_file, out_file = work / "check_ids.safetensors", work / "check_logits.safetensors"
     atomic_write_tensors(ids_file, {"ids": ids}, {})
     program = Path(__file__).with_name("stock_check.py")
@@ -306,15 +350,16 @@ def stock_check(pruned: Path, restored: Path, ids: Tensor, work: Path) -> dict[s
         transformers = file.metadata()["transformers"]
     for path in (ids_file, out_file):
         path.unlink()
-    hooked_error, stock_error = float((ours - exact).abs().max()), float((stock - exact).abs().max())
+    kernel_error, stock_error = float((ours - exact).abs().max()), float((stock - exact).abs().max())
     largest = float(exact.abs().max())
     budget = 2 * stock_error + 1e-5 * largest
-    if not hooked_error <= budget:
+    if not kernel_error <= budget:
         raise ValueError(
-            f"{restored} is not the restored model: logits differ by {hooked_error:.3g}, budget {budget:.3g}"
+            f"{restored} is not the restored model: logits differ by {kernel_error:.3g}, budget {budget:.3g}"
         )
     return {
-        "transformers": transformers, "logits": exact.numel(), "hooked_error": hooked_error, "within_budget": True,
+        "transformers": transformers, "logits": exact.numel(), "kernel_error": kernel_error, "within_budget": True,
+        "biases": sum(name.endswith(".bias") for name in found),
         "stock_error": stock_error, "budget": budget, "largest_logit": largest,
     }  # fmt: skip
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from .evaluation import NllResult, gap_closed
-from .report import FORMAT, VERSION, alarm, number, percent
+from .report import FORMAT, VERSION, alarm, number, percent, thousands
 
 __all__ = ["assemble", "show"]
 
-LABELS = {"dense": "dense", "pruned": "pruned", "restored": "restored", "control": "control (dense, trained alike)"}
+LABELS = {"dense": "dense", "pruned": "pruned", "restored": "restored", "control": "control (dense, tuned alike)"}
 
 
 def assemble(
@@ -58,7 +58,7 @@ def assemble(
         },
         "evaluation": record["prose"],
         "training": {**record["text"], **_training(restoration)},
-        "heads": _heads(restoration),
+        "heads": _heads(record["heads"], restoration["recipe"]),
         "sparsity": _sparsity(measured["pruned"]["sparsity"], measured["restored"]["sparsity"], restoration["fold"]),
         "verification": record["check"],
         "samples": [
@@ -140,33 +140,32 @@ def _sparsity(
 
 
 def _training(restoration: Mapping[str, Any]) -> dict[str, Any]:
-    history, search = restoration["history"], restoration["search"]
-    best = min(search, key=lambda row: row["heldout_nll"]) if search else None
+    """What the held-out rows of the training text say of the refit and of the tuning behind it."""
+    history, heldout, objective = restoration["history"], restoration["heldout"], restoration["settings"]["objective"]
+    rates = [row for row in restoration["search"] if "learning_rate" in row]  # the others are scales of the refit
+    best = min(rates, key=lambda row: row["heldout_nll"]) if rates else None
     return {
         "steps": [[row["step"], row["train_nll"]] for row in history if "train_nll" in row],
         "heldout": [[row["step"], row["heldout_nll"]] for row in history],
-        "start_nll": restoration["heldout"]["pruned"],
+        "objective": f"{percent(1 - objective['distill'])} NLL, {percent(objective['distill'])} KL to the dense model",
+        "start_nll": heldout["pruned"],
+        "refitted_nll": heldout["refitted"],
+        "restored_nll": heldout["restored"],
         "learning_rates": [
             {"rate": row["learning_rate"], "nll": row["heldout_nll"], "steps": row["steps"], "chosen": row is best}
-            for row in search
-            if "learning_rate" in row
+            for row in rates
         ],
     }
 
 
-def _heads(restoration: Mapping[str, Any]) -> dict[str, Any]:
-    chosen = restoration["selected"]
+def _heads(found: Mapping[str, Any], recipe: str) -> dict[str, Any]:
     return {
-        "scores": {
-            kind: {"scores": scores, "unit": restoration["score_units"][kind]}
-            for kind, scores in restoration["head_scores"].items()
-        },
-        "chosen": chosen,
-        "chosen_count": sum(map(sum, chosen)),
-        "count": sum(map(len, chosen)),
+        **found,
         "explanation": (
-            "Attribution is the first-order estimate of how much the NLL falls when a head alone gets its lost "
-            "component back: blue falls, red rises. Random is the baseline that a probe has to beat."
+            "What a head lost is the mean of its output in the dense minus in the pruned model. The map shows, to "
+            "first order, by how much the NLL of the pruned model falls (blue) or rises (red) when that head alone "
+            f"gets it back, on {thousands(found['tokens'])} tokens of the training text. It is a diagnosis and decided "
+            f"nothing: recipe {recipe} solved and tuned the projections of all layers alike."
         ),
     }
 
@@ -182,7 +181,8 @@ def show(report: Mapping[str, Any], page: object) -> None:
         console.print(bad, style="bold red", markup=False)
     gap = report["gap"]
     table = Table(
-        title=f"{report['settings']['method']} {report['settings']['pattern']}, {report['evaluation']['name']}"
+        title=f"{report['settings']['method']} {report['settings']['pattern']}, recipe {report['settings']['recipe']}, "
+        f"{report['evaluation']['name']}"
     )
     for name in ("model", "perplexity", "NLL", "gap closed [95%]", "zeros"):
         table.add_column(name, justify="left" if name == "model" else "right")
@@ -192,6 +192,20 @@ def show(report: Mapping[str, Any], page: object) -> None:
             closed = f"{percent(gap['value'], 1)} \\[{percent(gap['low'], 1)}, {percent(gap['high'], 1)}]"
         table.add_row(row["label"], number(row["perplexity"]), f"{row['nll']:.4f}", closed, percent(row["sparsity"], 1))
     console.print(table)
+    training, control, check = report["training"], report["control"], report["verification"]
+    console.print(
+        f"Held-out rows of the training text, NLL: {training['start_nll']:.3f} pruned, "
+        f"{training['refitted_nll']:.3f} refitted, {training['restored_nll']:.3f} tuned. "
+        f"The control changes by {-control['gain']:+.3f} on the evaluation text.",
+        markup=False,
+    )
+    console.print(
+        f"Masks of {report['sparsity']['matrices']} matrices: "
+        f"{'identical' if report['sparsity']['identical'] else 'CHANGED'}. Stock transformers {check['transformers']} "
+        f"against the sparse kernels: logits differ by at most {check['kernel_error']:.2g}, budget "
+        f"{check['budget']:.2g}.",
+        markup=False,
+    )
     console.print(f"Dense is {report['model']['note']}.", markup=False)
     for warning in report["warnings"]:
         console.print(f"Note: {warning}", markup=False)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-DISK_FOR_DEMO = 3_000_000_000  # bytes: three fp32 checkpoints of 135M parameters, hidden states, the control
+DISK_FOR_DEMO = 4_000_000_000  # bytes: four fp32 checkpoints of 135M parameters, what refit and tuning found, scratch
 NEEDED = (
     "torch", "transformers", "accelerate", "safetensors", "gguf", "numpy", "click", "rich", "jinja2", "matplotlib",
 )  # fmt: skip

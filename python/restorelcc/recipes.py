@@ -6,7 +6,7 @@
     paper        the same as RestoreLCC published it: linear probe, a quarter of the heads
     task         the same from a few multiple-choice items of one task; several serve one sparse model
 
-Every recipe keeps every zero and adds nothing but biases.
+`best` is the default. Every recipe keeps every zero and adds nothing but biases.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from .task_training import TaskObjective
 from .training_loop import TrainingSettings
 from .tuning import TuningObjective
 
-__all__ = ["RECIPES", "Recipe", "default_recipe"]
+__all__ = ["DEFAULT", "RECIPES", "Recipe"]
+
+DEFAULT = "best"
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,3 @@ RECIPES = {
         ),
     )
 }  # fmt: skip
-
-
-def default_recipe(data: bool) -> str:
-    """`best` with text of the user's, `compensate` without.
-
-    Fitted to nothing but what the dense model writes itself, weights follow that kind of text too closely: on prose of
-    another kind `best` then closed 11 % of the gap where `compensate` closed 31 % (docs/findings.md).
-    """
-    return "best" if data else "compensate"

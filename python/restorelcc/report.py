@@ -97,7 +97,10 @@ def render(report: Mapping[str, Any]) -> str:
     environment.filters.update(number=number, percent=percent, thousands=thousands)
     control = next((row for row in report["results"] if row["key"] == "control"), {"label": "control"})
     return environment.get_template("report.html.j2").render(
-        report={"quick": False, "reused": [], "warnings": [], "peak_rss_bytes": None, "verification": None, **report},
+        report={
+            "quick": False, "reused": [], "warnings": [], "peak_rss_bytes": None, "verification": None,
+            "step_timings": {}, **report,
+        },
         alarm=alarm(report),
         headline=headline(report),
         control=control,
@@ -111,13 +114,14 @@ def _charts(report: Mapping[str, Any]) -> dict[str, Any]:
     training, heads = report["training"], report.get("heads") or {}
     return {
         "quality": charts.quality_bars(report["results"]),
-        "training": charts.training_curve(training["steps"], training["heldout"], training.get("start_nll"))
+        "training": charts.training_curve(
+            training["steps"], training["heldout"], training.get("start_nll"), training["objective"]
+        )
         if training.get("steps") or training.get("heldout")
         else None,
-        "heads": [
-            charts.head_heatmap(f"heads-{kind}", kind, entry["scores"], entry["unit"], heads.get("chosen"))
-            for kind, entry in heads.get("scores", {}).items()
-        ],
+        "heads": charts.head_heatmap("heads", "what heads lost: attribution", heads["scores"], heads["unit"])
+        if heads
+        else None,
     }
 
 
@@ -151,11 +155,12 @@ def readme_table(report: Mapping[str, Any]) -> str:
     notes = (
         f"Measured by `{report['reproduce'].splitlines()[0]}` on {report['versions'].get('cpu', 'a CPU')} "
         f"({report['versions'].get('threads', '?')} threads), {thousands(evaluation['tokens'])} tokens of "
-        f"{evaluation['name']}, trained on {thousands(training['tokens'])} tokens ({training['name']}). "
+        f"{evaluation['name']}; recipe `{report['settings']['recipe']}` on {thousands(training['tokens'])} tokens "
+        f"({training['name']}). "
         f"Dense is {report['model']['note']}. Intervals: 95%, paired bootstrap over windows. "
         f"Masks of {report['sparsity']['matrices']} matrices compared bit by bit: "
         f"{'identical' if report['sparsity']['identical'] else 'CHANGED'}. "
-        f"The dense model given the same training changes by {-report['control']['gain']:+.3f} nats."
+        f"The dense model given the same tuning changes by {-report['control']['gain']:+.3f} nats."
     )
     head = "| model | perplexity | NLL, nats per token | gap closed (95% interval) | zeros |\n|---|---|---|---|---|"
     return "\n".join([head, *rows, "", notes])

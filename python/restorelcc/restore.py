@@ -24,16 +24,16 @@ from .choice_rows import ChoiceSet
 from .compensation import Compensation
 from .components import COMPONENTS, Components, lost_components
 from .fold import FOLDS, fold
-from .fold_target import FoldTarget, fold_target, stored_config
+from .fold_target import FoldTarget, fold_target
 from .models import check_pair, load_model, load_tokenizer
 from .moments import POSITIONS, Moments, collect_moments
 from .pairs import contrastive_pairs
 from .probes import PROBES, HeadScores, head_scores, select_heads
 from .probes import probe_tokens as probe_tokens_of
 from .pruning import sparsity_table
-from .recipes import RECIPES, Recipe, default_recipe
+from .recipes import DEFAULT, RECIPES, Recipe
 from .restore_report import RestoreReport
-from .restore_weights import restore_weights
+from .restore_weights import restore_weights, weights_target
 from .restored_checkpoint import write_restored
 from .resume import is_finished, mark_finished, only_call
 from .step_runner import Steps
@@ -43,7 +43,7 @@ from .text import TokenSet, load_text, write_own_text
 from .token_set import padding_id
 from .training import TrainingResult, TrainingSettings, closed_form, train_compensation
 
-__all__ = ["RestoreReport", "restore", "train_control", "training_text"]
+__all__ = ["RestoreReport", "restore", "training_text"]
 
 TRAINERS = ("lm", "choices", "none")
 MAX_PAIRS = 500  # for the linear probe; its authors use as many
@@ -89,7 +89,7 @@ def restore(
     pruned: Path,
     out: Path,
     *,
-    recipe: str | Recipe | None = None,
+    recipe: str | Recipe = DEFAULT,
     probe: str | None = None,
     heads: str | float | None = None,
     components: str | None = None,
@@ -115,16 +115,15 @@ def restore(
         dense, pruned: checkpoint directories with the same shapes; the pruned one has zeros. Or the pruned one is of
             `structured`, smaller, with its structure file.
         out: the restored checkpoint (or adapter directory); whole or absent.
-        recipe: a name of `recipes.RECIPES`, or a `Recipe` of your own; by default `best` where there is `data` or
-            heads or channels were removed, else `compensate` (see `recipes.default_recipe`). `best` and `fast` change
-            surviving weights and biases; `compensate` and `paper` learn c = argmin NLL(pruned model with W_o c added to
-            its output projections); so does `task`, by the choices of a few multiple-choice items.
-        probe, heads, components, rank, train, fold_into, positions, skip_first, probe_tokens: of these two alone; the
-            recipe's own choice by default. probe: which heads are worth it (see `probes.PROBES`); matters when `heads`
-            is a share. heads: `all`, or a share in (0, 1]. components, rank: see
-            `lost_components`. train: `lm`, `choices` (recipe `task` alone), or `none` for the
-            line-searched closed form. fold_into: `o_proj` for a stock checkpoint, `none` for an adapter directory.
-            probe_tokens: of the text, for the head scores; each probe's own default otherwise.
+        recipe: a name of `recipes.RECIPES`, or a `Recipe` of your own. `best` and `fast` change surviving weights and
+            biases; `compensate` and `paper` learn c = argmin NLL(pruned model with W_o c added to its output
+            projections); so does `task`, by the choices of a few multiple-choice items.
+        probe, heads, components, rank, train, fold_into, positions, skip_first, probe_tokens: of the recipes that learn
+            c alone; the recipe's own choice by default. probe: which heads are worth it (see `probes.PROBES`); matters
+            when `heads` is a share. heads: `all`, or a share in (0, 1]. components, rank: see `lost_components`.
+            train: `lm`, `choices` (recipe `task` alone), or `none` for the line-searched closed form. fold_into:
+            `o_proj` for a stock checkpoint, `none` for an adapter directory. probe_tokens: of the text, for the head
+            scores; each probe's own default otherwise.
         examples: how many items of `data` recipe `task` learns from, drawn by `seed`; 100 by default.
         data: .txt or .jsonl; without it the dense model writes its own text. For `task` a .jsonl of multiple choice.
         training: of the compensation or the tuning; the recipe's own by default.
@@ -140,9 +139,7 @@ def restore(
         "examples": examples,
     }  # fmt: skip
     given = {name: value for name, value in asked.items() if value is not None}
-    # vectors for heads that are gone cannot be, so there are weights to restore whatever the text is
-    weights = data is not None or read_structure(Path(pruned)) is not None
-    chosen = _chosen(recipe or default_recipe(weights), given)
+    chosen = _chosen(recipe, given)
     for value, allowed, name in (
         (chosen.probe, tuple(PROBES), "probe"),
         (chosen.components, COMPONENTS, "components"),
@@ -265,13 +262,9 @@ class _Job:
         return self.examples.right_answers(pad=padding_id(tokenizer), name=Path(self.data).name)
 
     def _target(self) -> FoldTarget:
-        """The class of the result: for tuning one with as many biases as there can be, for a refit the pruned one's."""
-        target = fold_target(self.pruned, everywhere=self.recipe.tuning is not None)
-        added = target.kind in ("o_proj_bias", "llama_reexport")
-        if self.recipe.changes_weights and (self.recipe.tuning is None or not added):
-            config = stored_config(self.pruned)
-            return FoldTarget("unchanged", f"{config.model_type} as it is, no bias added", config)
-        return target
+        if self.recipe.changes_weights:
+            return weights_target(self.pruned, biases=self.recipe.tuning is not None)
+        return fold_target(self.pruned)
 
     def _restore_weights(self, text: TokenSet, target: FoldTarget) -> None:
         report, recipe = self.report, self.recipe
@@ -413,29 +406,6 @@ def _write(
         save_adapter(pruned, compensation, out, overwrite=overwrite)
         return {"kind": "adapter", "reason": target.reason if fold_into != "none" else "asked for by --fold none"}
     return asdict(fold(pruned, compensation, out, overwrite=overwrite))
-
-
-def train_control(
-    dense: Path,
-    out: Path,
-    text: TokenSet,
-    components: Components,
-    *,
-    settings: TrainingSettings,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> TrainingResult:
-    """The dense model given the very same training: what adaptation to the text alone is worth.
-
-    Same code path, directions, units, text and settings as the pruned model's training; all heads.
-    Written to `out` as a folded checkpoint where the architecture allows, else as an adapter directory.
-    """
-    model = load_model(dense).model
-    target = fold_target(model.config)
-    heads = torch.ones(components.unit.shape, dtype=torch.bool)
-    result = train_compensation(model, text, components, heads, settings, tied=target.tied, progress=progress)
-    _write(Path(dense), result.compensation, Path(out), target, "o_proj", overwrite)
-    return result
 
 
 def _peak_rss_bytes() -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .artifacts import Progress, atomic_write_json, fingerprint, read_json
 from .evaluation import token_nll
-from .fold_target import FoldTarget
+from .fold_target import FoldTarget, fold_target, stored_config
 from .models import load_model
 from .own_text import write_own_text
 from .recipes import Recipe
@@ -33,7 +33,7 @@ from .token_set import TokenSet, join_rows
 from .training_loop import TrainingSettings, ceiling
 from .tuning import TuningResult, tune
 
-__all__ = ["RestoredWeights", "restore_weights"]
+__all__ = ["RestoredWeights", "restore_weights", "weights_target"]
 
 SCALES = (0.75, 0.5, 0.25)  # of a refit that helps less than nothing
 
@@ -59,6 +59,16 @@ class _Given:
     steps: Steps
     structure: Structure | None
     progress: Progress
+
+
+def weights_target(pruned: Path, *, biases: bool) -> FoldTarget:
+    """The class of the result: the pruned one's, or, where biases are trained, one with as many as there can be."""
+    if biases:
+        target = fold_target(Path(pruned), everywhere=True)
+        if target.kind in ("o_proj_bias", "llama_reexport"):
+            return target
+    config = stored_config(Path(pruned))
+    return FoldTarget("unchanged", f"{config.model_type} as it is, no bias added", config)
 
 
 def restore_weights(

@@ -147,7 +147,8 @@ def tune(
         tokens: text; the NLL is that of `tokens.labels`, distillation sees every token.
         extra: more text to learn from, none of it held out.
         biased: names of projections that may get a bias that they have not.
-        dense: the model before pruning, where the objective asks for it; asked once for every row.
+        dense: the model before pruning, where the objective asks for it; asked once for every row, before anything is
+            changed, so that it may be `model` itself.
         settings: rates are in units of a matrix's root mean square weight.
 
     Memory: the model, and 24 bytes for every survivor. The same seed, threads, CPU and versions give the same bits.

@@ -247,6 +247,7 @@ def test_choices_are_those_of_the_library() -> None:
     assert tuple(probes.PROBES) == cli_options.PROBES
     assert ("none", *noisy_text.NOISES) == cli_options.NOISES
     assert tuple(recipes.RECIPES) == cli_options.RECIPES
+    assert cli_options.RECIPES[0] == recipes.DEFAULT  # the first is what the command line takes by itself
     assert cli_options.COMPONENTS == components.COMPONENTS
     assert cli_options.TRAINERS == restore.TRAINERS
     assert cli_options.FOLDS == fold.FOLDS

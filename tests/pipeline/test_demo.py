@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from restorelcc.demo import Sizes, demo, stock_check
 from restorelcc.demo_report import show
-from restorelcc.training import TrainingSettings
+from restorelcc.tensor_file import load_tensors
+from restorelcc.training_loop import TrainingSettings
 
 SIZES = Sizes(
     train_tokens=512,
@@ -18,7 +25,8 @@ SIZES = Sizes(
     evaluation_tokens=1024,
     evaluation_window=64,
     new_tokens=4,
-    training=TrainingSettings(learning_rates=(0.05,), evaluations=2),
+    probe_tokens=128,
+    training=TrainingSettings(learning_rates=(0.002, 0.004), search_steps=2, batch_tokens=64, evaluations=2),
 )
 
 
@@ -43,7 +51,35 @@ def test_leaves_stock_checkpoints_and_a_report(finished: Path) -> None:
     assert report["sparsity"]["identical"] is True
     assert report["sparsity"]["overall"] == pytest.approx(0.5)
     assert report["verification"]["within_budget"] is True
-    assert report["verification"]["hooked_error"] <= report["verification"]["budget"]
+    assert report["verification"]["kernel_error"] <= report["verification"]["budget"]
+    assert report["verification"]["biases"] == report["sparsity"]["matrices"] == 5 * 7
+
+
+def test_weights_and_biases_change_and_no_mask_does(finished: Path) -> None:
+    before, after = (load_file(finished / name / "model.safetensors") for name in ("pruned", "restored"))
+    for name, weight in before.items():
+        if weight.ndim == 2 and "layers" in name:
+            assert torch.equal(weight == 0, after[name] == 0), name
+            assert not torch.equal(weight, after[name]), name
+            assert after[name.replace("weight", "bias")].any(), name
+        else:
+            assert torch.equal(weight, after[name]), name
+
+
+def test_the_report_tells_refit_tuning_and_control_apart(finished: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    training = report["training"]
+    assert training["start_nll"] > training["refitted_nll"] >= training["restored_nll"]
+    assert training["heldout"][0] == [0.0, pytest.approx(training["refitted_nll"], rel=1e-5)]
+    assert [row["rate"] for row in training["learning_rates"]] == [0.002, 0.004]
+    assert sum(row["chosen"] for row in training["learning_rates"]) == 1
+    assert {"refit", "tuning"} <= set(report["step_timings"])
+    assert [len(row) for row in report["heads"]["scores"]] == [8] * 5
+    nll = {row["key"]: row["nll"] for row in report["results"]}
+    assert report["control"]["gain"] == pytest.approx(nll["dense"] - nll["control"])
+    control = load_file(finished / "work" / "control" / "model.safetensors")
+    assert sum(name.endswith(".bias") for name in control) == 5 * 7, "the same parameters as the restored model"
+    assert {row["step"] for row in report["timings"]} >= {"restore", "control", "heads", "stock check"}
 
 
 def test_a_second_call_computes_nothing(stories_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +88,8 @@ def test_a_second_call_computes_nothing(stories_path: Path, finished: Path, monk
     def not_again(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
 
-    for name in ("prune_model", "restore", "train_control", "token_nll", "training_text"):
+    heavy = ("prune_model", "restore", "train_control", "stock_check", "collect_moments", "token_nll", "training_text")
+    for name in heavy:
         monkeypatch.setattr(module, name, not_again)
     before = json.loads((finished / "report.json").read_text())
     report, _ = module.demo(finished, model=str(stories_path), sizes=SIZES)
@@ -68,25 +105,72 @@ def test_says_first_when_it_is_worse(finished: Path, capsys: pytest.CaptureFixtu
     assert lines[0].startswith("WORSE THAN ITS INPUT")
 
 
-def test_stock_check_notices_another_model(finished: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+def test_says_what_refit_tuning_and_control_did(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    show(report, finished / "report.html")
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{report['training']['refitted_nll']:.3f} refitted" in said
+    assert f"control changes by {-report['control']['gain']:+.3f}" in said
+    assert "Masks of 35 matrices: identical" in said
 
-    for file in (finished / "restored").iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    tensors = load_file(tmp_path / "model.safetensors")
-    name = next(name for name in tensors if name.endswith("o_proj.bias"))
-    tensors[name] = tensors[name] + 0.5
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+@pytest.mark.parametrize("changed", ["o_proj.bias", "down_proj.bias", "q_proj.weight"])
+def test_stock_check_notices_another_model(changed: str, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "restored", tmp_path / "other")
+    file = tmp_path / "other" / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith(changed))
+    tensors[name] = tensors[name] + 0.1 * tensors[name].abs().max()
+    save_file(tensors, file, metadata={"format": "pt"})
+    found = load_tensors(finished / "work" / "tuning.safetensors", "tuning")
     with pytest.raises(ValueError, match="is not the restored model"):
-        stock_check(finished / "pruned", tmp_path, torch.arange(1, 17)[None, :], tmp_path)
+        stock_check(finished / "pruned", found, tmp_path / "other", torch.arange(1, 17)[None, :], tmp_path)
 
 
-@pytest.mark.parametrize("broken", ["pruned/model.safetensors", "work/components.safetensors", "work/steps.json"])
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from restorelcc import demo, restore_weights
+from restorelcc.training_loop import TrainingSettings
+
+def killed(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+restore_weights.tune = killed
+demo.demo(Path(sys.argv[1]), model=sys.argv[2], sizes=eval(sys.argv[3], {**vars(demo), **globals()}))
+"""
+
+
+def test_a_killed_demo_goes_on_behind_the_refit(
+    stories_path: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from restorelcc import demo as module
+    from restorelcc import restore_weights
+
+    def not_again(*_: object, **__: object) -> None:
+        raise AssertionError("computed again")
+
+    out = tmp_path / "run"
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", KILLED, str(out), str(stories_path), repr(SIZES)]
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    assert (out / "work" / "refit.safetensors").is_file()
+    assert not (out / "restored").exists()
+    monkeypatch.setattr(restore_weights, "refit", not_again)
+    for name in ("prune_model", "training_text"):
+        monkeypatch.setattr(module, name, not_again)
+    report, _ = demo(out, model=str(stories_path), sizes=SIZES)
+    assert report["reused"] == ["text", "prune"]
+    assert report["results"] == json.loads((finished / "report.json").read_text())["results"]
+    for name in ("restored", "work/control"):
+        before, after = (load_file(place / name / "model.safetensors") for place in (finished, out))
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("broken", ["pruned/model.safetensors", "work/tuning.safetensors", "work/steps.json"])
 def test_what_was_damaged_since_is_made_again(
     broken: str, stories_path: Path, finished: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     again = tmp_path / "again"
     shutil.copytree(finished, again)
     if broken.endswith(".json"):

@@ -19,7 +19,6 @@ pytest.importorskip("matplotlib")
 def sample_report(layers: int = 30, heads: int = 9) -> dict[str, Any]:
     """A synthetic report with the shape of the real one; its numbers are invented and only for tests."""
     wave = [[math.sin(0.9 * y) * math.cos(1.7 * h) / (1 + 0.2 * y) for h in range(heads)] for y in range(layers)]
-    noise = [[math.sin(12.9898 * y + 78.233 * h) for h in range(heads)] for y in range(layers)]
     matrices = [
         {
             "name": f"model.layers.{y}.{part}",
@@ -82,28 +81,28 @@ def sample_report(layers: int = 30, heads: int = 9) -> dict[str, Any]:
             "heldout_tokens": 2048,
             "steps": [[i, 4 + math.exp(-i / 30)] for i in range(100)],
             "heldout": [[i, 4.1 + math.exp(-i / 30)] for i in range(0, 100, 10)],
-            "start_nll": 5.1,
+            "objective": "50% NLL, 50% KL to the dense model",
+            "start_nll": 5.6,
+            "refitted_nll": 5.1,
+            "restored_nll": 4.1,
             "learning_rates": [{"rate": 1e-3, "nll": 4.5, "chosen": False}, {"rate": 1e-2, "nll": 4.2, "chosen": True}],
         },
         "heads": {
-            "scores": {
-                "attribution": {"scores": wave, "unit": "nats per token, first order"},
-                "random": {"scores": noise, "unit": "no unit"},
-            },
-            "chosen": [[True] * heads for _ in range(layers)],
-            "chosen_count": layers * heads,
-            "count": layers * heads,
+            "scores": wave,
+            "unit": "nats per token, first order",
+            "tokens": 512,
             "explanation": "Blue: the lost component lowers the loss.",
         },
         "sparsity": {"overall": 0.5, "identical": True, "matrices": len(matrices), "groups": groups, "rows": matrices},
         "verification": {
             "transformers": "0.0",
             "logits": 49152 * 512,
-            "hooked_error": 1.1e-4,
+            "kernel_error": 1.1e-4,
             "stock_error": 9e-5,
             "budget": 2.8e-4,
             "largest_logit": 31.0,
             "within_budget": True,
+            "biases": 60,
         },
         "samples": [
             {
@@ -115,7 +114,8 @@ def sample_report(layers: int = 30, heads: int = 9) -> dict[str, Any]:
             }
         ],
         "timings": [{"step": "dense", "seconds": 40.0}, {"step": "restore", "seconds": 200.0}],
-        "settings": {"method": "wanda", "pattern": "2:4", "seed": 0},
+        "step_timings": {"refit": 120.0, "tuning": 75.0},
+        "settings": {"method": "wanda", "pattern": "2:4", "recipe": "best", "seed": 0},
         "versions": {"python": "3.x", "cpu": "a test CPU", "threads": "2"},
     }
 
@@ -147,8 +147,10 @@ def test_page_is_self_contained_and_well_formed() -> None:
     assert "@import" not in page
     assert "url(http" not in page
     assert "Why &lt;is&gt; the sky blue?" in page
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 3
     assert "invented for tests" in page
+    assert "5.6000 pruned, 5.1000 refitted, 4.1000 tuned" in page
+    assert page.index("of it: refit") > page.index("<td>restore</td>")
 
 
 def test_page_does_not_depend_on_the_moment() -> None:
@@ -184,16 +186,15 @@ def test_the_control_is_explained(gain: float, low: float, words: str) -> None:
     assert words in " ".join(report_module.render(report).split())
 
 
-def test_left_out_heads_and_missing_parts_still_make_a_page() -> None:
+def test_missing_parts_still_make_a_page() -> None:
     report = sample_report(layers=5, heads=8)
-    report["heads"]["chosen"] = [[h % 2 == 0 for h in range(8)] for _ in range(5)]
-    report["heads"]["chosen_count"] = 20
+    del report["heads"], report["step_timings"]
     report["samples"] = []
     report["verification"] = None
     report["training"].update(steps=[], heldout=[])
     page = report_module.render(report)
-    assert "20 of 40 heads" in page
-    assert page.count("<svg") == 3
+    assert "Which heads" not in page
+    assert page.count("<svg") == 1
 
 
 def test_readme_table(tmp_path: Path) -> None:
@@ -238,5 +239,5 @@ def test_the_legend_of_the_training_curve_hides_no_line(monkeypatch: pytest.Monk
         return stock(figure, *rest)
 
     monkeypatch.setattr(charts, "_svg", keep)
-    charts.training_curve([[8, 3.5], [16, 3.6], [43, 2.9]], [[0, 3.79], [43, 2.92]], 3.79)
+    charts.training_curve([[8, 3.5], [16, 3.6], [43, 2.9]], [[0, 3.79], [43, 2.92]], 3.79, "50% NLL, 50% KL")
     assert [legend >= top for legend, top in figures] == [True]

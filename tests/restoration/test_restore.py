@@ -102,7 +102,7 @@ from pathlib import Path
 from restorelcc.restore import restore
 from restorelcc.training import TrainingSettings
 dense, pruned, out = map(Path, sys.argv[1:4])
-restore(dense, pruned, out, tokens=1536, window=64,
+restore(dense, pruned, out, recipe="compensate", tokens=1536, window=64,
         training=TrainingSettings(learning_rates=(0.02, 0.05), search_steps=2, batch_tokens=256, evaluations=3))
 """
 
@@ -281,18 +281,24 @@ def test_best_writes_a_stock_checkpoint_of_every_architecture(kind: str, tmp_pat
     assert model(torch.ones(1, 4, dtype=torch.int64)).logits.isfinite().all()
 
 
-def test_the_default_depends_on_whether_there_is_text(stories_pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_weights_are_restored_by_default_with_text_and_without(
+    stories_pair: tuple[Path, Path], tmp_path: Path
+) -> None:  # fmt: skip
     settings = TrainingSettings(learning_rates=(0.002,), batch_tokens=64, evaluations=1, steps=1)
     words = tmp_path / "words.txt"
     words.write_text("Once upon a time there was a little dog who liked to play in the park. " * 40)
     common: dict[str, Any] = {"tokens": 512, "window": 32, "training": settings}
-    assert restore(*stories_pair, tmp_path / "a", data=words, **common).recipe == "best"
-    assert restore(*stories_pair, tmp_path / "b", **common).recipe == "compensate"
+    for name, data, own_text in (("a", words, 0.5), ("b", None, 0.0)):
+        report = restore(*stories_pair, tmp_path / name, data=data, **common)
+        assert report.recipe == "best"
+        assert report.settings["own_text"] == own_text
+        assert report.heldout["refitted"] < report.heldout["pruned"]
+        assert "tuning" in report.timings
 
 
 def test_options_of_another_recipe_are_refused(stories_pair: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="recipe best makes no compensation, so it reads no probe, heads"):
-        restore(*stories_pair, tmp_path / "out", recipe="best", probe="random", heads=0.5)
+        restore(*stories_pair, tmp_path / "out", probe="random", heads=0.5)
     with pytest.raises(ValueError, match="unknown recipe 'slow'; choose one of best, fast, compensate, paper"):
         restore(*stories_pair, tmp_path / "out", recipe="slow")
     with pytest.raises(ValueError, match=r"give --data FILE\.jsonl"):
