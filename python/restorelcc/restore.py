@@ -232,8 +232,9 @@ class _Job:
             "data": str(self.data) if self.data else "written by the dense model", "tokens": self.tokens,
             "window": self.window, "seed": self.seed, "training": asdict(self.settings),
         }  # fmt: skip
-        if self.data is None:
-            self.recipe = recipe = replace(recipe, own_text=0.0)  # all text is the dense model's own
+        if self.data is None:  # all text is the dense model's own, and the KL knows all that its words could tell
+            objective = recipe.objective and replace(recipe.objective, distill=1.0)
+            self.recipe = recipe = replace(recipe, own_text=0.0, objective=objective)
         if recipe.changes_weights:
             self._restore_weights(text, target)
         else:

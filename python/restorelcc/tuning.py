@@ -1,6 +1,7 @@
 """Masked tuning: the surviving weights (and biases) trained by gradient descent; what is zero stays zero.
 
     min over the surviving w and the biases:   (1 − a) NLL(labels)  +  a KL(dense ‖ tuned)  +  m ‖h − h_d‖² / ‖h_d‖²
+    a = 1 on text that the dense model wrote itself: its words are draws from the distribution that the KL knows whole
 
 Every projection is a `SparseLinear`, whose gradient is that of the surviving values alone, in the packed order: mask
 bits cannot change, and gradient and optimiser state exist for survivors only. a: share of the distillation from the
@@ -145,7 +146,8 @@ def tune(
         model: the pruned model, float32, refitted or not. Its projections become `SparseLinear` in place; afterwards
             they hold what is returned.
         tokens: text; the NLL is that of `tokens.labels`, distillation sees every token.
-        extra: more text to learn from, none of it held out.
+        extra: text of the dense model's own to learn from as well, none of it held out; where the objective distils,
+            by distillation alone.
         biased: names of projections that may get a bias that they have not.
         dense: the model before pruning, where the objective asks for it; asked once for every row, before anything is
             changed, so that it may be `model` itself.
@@ -164,11 +166,12 @@ def tune(
     if objective.needs_teacher and dense is None:
         raise ValueError("distillation needs the dense model; pass dense=")
     train, heldout = tokens.split(settings.heldout_share, seed=settings.seed)
+    given = len(train)
     if extra is not None:
         extra.check_model(model)
         train = join_rows(train, extra)
     states = teacher_states(dense, train, progress=progress) if objective.needs_teacher else None
-    task = _Task(model, _Survivors(model, biased), objective, train, states)
+    task = _Task(model, _Survivors(model, biased), objective, train, states, given)
     found = fit(
         lambda rate, steps: _Trainer(task, rate, steps), shuffled_rows(train, settings)[: settings.steps],
         lambda: token_nll(model, heldout, batch=4).mean, settings, progress,
@@ -181,9 +184,12 @@ class _Task:
     """The loss of some rows of `train`."""
 
     def __init__(
-        self, model: Any, survivors: _Survivors, objective: TuningObjective, train: TokenSet, states: Tensor | None
-    ) -> None:
+        self, model: Any, survivors: _Survivors, objective: TuningObjective, train: TokenSet, states: Tensor | None,
+        given: int | None = None,
+    ) -> None:  # fmt: skip
+        """given: so many rows of `train` are not the dense model's own (all of them, if None)."""
         self.model, self.survivors, self.objective, self.train, self.states = model, survivors, objective, train, states
+        self.given = len(train) if given is None or objective.distill == 0 else given
         self.head = language_head(model)
         if states is not None and not self.head.plain:
             raise ValueError(
@@ -199,15 +205,19 @@ class _Task:
             self.model(input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False)
         tokens = batch.attention_mask.bool()
         ours, theirs = seen[0][tokens], self.states[rows][:, : batch.ids.shape[1]][tokens]
+        given = torch.tensor([row < self.given for row in rows])  # rows of the dense model's own have the KL alone
+        share = tokens[given].sum() / tokens.sum()  # of the tokens, that are given
+        a = self.objective.distill
         total = ours.new_zeros(())
-        if self.objective.distill < 1:
-            labels = batch.labels[:, 1:]
-            counted = labels != -100
-            nll = self.head.losses(seen[0][:, :-1][counted], labels[counted])
-            total = total + (1 - self.objective.distill) * nll.mean()
-        if self.objective.distill > 0:
+        labels = batch.labels[given, 1:]
+        counted = labels != -100
+        if a < 1 and bool(counted.any()):
+            nll = self.head.losses(seen[0][given, :-1][counted], labels[counted])
+            total = total + (1 - a) * share * nll.mean()
+        if a > 0:
             kl = distillation_losses(ours, theirs, self.head.module.weight, self.head.module.bias)
-            total = total + self.objective.distill * kl.mean()
+            weight = torch.where(given, a, 1.0)[:, None].expand_as(tokens)[tokens]
+            total = total + (weight * kl).mean()
         if self.objective.hidden > 0:
             total = total + self.objective.hidden * (ours - theirs).square().sum() / theirs.square().sum()
         return total

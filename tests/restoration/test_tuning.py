@@ -69,10 +69,15 @@ def test_teacher_states_are_what_enters_the_head(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama-gqa", "opt", "gpt_neox"])
-@pytest.mark.parametrize("objective", [TuningObjective(), TuningObjective(0.7, 0.5), TuningObjective(1.0)])
+@pytest.mark.parametrize(
+    ("objective", "own"),
+    [(TuningObjective(), 0), (TuningObjective(0.7, 0.5), 0), (TuningObjective(0.7), 2), (TuningObjective(1.0), 0),
+     (TuningObjective(0.3), 6)],
+)  # fmt: skip
 def test_the_gradient_is_that_of_dense_autograd_under_the_mask(
-    kind: str, objective: TuningObjective, tmp_path: Path
+    kind: str, objective: TuningObjective, own: int, tmp_path: Path
 ) -> None:
+    """The last `own` rows are the dense model's own: they have the distillation alone, at full weight."""
     dense, pruned = random_pair(kind, tmp_path)
     teacher, tokens = load_model(dense).model, ragged_tokens(96, rows=6)
     plain = load_model(pruned).model.double()
@@ -86,15 +91,20 @@ def test_the_gradient_is_that_of_dense_autograd_under_the_mask(
         plain(input_ids=tokens.ids, attention_mask=tokens.attention_mask)
     real, head = tokens.attention_mask.bool(), plain.get_output_embeddings()
     ours, theirs = seen[0][real], states[real].double()
-    loss = nn.functional.cross_entropy(head(seen[0][:, :-1]).flatten(0, 1), tokens.labels[:, 1:].flatten())
-    total = (1 - objective.distill) * loss
-    total = total + objective.distill * plain_distillation(ours, theirs, head.weight, head.bias).mean()
+    given = len(tokens) - own
+    loss = nn.functional.cross_entropy(head(seen[0][:given, :-1]).flatten(0, 1), tokens.labels[:given, 1:].flatten())
+    share = float(tokens.lengths[:given].sum() / tokens.lengths.sum())
+    total = (1 - objective.distill) * share * loss if given else ours.new_zeros(())
+    weight = torch.tensor([objective.distill] * given + [1.0] * own).repeat_interleave(tokens.lengths)
+    kl = plain_distillation(ours, theirs, head.weight, head.bias)
+    if objective.distill:
+        total = total + (weight * kl).mean()
     total = total + objective.hidden * (ours - theirs).square().sum() / theirs.square().sum()
     total.backward()
 
     model = load_model(pruned).model
     survivors = tuning._Survivors(model, [name for name, _ in prunable_linears(model)])
-    task = tuning._Task(model, survivors, objective, tokens, states if objective.needs_teacher else None)
+    task = tuning._Task(model, survivors, objective, tokens, states if objective.needs_teacher else None, given)
     for leaf in survivors.leaves:
         leaf.requires_grad_(True)
     got = task.loss(list(range(len(tokens))))
