@@ -59,6 +59,7 @@ from .sparse_linear import SparseLinear
 from .tensor_file import load_tensors
 from .text import TokenSet, prose_windows
 from .training_loop import TrainingSettings
+from .tuning import TuningObjective
 
 __all__ = ["FULL", "QUICK", "Sizes", "demo"]
 
@@ -288,8 +289,10 @@ class _Run:
         return self.work / "tuning.safetensors"
 
     def _control(self, dense: Path, text: TokenSet, control: Path) -> None:
+        """By NLL: on text of its own the restored model learns from the distance to the dense one, which is 0 here."""
         settings = replace(self.sizes.training, seed=self.seed)
-        train_control(dense, control, text, RECIPE, settings, overwrite=True, progress=self.progress)
+        recipe = replace(RECIPE, objective=TuningObjective())
+        train_control(dense, control, text, recipe, settings, overwrite=True, progress=self.progress)
 
     def _heads(self, dense: Path, pruned: Path, text: TokenSet) -> dict[str, Any]:
         """What each head lost by pruning, first order: a diagnosis that decides nothing (see `probe_attribution`)."""

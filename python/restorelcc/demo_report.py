@@ -14,7 +14,9 @@ from .report import FORMAT, VERSION, alarm, number, percent, thousands
 
 __all__ = ["assemble", "show"]
 
-LABELS = {"dense": "dense", "pruned": "pruned", "restored": "restored", "control": "control (dense, tuned alike)"}
+LABELS = {
+    "dense": "dense", "pruned": "pruned", "restored": "restored", "control": "control (dense, trained on the text)",
+}  # fmt: skip
 
 
 def assemble(

@@ -160,7 +160,7 @@ def readme_table(report: Mapping[str, Any]) -> str:
         f"Dense is {report['model']['note']}. Intervals: 95%, paired bootstrap over windows. "
         f"Masks of {report['sparsity']['matrices']} matrices compared bit by bit: "
         f"{'identical' if report['sparsity']['identical'] else 'CHANGED'}. "
-        f"The dense model given the same tuning changes by {-report['control']['gain']:+.3f} nats."
+        f"The dense model trained on the same text changes by {-report['control']['gain']:+.3f} nats."
     )
     head = "| model | perplexity | NLL, nats per token | gap closed (95% interval) | zeros |\n|---|---|---|---|---|"
     return "\n".join([head, *rows, "", notes])
