@@ -168,7 +168,8 @@ class Bench:
                     "correct": found.correct.int().tolist(),
                     "correct_by_bytes": found.correct_normalised.int().tolist(),
                     "evaluation_seconds": time.perf_counter() - begin,
-                    "notes": learnt.get((method, seed), (None, {}))[1], "shared": self.shared(method), "versions": versions(),
+                    "notes": learnt.get((method, seed), (None, {}))[1], "shared": self.shared(method),
+                    "versions": versions(),
                 }  # fmt: skip
 
 
