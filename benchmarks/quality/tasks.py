@@ -89,13 +89,16 @@ class Bench:
         self.work = Path(f"{options.out}.work")
         self.work.mkdir(parents=True, exist_ok=True)
         self.tokenizer = load_tokenizer(self.dense)
-        self.shared = {
-            "dense": fingerprint(path=self.dense), "pruned": fingerprint(path=self.pruned), "test": options.test,
-            "recipe": json.loads(json.dumps(asdict(RECIPE))),
-        }  # fmt: skip
+        self.models = {"dense": fingerprint(path=self.dense), "pruned": fingerprint(path=self.pruned)}
+
+    def shared(self, method: str) -> dict[str, Any]:
+        """All that decides a line, beside its task, method and seed."""
+        recipe = {"recipe": json.loads(json.dumps(asdict(RECIPE)))} if method in LEARNT else {}
+        return {**self.models, "test": self.test, **recipe}
 
     def done(self) -> set[tuple[str, str, int]]:
-        return {(line["task"], line["method"], line["seed"]) for line in read_lines(self.out, self.shared)}
+        lines = [line for line in read_lines(self.out) if line["shared"] == self.shared(line["method"])]
+        return {(line["task"], line["method"], line["seed"]) for line in lines}
 
     def pool(self, task: Task) -> Path:
         """The items that examples are drawn from, as a file that `restore` reads."""
@@ -165,20 +168,19 @@ class Bench:
                     "correct": found.correct.int().tolist(),
                     "correct_by_bytes": found.correct_normalised.int().tolist(),
                     "evaluation_seconds": time.perf_counter() - begin,
-                    "notes": learnt.get((method, seed), (None, {}))[1], "shared": self.shared, "versions": versions(),
+                    "notes": learnt.get((method, seed), (None, {}))[1], "shared": self.shared(method),
+                    "versions": versions(),
                 }  # fmt: skip
 
 
-def read_lines(path: Path, shared: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    """Of the same models, items and recipe where those are given; a last line that a killed run left half is none."""
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What earlier calls left; a line that a killed one left half is none."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
-            line = json.loads(text)
+            lines.append(json.loads(text))
         except json.JSONDecodeError:
             continue
-        if shared is None or line["shared"] == shared:
-            lines.append(line)
     return lines
 
 
@@ -194,7 +196,12 @@ def gain(lines: list[dict[str, Any]], base: str) -> AccuracyGain | None:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Markdown, a row for each task and method; the gain of `control` is over dense, of the others over pruned."""
+    """Markdown, a row for each task and method; the gain of `control` is over dense, of the others over pruned.
+
+    Of lines of different models, items or recipes the last ones count.
+    """
+    last = {(line["task"], line["method"]): line["shared"] for line in lines}
+    lines = [line for line in lines if line["shared"] == last[line["task"], line["method"]]]
     rows = [
         "| task | accuracy by | items | method | seeds | accuracy | gain, paired 95 % |",
         "|---|---|---|---|---|---|---|",

@@ -68,7 +68,7 @@ RECIPES = {
         Recipe(
             "task", train="choices", fold="none", probe_tokens=256, examples=100, task=TaskObjective(),
             training=TrainingSettings(
-                learning_rates=(0.025,), epochs=3.0, batch_tokens=256, heldout_share=0.2, evaluations=3
+                learning_rates=(0.025,), epochs=2.0, batch_tokens=256, heldout_share=0.2, evaluations=4
             ),
         ),
     )

@@ -323,7 +323,7 @@ class _Job:
             "probe_tokens": self.recipe.probe_tokens, "examples": recipe.examples, "source": loaded.source.note,
         }  # fmt: skip
         if recipe.train == "choices":
-            report.heldout_unit = "choice loss, nats per item"
+            report.heldout_unit = "choice loss and distillation, nats"
         report.heldout = {"pruned": result.heldout_before, "restored": result.heldout_after}
         report.head_scores = {kind: value.scores.tolist() for kind, value in scores.items()}
         report.score_units = {kind: value.unit for kind, value in scores.items()}

@@ -59,7 +59,7 @@ def learnt(
     for name, path in tasks.items():
         report = restore(*stories_pair, folder / name, recipe="task", data=path, examples=24, training=QUICK)
         assert report.heldout["restored"] < report.heldout["pruned"]
-        assert report.heldout_unit == "choice loss, nats per item"
+        assert report.heldout_unit == "choice loss and distillation, nats"
         assert len(report.text["examples"]) == report.text["rows"] == 24
         assert report.fold["kind"] == "adapter"
     return {name: folder / name for name in tasks}
