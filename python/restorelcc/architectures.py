@@ -127,13 +127,13 @@ def ffn_outputs(model: nn.Module) -> list[tuple[str, int]]:
     """(name, outputs E) of the last projection of each decoder layer's FFN, in order.
 
     Raises:
-        ValueError: a layer without a known one (mixtures of experts have several); a Conv1D (GPT-2).
+        ValueError: a layer without a known one (a mixture of experts has several); a Conv1D (GPT-2).
     """
     prefix, layers = decoder_layers(model)
     found = []
     for index, layer in enumerate(layers):
         name = f"{prefix}.{index}"
-        local, projection = _projection(layer, name, type(model).__name__, FFN_OUTPUTS, "FFN output projection")
+        local, projection = _projection(layer, name, type(model).__name__, FFN_OUTPUTS, "single FFN's last projection")
         found.append((f"{name}.{local}", int(projection.out_features)))
     return found
 

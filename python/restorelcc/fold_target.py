@@ -120,11 +120,13 @@ def fold_target(
     skeleton = skeleton_of(config)
     places = tuple(places)
     names = set(dict(skeleton.named_parameters()))
-    outputs = [f"{site.name}.bias" for place in places for site in model_sites(skeleton, place)]
+    needed = {place: [f"{site.name}.bias" for site in model_sites(skeleton, place)] for place in places}
+    outputs = [name for biases in needed.values() for name in biases]
     asked = tuple(_SWITCHES) if everywhere else places
     told = [_SWITCHES[place] for place in asked if hasattr(config, _SWITCHES[place])]
     if all(name in names for name in outputs) and not (everywhere and told):
         return FoldTarget(_KINDS[places], f"{config.model_type} has a bias at {_each(places)}", config)
+    added: list[str] = []
     if told:
         changed = copy.deepcopy(config)
         for switch in told:
@@ -145,9 +147,10 @@ def fold_target(
         llama = _as_llama(config, attention, everywhere or FFN in places)
         reason = f"{config.model_type} is a Llama with {' and '.join(_SWITCHES[place] for place in places)}"
         return FoldTarget("llama_reexport", reason, llama, _added(llama, names))
+    lacking = tuple(place for place, biases in needed.items() if not {*biases} <= {*names, *added})
     return _in_values(config, skeleton, places) or FoldTarget(
         "adapter",
-        f"the stock {config.model_type} class has no bias at {_OUTPUTS[places]}, and no stock class "
+        f"the stock {config.model_type} class has no bias at {_OUTPUTS[lacking or places]}, and no stock class "
         "is known that computes the same with one; the compensation is written as an adapter directory",
         config,
     )

@@ -106,7 +106,7 @@ def read_sources(files: SourceFiles) -> ProbeSources:
     Raises:
         ValueError: a file that is missing, damaged or of another model; a file of pairs that gives none.
     """
-    moments = _of_heads(Moments.load(files.moments), files.moments)
+    moments = Moments.load(files.moments).part(ATTENTION, files.moments)
     components = lost_components(moments, kind=files.components)
     text = TokenSet.load(files.text)
     found = None if files.compensation is None else _compensation(files.compensation)
@@ -145,13 +145,6 @@ def read_sources(files: SourceFiles) -> ProbeSources:
         loaded.model, loaded.tokenizer, text, components, pairs, None if found is None else found.vectors,
         None if files.dense is None else load_model(files.dense, dtype=dtype).model, record,
     )  # fmt: skip
-
-
-def _of_heads(moments: Moments, path: Path) -> Moments:
-    try:
-        return moments.part(ATTENTION)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _compensation(path: Path) -> Compensation:

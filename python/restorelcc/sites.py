@@ -97,13 +97,13 @@ class Placed:
         """The word for the places: attention, ffn or both."""
         return next(word for word, places in _PLACES.items() if places == self.places)
 
-    def part(self: Record, place: str) -> Record:
-        """The record of one place alone. ValueError where there is none."""
+    def part(self: Record, place: str, source: object = "this record") -> Record:
+        """The record of one place alone. ValueError where there is none; `source` is what it calls this one."""
         found = next((part for part in self.parts if part.place == place), None)
         if found is None:
             raise ValueError(
-                f"this file is of the sites {self.where} alone, and {place} is needed; make it with --sites {place} or "
-                "both"
+                f"{source} is of the sites {self.where} alone, and {place} is asked for; make it with --sites {place} "
+                "or both"
             )
         return replace(found, also=None)  # type: ignore[type-var]
 
