@@ -98,7 +98,7 @@ def test_folded_equals_hooked_equals_float64(kind: str, sites: str, tmp_path: Pa
     if kind == "qwen3":
         assert target.kind == "adapter"
         assert "the stock qwen3 class has no bias at the last projections of its FFNs, and no stock" in target.reason
-        with pytest.raises(ValueError, match="last projections of its FFNs.*use --fold none"):
+        with pytest.raises(ValueError, match=r"last projections of its FFNs.*use --fold none"):
             fold(pruned, compensation, tmp_path / "restored")
         assert not (tmp_path / "restored").exists()
         return
