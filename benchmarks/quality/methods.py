@@ -85,7 +85,8 @@ class Methods:
             recipe, _ = recipe_of(rest)
             if not recipe.changes_weights:
                 axes = ("probe", "heads", "components", "rank", "train", "positions")
-                return {**found, **{axis: getattr(recipe, axis) for axis in axes}, **rest.settings}
+                sites = {} if recipe.sites == "attention" else {"sites": recipe.sites}  # where results are silent on it
+                return {**found, **sites, **{axis: getattr(recipe, axis) for axis in axes}, **rest.settings}
         return {**found, **rest.settings}
 
     def make(self, variant: Variant, seed: int) -> Made:

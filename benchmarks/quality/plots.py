@@ -86,6 +86,10 @@ def _components(config: dict[str, Any]) -> str | None:
     return f"{config['components']}, rank {config['rank']}" if config.get("rank") else str(config["components"])
 
 
+def _sites(config: dict[str, Any]) -> str | None:
+    return str(config.get("sites", "attention")) if "probe" in config else None
+
+
 def _heads(config: dict[str, Any]) -> float | None:
     if "heads" not in config:
         return None
@@ -102,6 +106,7 @@ AXES = (
     Axis("sparsity", "pruned model", _sparsity, ("pruned", "sparsity")),
     Axis("heads", "heads that may change, %", _heads, ("heads",), log=True),
     Axis("probes", "probe", lambda config: config.get("probe"), ("probe",)),
+    Axis("sites", "where vectors are added", _sites, ("sites",)),
     Axis("components", "directions", _components, ("components", "rank")),
 )
 

@@ -106,7 +106,8 @@ def recipe_of(variant: Variant, settings: TrainingSettings | None = None) -> tup
     """(the recipe of that name with the settings in their place, the training settings likewise).
 
     Keys are the fields of `Recipe` and of its refit, objective and tuning settings: compensate:components=mean,
-    best:distill=0, fast:ridge=1. `refit=none` and `tuning=none` leave that step out; `components=none` is the word.
+    compensate:sites=both, best:distill=0, fast:ridge=1. `refit=none` and `tuning=none` leave that step out;
+    `components=none` is the word.
 
     Raises:
         ValueError: an unknown name or key, a value of another type, or a key of a step that the recipe has not.

@@ -1,7 +1,7 @@
 """A compensation beside its pruned model: an adapter directory that `restorelcc.load` applies.
 
     adapter_config.json          format, version, the pruned model it belongs to, the projections it changes
-    adapter_model.safetensors    vectors [L, H·D] float32 and the chosen heads [L, H]
+    adapter_model.safetensors    vectors [L, H·D] float32 and the chosen heads [L, H]; or those of FFNs, or both
 
 For architectures where no stock checkpoint has a place for W_o c, and for people who want it apart.
 """
@@ -34,8 +34,7 @@ def save_adapter(pruned: Path, compensation: Compensation, out: Path, *, overwri
             "format": _FORMAT,
             "version": 0,
             "base_model": str(Path(pruned).resolve()),
-            "sites": compensation.sites,
-            "inputs": int(compensation.vectors.shape[1]),
+            **compensation.described(),
         }
         atomic_write_json(partial / "adapter_config.json", config)
         compensation.save(partial / "adapter_model.safetensors")
@@ -75,14 +74,14 @@ def adapter_compensation(path: str | Path) -> Compensation:
     record = _record(path)
     config = _checked(record)
     compensation = Compensation.load(record.parent / "adapter_model.safetensors")
-    said = (config.get("sites"), config.get("inputs"))
-    if said != (compensation.sites, int(compensation.vectors.shape[1])):
+    said = {key: value for key, value in config.items() if key.rpartition(".")[2] in ("sites", "inputs")}
+    if said != compensation.described():
         raise ValueError(f"{record} and adapter_model.safetensors beside it are not of one adapter; write it again")
     return compensation
 
 
 def load_adapter(path: str | Path, *, base: str | Path | None = None) -> Any:
-    """The pruned model of the adapter directory `path` with its output projections adding W_o c.
+    """The pruned model of the adapter directory `path` with its output projections adding W_o c (and c, FFNs').
 
     Raises:
         ValueError: as `adapter_base` and `adapter_compensation`, or it does not fit the model.

@@ -23,7 +23,7 @@ from .packed import DENSE_DTYPES
 from .structure import Structure
 
 __all__ = [
-    "AttentionSite", "attention_sites", "check_pair", "decoder_layers", "get_module", "prunable_linears",
+    "AttentionSite", "attention_sites", "check_pair", "decoder_layers", "ffn_outputs", "get_module", "prunable_linears",
     "prunable_weights", "record_layer_calls", "replace_module",
 ]  # fmt: skip
 
@@ -41,6 +41,13 @@ OUTPUT_PROJECTIONS = (
     "attention.dense",  # gpt_neox
     "self_attention.dense",  # falcon, bloom
     "attn.c_proj",  # gpt2: a Conv1D, refused below
+)
+FFN_OUTPUTS = (
+    "mlp.down_proj",  # llama, mistral, qwen2, qwen3, gemma, phi3, olmo, ...
+    "fc2",  # opt
+    "mlp.fc2",  # phi
+    "mlp.dense_4h_to_h",  # gpt_neox, falcon, bloom
+    "mlp.c_proj",  # gpt2: a Conv1D, refused below; starcoder2
 )
 LEAST_SPARSITY = 0.01  # below this a "pruned" model is taken for a dense one
 
@@ -116,8 +123,28 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
     return sites
 
 
+def ffn_outputs(model: nn.Module) -> list[tuple[str, int]]:
+    """(name, outputs E) of the last projection of each decoder layer's FFN, in order.
+
+    Raises:
+        ValueError: a layer without a known one (a mixture of experts has several); a Conv1D (GPT-2).
+    """
+    prefix, layers = decoder_layers(model)
+    found = []
+    for index, layer in enumerate(layers):
+        name = f"{prefix}.{index}"
+        local, projection = _projection(layer, name, type(model).__name__, FFN_OUTPUTS, "single FFN's last projection")
+        found.append((f"{name}.{local}", int(projection.out_features)))
+    return found
+
+
 def _output_projection(layer: nn.Module, name: str, model: str) -> tuple[str, Any]:
-    for local in OUTPUT_PROJECTIONS:
+    return _projection(layer, name, model, OUTPUT_PROJECTIONS, "attention output projection")
+
+
+def _projection(layer: nn.Module, name: str, model: str, known: tuple[str, ...], what: str) -> tuple[str, Any]:
+    """(name inside the layer, module) of the first of the `known` ones that is there."""
+    for local in known:
         try:
             found = layer.get_submodule(local)
         except AttributeError:
@@ -129,9 +156,7 @@ def _output_projection(layer: nn.Module, name: str, model: str) -> tuple[str, An
             )
         if hasattr(found, "in_features") and hasattr(found, "out_features"):  # nn.Linear or a stand-in for one
             return local, found
-    raise ValueError(
-        f"no attention output projection found in {name} of {model}; looked for {', '.join(OUTPUT_PROJECTIONS)}"
-    )
+    raise ValueError(f"no {what} found in {name} of {model}; looked for {', '.join(known)}")
 
 
 def prunable_linears(model: nn.Module) -> list[tuple[str, nn.Linear]]:

@@ -28,6 +28,7 @@ from restorelcc.cli_options import (
     POSITIONS,
     PROBES,
     RECIPES,
+    SITES,
     TRAINERS,
     as_directory,
     choice_option,
@@ -200,6 +201,7 @@ def _prune_structured(loaded: Any, share: float, heads: int | None, calibration:
 @pruned_option
 @path_option("--out", "Directory of the restored checkpoint.")
 @choice_option("--recipe", RECIPES, "best, fast: weights change; compensate, paper, task: vectors, weights untouched.")
+@own_choice_option("--sites", SITES, "Compensation: vectors of attention heads, of FFN outputs, or of both.")
 @own_choice_option("--probe", PROBES, "Compensation: how heads are ranked; matters when --heads is a share.")
 @click.option("--heads", metavar="all|SHARE", help="Compensation: heads that get a vector.")
 @own_choice_option("--components", COMPONENTS, "Compensation: directions of the lost activation, by a seed, or none.")
@@ -210,10 +212,10 @@ def _prune_structured(loaded: Any, share: float, heads: int | None, calibration:
 @click.option("--examples", type=click.IntRange(min=2), metavar="N", help="task: items of --data to learn from.  [100]")
 @text_options
 @writing_options
-def restore(dense: str, pruned: Path, out: Path, recipe: str, probe: str | None, heads: str | None,
-            components: str | None, rank: int | None, train: str | None, fold: str | None, positions: str | None,
-            examples: int | None, data: Path | None, tokens: int, window: int, overwrite: bool, seed: int,
-            as_json: bool, quiet: bool) -> None:  # fmt: skip
+def restore(dense: str, pruned: Path, out: Path, recipe: str, sites: str | None, probe: str | None,
+            heads: str | None, components: str | None, rank: int | None, train: str | None, fold: str | None,
+            positions: str | None, examples: int | None, data: Path | None, tokens: int, window: int, overwrite: bool,
+            seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
     """Give the pruned checkpoint its quality back; every zero stays.
 
     Options marked Compensation belong to the recipes compensate, paper and task. Recipe task learns from a few
@@ -226,8 +228,8 @@ def restore(dense: str, pruned: Path, out: Path, recipe: str, probe: str | None,
     progress = make_progress(quiet)
     work = out.with_name(out.name + ".work")
     report = run(
-        as_directory(dense, work / "dense", progress), pruned, out, recipe=recipe, probe=probe, heads=heads,
-        components=components, rank=rank, train=train, data=data, fold_into=fold, positions=positions,
+        as_directory(dense, work / "dense", progress), pruned, out, recipe=recipe, sites=sites, probe=probe,
+        heads=heads, components=components, rank=rank, train=train, data=data, fold_into=fold, positions=positions,
         examples=examples, tokens=tokens, window=window, seed=seed, work=work, overwrite=overwrite, progress=progress,
     ).to_dict()  # fmt: skip
     before, after = report["heldout"]["pruned"], report["heldout"]["restored"]

@@ -11,6 +11,7 @@ import click
 
 from restorelcc.cli_options import (
     POSITIONS,
+    SITES,
     as_directory,
     choice_option,
     components_option,
@@ -20,6 +21,7 @@ from restorelcc.cli_options import (
     make_progress,
     moments_option,
     number_option,
+    own_choice_option,
     path_option,
     pruned_option,
     refuse_existing,
@@ -35,16 +37,18 @@ from restorelcc.cli_options import (
 @click.option("--dense", required=True, metavar="MODEL", help="The model before pruning.")
 @pruned_option
 @path_option("--out", "Moments file; the text used is left beside it as .text.safetensors.")
+@choice_option("--sites", SITES, "Of what attention heads lost, of what FFN outputs lost, or of both.")
 @choice_option("--positions", POSITIONS, "Tokens that enter the moments; the first token never does.")
 @number_option("--samples", 0, "Tokens whose lost activation is kept, for --components autoencoder.", least=0)
 @text_options
 @writing_options
-def moments(dense: str, pruned: Path, out: Path, positions: str, samples: int, data: Path | None,
+def moments(dense: str, pruned: Path, out: Path, sites: str, positions: str, samples: int, data: Path | None,
             tokens: int, window: int, overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
-    """Step 1: stream text through both models and keep the moments of what each head lost."""
+    """Step 1: stream text through both models and keep the moments of what each head, or FFN, lost."""
     from restorelcc import models
     from restorelcc import moments as module
     from restorelcc.restore import training_text
+    from restorelcc.sites import ATTENTION, FFN
     from restorelcc.structure import refuse_structured
 
     refuse_existing(out, overwrite, dense, pruned, file=True)
@@ -56,12 +60,15 @@ def moments(dense: str, pruned: Path, out: Path, positions: str, samples: int, d
         directory, data=data, tokens=tokens, window=window, seed=seed, cache=text_beside(out), progress=progress
     )
     found = module.collect_moments(
-        directory, pruned, text, out=out, positions=positions, samples=samples, seed=seed, progress=progress
-    )
-    layers, heads = int(found.total.shape[0]), int(found.total.shape[1])
-    counted = int(found.count[0])
-    result = {"out": out, "text": text_beside(out), "layers": layers, "heads": heads, "counted_tokens": counted}
-    emit(as_json, result, [f"{out}: moments of {layers} x {heads} heads over {counted} tokens"])
+        directory, pruned, text, out=out, sites=sites, positions=positions, samples=samples, seed=seed,
+        progress=progress,
+    )  # fmt: skip
+    layers, counted = len(found.count), int(found.count[0])
+    heads = sum(int(part.total.shape[1]) for part in found.parts if part.place == ATTENTION)
+    result = {"out": out, "text": text_beside(out), "sites": sites, "layers": layers, "heads": heads,
+              "counted_tokens": counted}  # fmt: skip
+    units = [f"{heads} heads"] * (ATTENTION in found.places) + ["1 FFN"] * (FFN in found.places)
+    emit(as_json, result, [f"{out}: moments of {layers} x {' and '.join(units)} over {counted} tokens"])
 
 
 @click.command()
@@ -70,6 +77,7 @@ def moments(dense: str, pruned: Path, out: Path, positions: str, samples: int, d
 @path_option(
     "--scores", "File left by `restorelcc probe`; needed when --heads is a share.", required=False, exists=True
 )
+@own_choice_option("--sites", SITES, "Of what the moments hold; all of it by default.")
 @heads_option
 @components_option
 @click.option("--rank", type=click.IntRange(min=1), metavar="N", help="How many directions a head has.")
@@ -77,17 +85,25 @@ def moments(dense: str, pruned: Path, out: Path, positions: str, samples: int, d
 @fold_option
 @path_option("--out", "Compensation file.")
 @writing_options
-def train(pruned: Path, moments: Path, scores: Path | None, heads: str, components: str, rank: int | None, train: str,
-          fold: str, out: Path, overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
-    """Step 3: learn one vector per chosen head, the weights frozen."""
+def train(pruned: Path, moments: Path, scores: Path | None, sites: str | None, heads: str, components: str,
+          rank: int | None, train: str, fold: str, out: Path, overwrite: bool, seed: int, as_json: bool,
+          quiet: bool) -> None:  # fmt: skip
+    """Step 3: learn one vector per chosen head, or per FFN, the weights frozen."""
     from restorelcc import fold_target, models, probes, training
     from restorelcc.components import lost_components
     from restorelcc.moments import Moments
+    from restorelcc.sites import FFN, chained, places_of
     from restorelcc.text import TokenSet
 
     refuse_existing(out, overwrite, pruned, moments, text_of(moments), *([scores] if scores else []), file=True)
     found = Moments.load(moments)
+    found = chained([found.part(place, moments) for place in (found.places if sites is None else places_of(sites))])
     lost = lost_components(found, kind=components, rank=rank, seed=seed, progress=make_progress(quiet))
+    if lost.where == FFN and (scores is not None or heads != "all"):
+        raise ValueError(
+            f"{'--heads ' + heads if scores is None else '--scores'} is of heads, and only FFNs get vectors here; "
+            "leave it out or choose --sites both"
+        )
     if scores is not None:
         values = probes.HeadScores.load(scores).scores
     elif heads == "all":
@@ -99,7 +115,7 @@ def train(pruned: Path, moments: Path, scores: Path | None, heads: str, componen
     chosen = probes.select_heads(values, heads)
     model, rows = models.load_model(pruned).model, TokenSet.load(text_of(moments))
     progress = make_progress(quiet)
-    tied = fold_target.fold_target(model.config).tied if fold == "o_proj" else 1
+    tied = fold_target.fold_target(model.config, places=lost.places).tied if fold == "o_proj" else 1
     if train == "lm":
         settings = training.TrainingSettings(seed=seed)
         learned = training.train_compensation(model, rows, lost, chosen, settings, tied=tied, progress=progress)

@@ -1,6 +1,7 @@
 """Several compensations side by side in one model: each sequence of a batch takes its own.
 
     y[m] = W z[m] + P[g(m)] + bias        P = [0, W c_1, W c_2, ...]  [G + 1, N],  g(m) chosen by the sequence of row m
+                                          P = [0, c_1, c_2, ...] where W is the last projection of an FFN
 
 What it replaces: one copy of the model for each compensation, and one run for each copy. Row 0 of P is zero, so a
 sequence may also run without any. The stock model calls its projections with the activations alone, so what it
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .packed import PackedWeight
+from .sites import ATTENTION
 from .sparse_linear import SparseLinear
 
 __all__ = ["CompensatedLinear", "CompensationChoice", "compensation_names", "compensations"]
@@ -83,15 +85,26 @@ class CompensatedLinear(SparseLinear):
 
     Args:
         vectors: c [G, K] float32, one row for each of choice.names; comp becomes [G + 1, K] with zeros in front.
+        place: `ffn` for c [G, N] added to the output: shift becomes [G + 1, N].
     """
 
     def __init__(
-        self, packed: PackedWeight, bias: Tensor | None, vectors: Tensor, choice: CompensationChoice
-    ) -> None:
+        self, packed: PackedWeight, bias: Tensor | None, vectors: Tensor, choice: CompensationChoice,
+        place: str = ATTENTION,
+    ) -> None:  # fmt: skip
         if vectors.dim() != 2 or vectors.shape[0] != len(choice.names):
             raise ValueError(f"{len(choice.names)} names and vectors of shape {list(vectors.shape)}; give one for each")
-        super().__init__(packed, bias, comp=torch.cat([torch.zeros_like(vectors[:1]), vectors]))
-        self.choice = choice
+        rows = torch.cat([torch.zeros_like(vectors[:1]), vectors])
+        comp, shift = (rows, None) if place == ATTENTION else (None, rows)
+        super().__init__(packed, bias, comp=comp, shift=shift)
+        self.choice, self.place = choice, place
+
+    @property
+    def vectors(self) -> Tensor:
+        """c [G, width], one row for each of choice.names."""
+        rows = self.comp if self.shift is None else self.shift
+        assert rows is not None
+        return rows.detach()[1:]
 
     def forward(self, x: Tensor, comp_index: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """x [..., K] -> y [..., N]; without comp_index the rows take what was chosen."""

@@ -9,6 +9,8 @@ RestoreLCC (arXiv 2510.21834) eq. 4-6. No singular value decomposition of stored
     autoencoder   orthonormal directions that span the decoder of a small non-linear autoencoder (see `autoencoder`)
     random        orthonormal directions by a seed: what directions are worth
     none          no direction at all: training has the free vector b alone, and there is no closed form
+
+Of an FFN the same of ΔY: one unit a layer, of the width of its output.
 """
 
 from __future__ import annotations
@@ -21,14 +23,15 @@ from torch import Tensor, nn
 
 from .artifacts import Progress, atomic_write_tensors
 from .autoencoder import fit_autoencoders
-from .models import attention_sites
 from .moments import Moments
-from .step_file import read_step_file
+from .sites import ATTENTION, FFN, Placed, chained, fields_by_place, model_sites, places_of, prefix, tensors_by_place
+from .step_file import Fields, read_step_file
 
 __all__ = ["COMPONENTS", "Components", "lost_components"]
 
 COMPONENTS = ("svd", "autoencoder", "mean", "random", "none")
 AUTOENCODER_RANK = 16
+_SIZES = {ATTENTION: "head size", FFN: "width of the FFN's output"}
 _FIELDS = {
     "basis": (torch.float64, "L H R D"), "singular_values": (torch.float64, "L H R"),
     "coefficients": (torch.float64, "L H R"), "unit": (torch.float64, "L H"),
@@ -36,11 +39,12 @@ _FIELDS = {
 
 
 @dataclass(frozen=True)
-class Components:
+class Components(Placed):
     """Directions and closed-form compensation of every head, float64.
 
     basis [L, H, R, D]: unit rows v_i, by falling singular value (zero for `none`); singular_values [L, H, R]: σ_i of
     ΔZ, for other directions ‖ΔZ v_i‖; coefficients [L, H, R]: mean(ΔZ)·v_i; unit [L, H]: rms of ΔZ per element.
+    Of FFNs (place ffn) H is 1 and D is E.
     """
 
     kind: str
@@ -48,6 +52,8 @@ class Components:
     singular_values: Tensor
     coefficients: Tensor
     unit: Tensor
+    place: str = ATTENTION
+    also: Components | None = None
 
     @property
     def vectors(self) -> Tensor:
@@ -56,32 +62,40 @@ class Components:
 
     def check_model(self, model: nn.Module) -> None:
         """Raises ValueError when `model` has other layers, heads or head sizes."""
-        sites = attention_sites(model)
-        theirs = (len(sites), sites[0].heads, sites[0].head_dim)
-        ours = (*self.unit.shape, self.basis.shape[-1])
-        if theirs != ours:
-            raise ValueError(
-                "the moments are of {} layers with {} heads of size {}, the model has {} with {} of size {}; "
-                "use the pruned model they were made from".format(*ours, *theirs)
-            )
+        for part in self.parts:
+            sites = model_sites(model, part.place)
+            theirs = (len(sites), sites[0].units, sites[0].size)
+            ours = (*part.unit.shape, part.basis.shape[-1])
+            if theirs != ours:
+                what = "heads" if part.place == ATTENTION else "FFN outputs"
+                raise ValueError(
+                    "the moments are of {} layers with {} {what} of size {}, the model has {} with {} of size {}; "
+                    "use the pruned model they were made from".format(*ours, *theirs, what=what)
+                )
 
     def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
         """Writes the file that load() reads, whole or not at all."""
-        tensors = {
-            "basis": self.basis, "singular_values": self.singular_values,
-            "coefficients": self.coefficients, "unit": self.unit,
-        }
+        tensors: dict[str, Tensor] = {}
+        for part in self.parts:
+            dot = prefix(self.places, part.place)
+            tensors |= {f"{dot}{name}": getattr(part, name) for name in _FIELDS}
         marks = {"kind": "components", "version": "0", "components": self.kind}
+        marks |= {} if self.where == ATTENTION else {"places": self.where}
         atomic_write_tensors(path, tensors, {**(metadata or {}), **marks})
 
     @classmethod
     def load(cls, path: Path) -> Components:
         """Raises ValueError when the file is missing, damaged or not a components file of this version."""
         found, metadata = read_step_file(
-            path, "components", _FIELDS, name="components", remedy="run `restorelcc restore` again",
+            path, "components", _fields, name="components", remedy="run `restorelcc restore` again",
             marks=("components",),
         )  # fmt: skip
-        return cls(metadata["components"], **found)
+        by_place = tensors_by_place(places_of(metadata.get("places", ATTENTION)), found)
+        return chained([cls(metadata["components"], **tensors, place=place) for place, tensors in by_place.items()])
+
+
+def _fields(metadata: dict[str, str], _: list[str]) -> Fields:
+    return fields_by_place(places_of(metadata.get("places", ATTENTION)), _FIELDS)
 
 
 def lost_components(
@@ -90,7 +104,7 @@ def lost_components(
     """The top `rank` components of each head's lost activation (all of them by default; 16 for the autoencoder).
 
     Args:
-        moments: of L layers and H heads of size D; with sampled rows for the autoencoder.
+        moments: of L layers and H heads of size D, of L FFNs of width D, or both; with samples for the autoencoder.
         kind: see the module.
         rank: R, at most D; not for `mean` and `none`.
         seed: of the random directions and the autoencoder's training.
@@ -100,6 +114,10 @@ def lost_components(
     Raises:
         ValueError: unknown kind, a rank outside 1..D or where there is no choice, or moments without sampled rows.
     """
+    return chained([_of_one_place(part, kind, rank, seed, progress) for part in moments.parts])
+
+
+def _of_one_place(moments: Moments, kind: str, rank: int | None, seed: int, progress: Progress | None) -> Components:
     mean, head_dim = moments.mean, moments.gram.shape[-1]
     layers, heads = moments.rms.shape
     if kind not in COMPONENTS:
@@ -108,14 +126,15 @@ def lost_components(
         raise ValueError(f"components {kind} have no rank to choose; leave it out")
     if kind == "none":
         nothing = mean.new_zeros(layers, heads, 1)
-        return Components(kind, mean.new_zeros(layers, heads, 1, head_dim), nothing, nothing.clone(), moments.rms)
+        basis = mean.new_zeros(layers, heads, 1, head_dim)
+        return Components(kind, basis, nothing, nothing.clone(), moments.rms, moments.place)
     if kind == "mean":
         length = mean.norm(dim=-1)
         unit_mean = torch.where(length[..., None] > 0, mean / length.clamp(min=1e-300)[..., None], 0.0)
         return _along(kind, unit_mean[..., None, :], moments)
     rank = (min(AUTOENCODER_RANK, head_dim) if kind == "autoencoder" else head_dim) if rank is None else rank
     if not 1 <= rank <= head_dim:
-        raise ValueError(f"rank {rank} is outside 1..{head_dim}, the head size")
+        raise ValueError(f"rank {rank} is outside 1..{head_dim}, the {_SIZES[moments.place]}")
     if kind == "random":
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randn(layers, heads, head_dim, rank, generator=generator, dtype=mean.dtype)
@@ -142,4 +161,4 @@ def _along(kind: str, basis: Tensor, moments: Moments) -> Components:
     sign = torch.where(torch.einsum("lhrd,lhd->lhr", basis, mean) < 0, -1.0, 1.0).to(basis.dtype)
     basis = (basis * sign[..., None]).contiguous()
     coefficients = torch.einsum("lhrd,lhd->lhr", basis, mean)
-    return Components(kind, basis, energy.gather(-1, order).sqrt(), coefficients, moments.rms)
+    return Components(kind, basis, energy.gather(-1, order).sqrt(), coefficients, moments.rms, moments.place)

@@ -1,6 +1,7 @@
 """The fold: a compensation becomes a bias, so that stock tools load the restored model and no zero is lost.
 
     y = W_o z + W_o c  =  W_o z + bias,      bias = W_o c  [N]  (+ the bias that was there)
+    y = W_down x + c,                        bias = c  [E]      of an FFN, likewise
 
 Where there is no such bias but one of the value projection, c goes there: attention weights sum to 1, so z + c comes
 out.
@@ -13,6 +14,7 @@ architecture, so the target is chosen before any training (see `fold_target`).
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +22,11 @@ from torch import Tensor
 from . import ops
 from .artifacts import refuse_inputs
 from .compensation import Compensation, check_fits
-from .fold_target import fold_target, value_projection
-from .models import attention_sites, load_model
+from .fold_target import FoldTarget, fold_target, value_projection
+from .models import load_model
 from .packed import pack
 from .restored_checkpoint import FoldReport, write_restored
+from .sites import FFN, Site, model_sites
 
 __all__ = ["FOLDS", "FoldReport", "fold"]
 
@@ -31,11 +34,11 @@ FOLDS = ("o_proj", "none")
 
 
 def fold(pruned: Path, compensation: Compensation, out: Path, *, overwrite: bool = False) -> FoldReport:
-    """Writes `pruned` with W_o c folded into its output projections' biases, as a stock checkpoint, to `out`.
+    """Writes `pruned` with W_o c (and c of FFNs) folded into its output projections' biases, as a stock checkpoint.
 
     Args:
         pruned: checkpoint directory of the pruned model.
-        compensation: vectors c [L, H·D].
+        compensation: vectors c [L, H·D] of heads, [L, E] of FFNs, or both.
         out: directory; written under a temporary name and renamed when it is whole. The masks are proven first.
 
     Raises:
@@ -45,24 +48,31 @@ def fold(pruned: Path, compensation: Compensation, out: Path, *, overwrite: bool
     refuse_inputs(out, pruned)
     loaded = load_model(pruned)
     model = loaded.model
-    target = fold_target(model.config)
+    target = fold_target(model.config, places=compensation.places)
     if target.kind == "adapter":
         raise ValueError(f"cannot fold into {pruned}: {target.reason}; use --fold none")
     check_fits(model, compensation)
     biases = {}
-    for site, vector in zip(attention_sites(model), compensation.vectors, strict=True):
-        if target.kind == "v_proj_bias":
-            name = value_projection(site.name)
-            shared = _shared_by_heads(vector.reshape(site.heads, site.head_dim), target.tied)
-            biases[f"{name}.bias"] = shared.flatten() + model.get_submodule(name).bias.detach().float()
-            continue
-        projection = model.get_submodule(site.name)
-        bias = ops.sparse_linear(vector[None, :].float(), pack(projection.weight.detach().float()))[0]
-        biases[f"{site.name}.bias"] = bias if projection.bias is None else bias + projection.bias.detach().float()
+    for part in compensation.parts:
+        for site, vector in zip(model_sites(model, part.place), part.vectors, strict=True):
+            name, bias = _bias(model, site, vector, target)
+            own = model.get_submodule(name).bias
+            biases[f"{name}.bias"] = bias if own is None else bias + own.detach().float()
     return write_restored(
         pruned, loaded, biases, target, out, overwrite=overwrite,
         extra_files={"compensation.safetensors": compensation.to_bytes()},
     )  # fmt: skip
+
+
+def _bias(model: Any, site: Site, vector: Tensor, target: FoldTarget) -> tuple[str, Tensor]:
+    """(projection, what is added to its bias, float32) of one site's vector."""
+    if site.place == FFN:
+        return site.name, vector.float()
+    if target.kind == "v_proj_bias":
+        shared = _shared_by_heads(vector.reshape(site.units, site.size), target.tied)
+        return value_projection(site.name), shared.flatten()
+    weight = model.get_submodule(site.name).weight.detach().float()
+    return site.name, ops.sparse_linear(vector[None, :].float(), pack(weight))[0]
 
 
 def _shared_by_heads(vectors: Tensor, tied: int) -> Tensor:

@@ -1,16 +1,18 @@
-"""Moments of the lost activation of every attention head, streamed layer by layer.
+"""Moments of the lost activation of every attention head, or of every FFN, streamed layer by layer.
 
     ΔZ = Z_d − Z_p        z: the head's output, i.e. its slice of the input of the output projection
-    count, mean = Σ ΔZ / count  [D],  Gram = ΔZᵀΔZ  [D, D]        per head, in float64
+    ΔY = Y_d − Y_p        y: the FFN's output, i.e. that of its last projection: one unit a layer, of size E
+    count, mean = Σ ΔZ / count  [D],  Gram = ΔZᵀΔZ  [D, D]        per head, in float64; of ΔY likewise
 
 These are sufficient: mean(σ_i u_i) v_i = (mean(ΔZ)·v_i) v_i and the v_i are eigenvectors of the Gram
-matrix, so the state is O(L·H·D²) whatever the number of tokens (RestoreLCC, arXiv 2510.21834, eq. 4-6,
+matrix, so the state is O(L·H·D²), or O(L·E²), whatever the number of tokens (RestoreLCC, arXiv 2510.21834, eq. 4-6,
 restated). One dense and one pruned layer are resident; hidden states ping-pong between two files a model.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,11 +23,21 @@ from torch import Tensor
 from . import ops
 from .artifacts import Progress, SilentProgress, atomic_write_tensors, fingerprint
 from .head_moments import HeadMoments
-from .layer_pairs import LayerPair, stream_pairs
+from .layer_pairs import LayerPair, PairBatch, stream_pairs
 from .layers import LayerStream
-from .models import attention_sites
 from .resume import only_call
-from .step_file import read_step_file
+from .sites import (
+    ATTENTION,
+    Placed,
+    Site,
+    chained,
+    fields_by_place,
+    model_sites,
+    places_of,
+    prefix,
+    tensors_by_place,
+)
+from .step_file import Fields, read_step_file
 
 if TYPE_CHECKING:
     from .text import TokenSet
@@ -36,15 +48,17 @@ POSITIONS = ("all", "last", "response")
 _FIELDS = {
     "count": (torch.int64, "L"), "total": (torch.float64, "L H D"), "gram": (torch.float64, "L H D D"),
 }  # fmt: skip
-_SAMPLES = (torch.float32, "L H S D")
+_SAMPLES = {"samples": (torch.float32, "L H S D")}
 _LAYER = {"count": (torch.int64, "O"), "total": (torch.float64, "H D"), "gram": (torch.float64, "H D D")}
+_LAYER_SAMPLES = {"samples": (torch.float32, "H S D")}
 
 
 @dataclass(frozen=True)
-class Moments:
+class Moments(Placed):
     """Streaming moments of every head: count [L] tokens, total [L, H, D] and gram [L, H, D, D], float64.
 
     samples: ΔZ at S of the tokens that were counted, the same for all heads, [L, H, S, D] float32; or None.
+    Of FFNs (place ffn) H is 1 and D is E.
     """
 
     count: Tensor
@@ -52,6 +66,8 @@ class Moments:
     gram: Tensor
     metadata: dict[str, str]
     samples: Tensor | None = None
+    place: str = ATTENTION
+    also: Moments | None = None
 
     @property
     def mean(self) -> Tensor:
@@ -67,23 +83,31 @@ class Moments:
 
     def save(self, path: Path) -> None:
         """Writes the file that load() reads, whole or not at all."""
-        tensors = {"count": self.count, "total": self.total, "gram": self.gram}
-        if self.samples is not None:
-            tensors["samples"] = self.samples
-        atomic_write_tensors(path, tensors, {"kind": "moments", "version": "0", **self.metadata})
+        tensors: dict[str, Tensor] = {}
+        marks = {"kind": "moments", "version": "0"} | ({} if self.where == ATTENTION else {"places": self.where})
+        for part in self.parts:
+            dot = prefix(self.places, part.place)
+            tensors |= {f"{dot}count": part.count, f"{dot}total": part.total, f"{dot}gram": part.gram}
+            if part.samples is not None:
+                tensors[f"{dot}samples"] = part.samples
+        atomic_write_tensors(path, tensors, {**marks, **self.metadata})
 
     @classmethod
     def load(cls, path: Path) -> Moments:
         """Raises ValueError when the file is missing, damaged or not a moments file of this version."""
         remedy = "make one with `restorelcc moments`"
-        found, metadata = read_step_file(
-            path, "moments", _FIELDS, name="moments", remedy=remedy, others=[_SAMPLES]
-        )
-        found = {name: value for name, value in found.items() if name in _FIELDS or name == "samples"}
-        squares = found["gram"].diagonal(dim1=-2, dim2=-1)
-        if int(found["count"].min()) < 0 or bool((squares < 0).any()):
-            raise ValueError(f"{path} holds a negative count or a negative sum of squares; {remedy}")
-        return cls(**found, metadata=metadata)
+        found, metadata = read_step_file(path, "moments", _fields, name="moments", remedy=remedy)
+        parts: list[Moments] = []
+        for place, tensors in tensors_by_place(places_of(metadata.pop("places", ATTENTION)), found).items():
+            squares = tensors["gram"].diagonal(dim1=-2, dim2=-1)
+            if int(tensors["count"].min()) < 0 or bool((squares < 0).any()):
+                raise ValueError(f"{path} holds a negative count or a negative sum of squares; {remedy}")
+            parts.append(cls(**tensors, metadata={} if parts else metadata, place=place))
+        return chained(parts)
+
+
+def _fields(metadata: dict[str, str], names: list[str]) -> Fields:
+    return fields_by_place(places_of(metadata.get("places", ATTENTION)), _FIELDS, _SAMPLES, names)
 
 
 def counted_positions(tokens: TokenSet, positions: str, skip_first: int) -> Tensor:
@@ -121,6 +145,7 @@ def collect_moments(
     tokens: TokenSet,
     *,
     out: Path,
+    sites: str = ATTENTION,
     positions: str = "all",
     skip_first: int = 1,
     samples: int = 0,
@@ -129,7 +154,7 @@ def collect_moments(
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
 ) -> Moments:
-    """ΔZ moments of every head, both models on the same text, one pair of layers resident.
+    """ΔZ moments of every head, ΔY moments of every FFN, or both, of both models on the same text.
 
     Args:
         dense, pruned: checkpoint directories with the same shapes.
@@ -137,49 +162,64 @@ def collect_moments(
         out: the moments file; its scratch (hidden states, finished layers) stands in `out` + ".work" and is
             removed at the end. A killed call, repeated with the same arguments, goes on at the layer where
             it stopped and gives the same bits.
+        sites: attention, ffn or both: one pass over the text gives both.
         positions, skip_first: see `counted_positions`.
-        samples: tokens whose ΔZ is kept (at most all that count), drawn by `seed`: 4·L·H·D bytes each.
+        samples: tokens whose ΔZ is kept (at most all that count), drawn by `seed`: 4·L·H·D bytes each (4·L·E).
         batch: rows at once.
 
-    Memory: two layers, the embeddings, `batch` rows of activations and the state of one layer. Disk: four
-    files of n·T·E elements of `dtype`.
+    Memory: two layers, the embeddings, `batch` rows of activations and the state of one layer; at the end that of all,
+    8·L·H·D² bytes, 8·L·E² for FFNs. Disk: four files of n·T·E elements of `dtype`.
 
     Raises:
-        ValueError: unknown positions, no token left, models of different shape, text that is not for them, or another
-            process that works on `out`.
+        ValueError: unknown sites or positions, no token left, models of different shape, text that is not for them, or
+            another process that works on `out`.
     """
     progress = progress or SilentProgress()
     keep = counted_positions(tokens, positions, skip_first)
     streams = (LayerStream(dense, dtype=dtype), LayerStream(pruned, dtype=dtype))
     tokens.check_model(streams[0].model)
-    sites = attention_sites(streams[0].model)
-    if [(s.heads, s.head_dim) for s in sites] != [(s.heads, s.head_dim) for s in attention_sites(streams[1].model)]:
+    places = places_of(sites)
+    found = {place: model_sites(streams[0].model, place) for place in places}
+    if found != {place: model_sites(streams[1].model, place) for place in places}:
         raise ValueError(f"{dense} and {pruned} differ in layers, heads or head size; prune a copy of the same model")
-    heads, head_dim = sites[0].heads, sites[0].head_dim
 
     out = Path(out)
     work = out.with_name(out.name + ".work")
     stamp = fingerprint(dense=Path(dense), pruned=Path(pruned), ids=tokens.fingerprint(), positions=positions,
-                        skip_first=skip_first, batch=batch, dtype=str(dtype), samples=[samples, seed])
+                        skip_first=skip_first, batch=batch, dtype=str(dtype), samples=[samples, seed],
+                        **({} if sites == ATTENTION else {"sites": sites}))  # fmt: skip
     picked = _sampled(keep, samples, seed)
-    fields = {**_LAYER, **({"samples": (torch.float32, "H S D")} if samples else {})}
-    names = [site.name for site in sites]
+    fields = fields_by_place(places, {**_LAYER, **(_LAYER_SAMPLES if samples else {})})
 
     def visit(pair: LayerPair) -> dict[str, Tensor]:
-        state, rows = _one_layer(pair, names[pair.index], keep, picked, heads, head_dim)
-        found = {"count": torch.tensor([state.count]), "total": state.total, "gram": state.gram}
-        return {**found, "samples": rows} if samples else found
+        made = _one_layer(pair, [found[place][pair.index] for place in places], keep, picked)
+        tensors: dict[str, Tensor] = {}
+        for place, (state, rows) in zip(places, made, strict=True):
+            dot = prefix(places, place)
+            tensors |= {f"{dot}count": torch.tensor([state.count]), f"{dot}total": state.total,
+                        f"{dot}gram": state.gram}  # fmt: skip
+            if samples:
+                tensors[f"{dot}samples"] = rows
+        return tensors
 
     with only_call(work, out):
-        parts = list(stream_pairs(
+        layers = [tensors_by_place(places, layer) for layer in stream_pairs(
             streams, tokens, visit, work=work, stamp=stamp, fields=fields, batch=batch, task="moments",
             progress=progress,
-        ))  # fmt: skip
-        metadata = {"fingerprint": stamp, "positions": positions, "skip_first": str(skip_first),
-                    "sites": json.dumps(names)}
-        moments = Moments(torch.cat([p["count"] for p in parts]), torch.stack([p["total"] for p in parts]),
-                          torch.stack([p["gram"] for p in parts]), metadata,
-                          torch.stack([p["samples"] for p in parts]) if samples else None)
+        )]  # fmt: skip
+        metadata = {"fingerprint": stamp, "positions": positions, "skip_first": str(skip_first)}
+        metadata |= {
+            f"{prefix(places, place)}sites": json.dumps([site.name for site in found[place]]) for place in places
+        }
+        records: list[Moments] = []
+        for place in places:
+            parts = [layer[place] for layer in layers]
+            records.append(Moments(
+                torch.cat([p["count"] for p in parts]), torch.stack([p["total"] for p in parts]),
+                torch.stack([p["gram"] for p in parts]), {} if records else metadata,
+                torch.stack([p["samples"] for p in parts]) if samples else None, place,
+            ))  # fmt: skip
+        moments = chained(records)
         moments.save(out)
         for file in work.iterdir():
             file.unlink()
@@ -203,28 +243,43 @@ def _sampled(keep: Tensor, samples: int, seed: int) -> Tensor:
 
 
 def _one_layer(
-    pair: LayerPair, site: str, keep: Tensor, sampled: Tensor, heads: int, head_dim: int
-) -> tuple[HeadMoments, Tensor]:
-    """Runs a layer of both models over all text; its head moments, and ΔZ [H, S, D] of the sampled tokens."""
-    rows_kept = []
-    state: HeadMoments | None = None
-    local = site.removeprefix(pair.name + ".")
+    pair: LayerPair, sites: list[Site], keep: Tensor, sampled: Tensor
+) -> list[tuple[HeadMoments, Tensor]]:
+    """Runs a layer of both models over all text; of each site its moments, and ΔZ [H, S, D] of the sampled tokens."""
+    states: list[HeadMoments | None] = [None] * len(sites)
+    rows_kept: list[list[Tensor]] = [[] for _ in sites]
     for batch in pair.batches():
-        rows, length = batch.mask.shape
-        picked: list[Tensor] = []
-        for model, layer in enumerate(pair.layers):
-            seen: list[Tensor] = []
-            handle = layer.get_submodule(local).register_forward_pre_hook(
-                lambda _, args, seen=seen: seen.append(args[0])
-            )
-            try:
-                pair.run(model, batch)
-            finally:
-                handle.remove()
-            z = seen[0].reshape(rows, length, heads, head_dim)
-            picked.append(z[keep[batch.begin : batch.end, :length]])
-        state = ops.head_moments(picked[0], picked[1], state)
-        inside = sampled[batch.begin : batch.end, :length][keep[batch.begin : batch.end, :length]]
-        rows_kept.append((picked[0][inside] - picked[1][inside]).float())
-    assert state is not None  # keep has a token and every batch was seen
-    return state, torch.cat(rows_kept).transpose(0, 1).contiguous()
+        seen: list[list[Tensor]] = [[] for _ in sites]  # of the dense model, then of the pruned one
+        for model in range(len(pair.layers)):
+            _watched_run(pair, model, batch, sites, keep, seen)
+        counted = keep[batch.begin : batch.end, : batch.mask.shape[1]]
+        inside = sampled[batch.begin : batch.end, : batch.mask.shape[1]][counted]
+        for index, (dense, pruned) in enumerate(seen):
+            states[index] = ops.head_moments(dense, pruned, states[index])
+            rows_kept[index].append((dense[inside] - pruned[inside]).float())
+    found = []
+    for state, rows in zip(states, rows_kept, strict=True):
+        assert state is not None  # keep has a token and every batch was seen
+        found.append((state, torch.cat(rows).transpose(0, 1).contiguous()))
+    return found
+
+
+def _watched_run(
+    pair: LayerPair, model: int, batch: PairBatch, sites: list[Site], keep: Tensor, seen: list[list[Tensor]]
+) -> None:
+    """Runs the layer of one model; appends z [tokens, H, D] of the counted tokens to each site's list."""
+    rows, length = batch.mask.shape
+    counted = keep[batch.begin : batch.end, :length]
+
+    def note(site: Site, into: list[Tensor]) -> Callable[[Tensor], None]:
+        return lambda z: into.append(z.reshape(rows, length, site.units, site.size)[counted])
+
+    handles = []
+    for site, into in zip(sites, seen, strict=True):
+        module = pair.layers[model].get_submodule(site.name.removeprefix(pair.name + "."))
+        handles.append(site.watch(module, note(site, into)))
+    try:
+        pair.run(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()

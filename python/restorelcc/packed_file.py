@@ -1,7 +1,8 @@
 """`packed.safetensors`: tensors laid out so that they can be used where they are mapped.
 
     <module>.mask  .values  .row_offsets  .shape  [.scales]      a packed matrix (PackedWeight.to_tensors)
-    compensation.<name>                                          c [L, K] float32
+    compensation.<name>                                          c [L, K] float32, of attention
+    ffn_compensation.<name>                                      c [L, E] float32, of FFNs
     <stock name>                                                 every other parameter and persistent buffer
 
 An ordinary safetensors file whose tensors stand in an order of our own. safetensors allows no gaps between tensors,

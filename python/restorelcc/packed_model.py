@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .architectures import LEAST_SPARSITY, attention_sites, get_module, prunable_linears, replace_module
+from .architectures import LEAST_SPARSITY, get_module, prunable_linears, replace_module
 from .artifacts import Progress, SilentProgress, atomic_directory
 from .compensated import CompensatedLinear, CompensationChoice
 from .compensation import Compensation
@@ -27,6 +27,7 @@ from .models import make_generation_config_valid, quiet_transformers
 from .packed import PackedWeight, pack
 from .packed_file import PackedFile, write_aligned
 from .packed_record import DTYPES, PACKED_FILE, Matrix, PackedRecord, check_name
+from .sites import ATTENTION, FFN, chained, model_sites
 from .skeleton import build_skeleton, check_configuration, check_matrix
 from .sparse_linear import SparseLinear
 from .wording import one_line
@@ -35,6 +36,7 @@ __all__ = ["LM_HEADS", "load_packed", "pack_model", "save_packed"]
 
 LM_HEADS = ("dense", "int8")
 
+_VECTORS = {ATTENTION: "compensation", FFN: "ffn_compensation"}  # what their names begin with in the file
 _REQUIRED = ("mask", "values", "row_offsets", "shape")
 _pack: Callable[..., PackedWeight] = pack
 
@@ -54,7 +56,8 @@ def pack_model(
         values: bf16, fp32, fp16: the survivors' type and that of the whole model; int8: survivors in int8 with scales,
             the rest of the model in bf16.
         lm_head: dense, or int8: rounded like int8 values (an embedding tied to it stays as it is).
-        compensations: name -> c of the same pruned model. Their output projections are packed whatever their zeros.
+        compensations: name -> c of the same pruned model, of heads, FFNs or both. The projections that add them are
+            packed whatever their zeros.
         default: the name that applies when `compensations(...)` chooses none.
 
     A projection with so few zeros that it is faster dense stays dense (`model.packed_record.dense` lists them; see
@@ -134,30 +137,41 @@ def _pack_weight(weight: Tensor, values: str, name: str) -> PackedWeight:
     return _pack(narrow)
 
 
-def _site_vectors(model: Any, compensations: Mapping[str, Compensation]) -> dict[str, Tensor]:
-    """Output projection -> c [G, K] of the given compensations, checked against the model; empty without any."""
-    if not compensations:
-        return {}
-    sites = attention_sites(model)
-    names, width = [site.name for site in sites], sites[0].inputs
-    for name, compensation in compensations.items():
-        shape = list(compensation.vectors.shape)
-        if compensation.sites != names or shape != [len(names), width]:
-            raise ValueError(
-                f"the compensation {name} has vectors {shape} for {len(compensation.sites)} projections, the model "
-                f"has {len(names)} of {width} inputs; use the pruned model it was made from"
-            )
-        if not bool(torch.isfinite(compensation.vectors).all()):
-            raise ValueError(f"the compensation {name} has NaN or infinite entries; make it again")
-    stacked = torch.stack([compensation.vectors.float() for compensation in compensations.values()], dim=1)
-    return dict(zip(names, stacked, strict=True))
+def _site_vectors(model: Any, compensations: Mapping[str, Compensation]) -> dict[str, tuple[str, Tensor]]:
+    """Projection -> (place, c [G, width]) of the given compensations, checked against the model; empty without any.
+
+    A compensation without vectors at a place where another has some has zeros there.
+    """
+    found: dict[str, tuple[str, Tensor]] = {}
+    places = {place for compensation in compensations.values() for place in compensation.places}
+    for place in sorted(places):
+        sites = model_sites(model, place)
+        names, width = [site.name for site in sites], sites[0].width
+        stacked = []
+        for name, compensation in compensations.items():
+            part = next((part for part in compensation.parts if part.place == place), None)
+            vectors = torch.zeros(len(names), width) if part is None else part.vectors.float()
+            if part is not None and (part.sites != names or list(vectors.shape) != [len(names), width]):
+                raise ValueError(
+                    f"the compensation {name} has vectors {list(vectors.shape)} for {len(part.sites)} projections, the "
+                    f"model has {len(names)} of {width} {'inputs' if place == ATTENTION else 'outputs'}; use the "
+                    "pruned model it was made from"
+                )
+            if not bool(torch.isfinite(vectors).all()):
+                raise ValueError(f"the compensation {name} has NaN or infinite entries; make it again")
+            stacked.append(vectors)
+        rows = torch.stack(stacked, dim=1)
+        found |= {name: (place, vectors) for name, vectors in zip(names, rows, strict=True)}
+    return found
 
 
 def _projection(
-    packed: PackedWeight, bias: Tensor | None, vectors: Tensor | None, choice: CompensationChoice
+    packed: PackedWeight, bias: Tensor | None, vectors: tuple[str, Tensor] | None, choice: CompensationChoice
 ) -> SparseLinear:
-    made = SparseLinear(packed, bias) if vectors is None else CompensatedLinear(packed, bias, vectors, choice)
-    return made.requires_grad_(False)
+    if vectors is None:
+        return SparseLinear(packed, bias).requires_grad_(False)
+    place, rows = vectors
+    return CompensatedLinear(packed, bias, rows, choice, place).requires_grad_(False)
 
 
 def _join_siblings(model: Any, packed: Sequence[str]) -> tuple[tuple[str, ...], ...]:
@@ -232,7 +246,7 @@ def save_packed(model: Any, tokenizer: Any, out: Path, *, overwrite: bool = Fals
 def _tensors(model: Any, record: PackedRecord) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     own: set[str] = set()  # of the packed projections, under names that are not stock
-    compensated: list[Tensor] = []
+    compensated: dict[str, list[Tensor]] = {}
     together = {name for family in record.joined for name in family}
     for matrix in (*record.packed, *([] if record.head is None else [record.head])):
         module = get_module(model, matrix.name)
@@ -241,14 +255,15 @@ def _tensors(model: Any, record: PackedRecord) -> dict[str, Tensor]:
         if matrix.name not in together:
             tensors |= {f"{matrix.name}.{key}": tensor for key, tensor in module.packed.to_tensors().items()}
         own |= {f"{matrix.name}.{key}" for key in module.state_dict() if key != "bias"}
-        if isinstance(module, CompensatedLinear) and module.comp is not None:
-            compensated.append(module.comp.detach()[1:])
+        if isinstance(module, CompensatedLinear):
+            compensated.setdefault(module.place, []).append(module.vectors)
     for family in record.joined:
         members: list[Any] = [get_module(model, name) for name in family]
         joint = joint_weight(members)
         tensors |= {f"{joint_name(family)}.{key}": tensor for key, tensor in joint.to_tensors().items()}
-    for place, name in enumerate(record.compensations):
-        tensors[f"compensation.{name}"] = torch.stack([comp[place] for comp in compensated])
+    for place, vectors in compensated.items():
+        for row, name in enumerate(record.compensations):
+            tensors[f"{_VECTORS[place]}.{name}"] = torch.stack([of_layer[row] for of_layer in vectors])
     stock = {name: tensor for name, tensor in _stock_tensors(model).items() if name not in own}
     found = {get_module(model, matrix.name).values.dtype for matrix in record.packed}
     wanted = {record.value_dtype, record.dtype}
@@ -352,15 +367,19 @@ def _stored_weight(matrix: Matrix, value_dtype: torch.dtype, file: PackedFile) -
         raise ValueError(f"{file.path}: {matrix.name} is damaged: {error}; copy or pack the model again") from error
 
 
-def _stored_vectors(model: Any, record: PackedRecord, file: PackedFile) -> dict[str, Tensor]:
+def _stored_vectors(model: Any, record: PackedRecord, file: PackedFile) -> dict[str, tuple[str, Tensor]]:
     if not record.compensations:
         return {}
-    sites = attention_sites(model)
-    stored = {}
-    for name in record.compensations:
-        vectors = file.take_as(f"compensation.{name}", (len(sites), sites[0].inputs), torch.float32)
-        stored[name] = Compensation(vectors, torch.empty(0), [site.name for site in sites])
-    return _site_vectors(model, stored)
+    held = {place: [f"{start}.{name}" in file for name in record.compensations] for place, start in _VECTORS.items()}
+    # where one has vectors at a place all have; where a file has none at all, what it lacks are those of attention
+    places = [place for place, there in held.items() if any(there)] or [ATTENTION]
+    stored: dict[str, list[Compensation]] = {name: [] for name in record.compensations}
+    for place in places:
+        sites = model_sites(model, place)
+        for name, parts in stored.items():
+            vectors = file.take_as(f"{_VECTORS[place]}.{name}", (len(sites), sites[0].width), torch.float32)
+            parts.append(Compensation(vectors, torch.empty(0), [site.name for site in sites], place=place))
+    return _site_vectors(model, {name: chained(parts) for name, parts in stored.items()})
 
 
 def _place_stock(model: Any, record: PackedRecord, file: PackedFile) -> None:

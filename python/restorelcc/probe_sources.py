@@ -25,6 +25,7 @@ from .pairs import PairSet, contrastive_pairs
 from .probe_input import CONTRASTS, EDITS
 from .probes import PROBES
 from .resume import contents
+from .sites import ATTENTION
 from .text import TokenSet
 
 __all__ = ["ProbeSources", "SourceFiles", "check_choices", "read_sources"]
@@ -105,7 +106,8 @@ def read_sources(files: SourceFiles) -> ProbeSources:
     Raises:
         ValueError: a file that is missing, damaged or of another model; a file of pairs that gives none.
     """
-    components = lost_components(Moments.load(files.moments), kind=files.components)
+    moments = Moments.load(files.moments).part(ATTENTION, files.moments)
+    components = lost_components(moments, kind=files.components)
     text = TokenSet.load(files.text)
     found = None if files.compensation is None else _compensation(files.compensation)
     dtype = None if files.dtype == "stored" else torch.float32
@@ -113,6 +115,11 @@ def read_sources(files: SourceFiles) -> ProbeSources:
     components.check_model(loaded.model)
     text.check_model(loaded.model)
     if found is not None:
+        if found.where != ATTENTION:
+            raise ValueError(
+                f"{files.compensation} has vectors of the sites {found.where}, and probes keep those of heads alone; "
+                "give a compensation of --sites attention"
+            )
         check_fits(loaded.model, found)
     pairs = None
     if files.pairs is not None:

@@ -30,6 +30,7 @@ from .probe_linear import linear_probe
 from .probe_perplexity import perplexity
 from .resident_memory import watched_peak
 from .score_file import HeadScores
+from .sites import ATTENTION
 from .text import TokenSet
 
 __all__ = ["PROBES", "HeadScores", "ProbeInput", "ProbeResult", "head_scores", "probe_tokens", "select_heads"]
@@ -92,6 +93,8 @@ def head_scores(
     for value, allowed, name in ((contrast, CONTRASTS, "contrast"), (edit, EDITS, "edit")):
         if value not in allowed:
             raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
+    if components.place != ATTENTION:
+        raise ValueError(f"probes score attention heads, and these components are of {components.where} alone")
     components.check_model(model)
     tokens.check_model(model)
     if pairs is not None:

@@ -28,7 +28,8 @@ class Recipe:
     """refit, tuning: None leaves the step out. own_text: share that the dense model writes of what they learn from.
 
     examples: so many items of a task are all that is learnt from, with the objective `task` where `train` is `choices`.
-    training: of a compensation. The rest is of the compensation, where the recipe makes one: see `restore`.
+    training: of a compensation. sites: where it has vectors, attention, ffn or both. The rest is of the compensation,
+    where the recipe makes one: see `restore`.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Recipe:
     objective: TuningObjective | None = None
     tuning: TrainingSettings | None = None
     own_text: float = 0.5
+    sites: str = "attention"
     probe: str = "attribution"
     heads: str | float = "all"
     components: str = "svd"
@@ -51,7 +53,7 @@ class Recipe:
 
     @property
     def changes_weights(self) -> bool:
-        """Whether surviving weights change, rather than vectors being added to head outputs."""
+        """Whether surviving weights change, rather than vectors being added to outputs of heads or FFNs."""
         return self.refit is not None or self.tuning is not None
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Peak", "watched_peak"]
+__all__ = ["Peak", "peak_rss_bytes", "watched_peak"]
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -42,7 +42,7 @@ def watched_peak() -> Iterator[Peak]:
         yield found
     finally:
         # the system counts in batches of pages: a part that takes nothing may seem to end below its beginning
-        found.peak = max(found.before, _status("VmHWM") or _whole_process())
+        found.peak = max(found.before, _status("VmHWM") or peak_rss_bytes())
 
 
 def _status(key: str) -> int:
@@ -54,7 +54,8 @@ def _status(key: str) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
 
 
-def _whole_process() -> int:
+def peak_rss_bytes() -> int:
+    """Peak resident memory of this process so far; 0 where the system does not tell."""
     try:
         import resource
     except ImportError:

@@ -32,10 +32,12 @@ from .probes import PROBES, HeadScores, head_scores, select_heads
 from .probes import probe_tokens as probe_tokens_of
 from .pruning import sparsity_table
 from .recipes import DEFAULT, RECIPES, Recipe
+from .resident_memory import peak_rss_bytes
 from .restore_report import RestoreReport
 from .restore_weights import restore_weights, weights_target
 from .restored_checkpoint import write_restored
 from .resume import is_finished, mark_finished, only_call
+from .sites import ATTENTION, FFN, SITES, places_of
 from .step_runner import Steps
 from .structure import carried_files, read_structure, refuse_structured
 from .task_training import TaskObjective, read_examples, train_for_task
@@ -90,6 +92,7 @@ def restore(
     out: Path,
     *,
     recipe: str | Recipe = DEFAULT,
+    sites: str | None = None,
     probe: str | None = None,
     heads: str | float | None = None,
     components: str | None = None,
@@ -117,13 +120,13 @@ def restore(
         out: the restored checkpoint (or adapter directory); whole or absent.
         recipe: a name of `recipes.RECIPES`, or a `Recipe` of your own. `best` and `fast` change surviving weights and
             biases; `compensate` and `paper` learn c = argmin NLL(pruned model with W_o c added to its output
-            projections); so does `task`, by the choices of a few multiple-choice items.
-        probe, heads, components, rank, train, fold_into, positions, skip_first, probe_tokens: of the recipes that learn
-            c alone; the recipe's own choice by default. probe: which heads are worth it (see `probes.PROBES`); matters
-            when `heads` is a share. heads: `all`, or a share in (0, 1]. components, rank: see `lost_components`.
-            train: `lm`, `choices` (recipe `task` alone), or `none` for the line-searched closed form. fold_into:
-            `o_proj` for a stock checkpoint, `none` for an adapter directory. probe_tokens: of the text, for the head
-            scores; each probe's own default otherwise.
+            projections, c to its FFNs); so does `task`, by the choices of a few multiple-choice items.
+        sites, probe, heads, components, rank, train, fold_into, positions, skip_first, probe_tokens: of the recipes
+            that learn c alone; the recipe's own choice by default. sites: where vectors are added, `attention`, `ffn`
+            or `both`. probe: which heads are worth it (see `probes.PROBES`); matters when `heads` is a share. heads:
+            `all`, or a share in (0, 1]. components, rank: see `lost_components`. train: `lm`, `choices` (recipe `task`
+            alone), or `none` for the line-searched closed form. fold_into: `o_proj` for a stock checkpoint, `none` for
+            an adapter directory. probe_tokens: of the text, for the head scores; each probe's own default otherwise.
         examples: how many items of `data` recipe `task` learns from, drawn by `seed`; 100 by default.
         data: .txt or .jsonl; without it the dense model writes its own text. For `task` a .jsonl of multiple choice.
         training: of the compensation or the tuning; the recipe's own by default.
@@ -134,13 +137,15 @@ def restore(
             model without zeros, NaN weights, or text that is too short. Nothing is written to `out` then.
     """
     asked = {
-        "probe": probe, "heads": heads, "components": components, "rank": rank, "train": train, "fold": fold_into,
+        "sites": sites, "probe": probe, "heads": heads, "components": components, "rank": rank, "train": train,
+        "fold": fold_into,
         "positions": positions, "skip_first": skip_first, "probe_tokens": probe_tokens,
         "examples": examples,
     }  # fmt: skip
     given = {name: value for name, value in asked.items() if value is not None}
     chosen = _chosen(recipe, given)
     for value, allowed, name in (
+        (chosen.sites, SITES, "sites"),
         (chosen.probe, tuple(PROBES), "probe"),
         (chosen.components, COMPONENTS, "components"),
         (chosen.train, TRAINERS, "train"),
@@ -159,6 +164,11 @@ def restore(
             f"recipe {chosen.name} learns from the items of one task: give --data FILE.jsonl of query, choices and gold"
         )
     select_heads(torch.zeros(1, 1), chosen.heads)  # refuses a bad share before any work
+    if chosen.sites == FFN and chosen.heads != "all":
+        raise ValueError(
+            f"--sites ffn gives each layer one vector and its heads none, so no share of {chosen.heads} can be chosen; "
+            "use --heads all, or --sites both"
+        )
     dense, pruned, out = Path(dense), Path(pruned), Path(out)
     refuse_inputs(out, dense, pruned, *([Path(data)] if data is not None else []))
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not overwrite):
@@ -239,7 +249,7 @@ class _Job:
             self._restore_weights(text, target)
         else:
             self._compensate(text, target)
-        report.peak_rss_bytes = _peak_rss_bytes()
+        report.peak_rss_bytes = peak_rss_bytes()
         after, before = report.heldout["restored"], report.heldout["pruned"]
         if not after < before:
             report.warnings.insert(
@@ -265,7 +275,7 @@ class _Job:
     def _target(self) -> FoldTarget:
         if self.recipe.changes_weights:
             return weights_target(self.pruned, biases=self.recipe.tuning is not None)
-        return fold_target(self.pruned)
+        return fold_target(self.pruned, places=places_of(self.recipe.sites))
 
     def _restore_weights(self, text: TokenSet, target: FoldTarget) -> None:
         report, recipe = self.report, self.recipe
@@ -292,11 +302,13 @@ class _Job:
         stamp = fingerprint(
             dense=self.dense, pruned=self.pruned, text=text.fingerprint(), positions=self.recipe.positions,
             skip_first=self.recipe.skip_first, samples=samples,
+            **({} if recipe.sites == ATTENTION else {"sites": recipe.sites}),
         )  # fmt: skip
         moments = steps.run(
             "moments", stamp,
             lambda path: collect_moments(
-                self.dense, self.pruned, text, out=path, positions=recipe.positions, skip_first=recipe.skip_first,
+                self.dense, self.pruned, text, out=path, sites=recipe.sites, positions=recipe.positions,
+                skip_first=recipe.skip_first,
                 samples=samples, seed=self.seed, progress=self.progress,
             ),
             Moments.load,
@@ -307,18 +319,16 @@ class _Job:
         lost.save(steps.work / "components.safetensors")
 
         loaded = load_model(self.pruned)  # only now: the moments need two layers, not two models
-        scores = {
-            kind: self._scores(kind, loaded, text, lost, stamp)
-            for kind in dict.fromkeys((recipe.probe, *ALWAYS_SCORED))
-        }
-        chosen = select_heads(scores[recipe.probe].scores, recipe.heads)
+        kinds = dict.fromkeys((recipe.probe, *ALWAYS_SCORED)) if lost.place == ATTENTION else {}
+        scores = {kind: self._scores(kind, loaded, text, lost, stamp) for kind in kinds}
+        chosen = select_heads(scores[recipe.probe].scores if scores else lost.unit, recipe.heads)
         tied = target.tied if recipe.fold == "o_proj" else 1
         result = self._trained(loaded.model, text, lost, chosen, tied, stamp)
         with steps.timed("fold"):
             report.fold = _write(self.pruned, result.compensation, self.out, target, recipe.fold, self.overwrite)
         report.settings |= {
-            "probe": recipe.probe, "heads": recipe.heads, "components": recipe.components, "rank": recipe.rank,
-            "train": recipe.train,
+            "sites": recipe.sites, "probe": recipe.probe, "heads": recipe.heads, "components": recipe.components,
+            "rank": recipe.rank, "train": recipe.train,
             "fold": recipe.fold, "positions": self.recipe.positions, "skip_first": self.recipe.skip_first,
             "probe_tokens": self.recipe.probe_tokens, "examples": recipe.examples, "source": loaded.source.note,
         }  # fmt: skip
@@ -409,12 +419,3 @@ def _write(
     return asdict(fold(pruned, compensation, out, overwrite=overwrite))
 
 
-def _peak_rss_bytes() -> int:
-    """Peak resident memory of this process so far; 0 where the system does not tell."""
-    try:
-        import resource
-        import sys
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) if sys.platform == "darwin" else int(peak) * 1024

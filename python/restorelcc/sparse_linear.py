@@ -19,14 +19,16 @@ class SparseLinear(nn.Module):
     """y = x Wᵀ + P[comp_index] + bias (+ residual),  P = comp Wᵀ  (arXiv 2510.21834)
 
     Buffers      mask, values, row_offsets, scales (int8 values only): W [N, K], frozen, see PackedWeight
-    Parameters   bias [N] or None; comp [K] or [G, K] float32 or None
+    Parameters   bias [N] or None; comp [K] or [G, K] float32 or None; shift [N] or [G, N] float32 or None
+
+    shift stands in comp's place: P = shift, a vector added to the output rather than to the input of the projection.
 
     Where no gradient of comp is asked for, P is computed once and kept until comp or W changes:
     by an optimizer or another in-place edit, .to(), load_state_dict or assignment. Edits through
     `.data` or numpy are invisible to torch's version counter: call forget() after them. In a graph
     made by torch.compile P is computed in each call, unless it was made by `compile_decode`.
 
-    comp stays float32 through .to(dtype): it is small against x, and rounding it would lose digits.
+    comp and shift stay float32 through .to(dtype): they are small against x and y, and rounding them would lose digits.
     """
 
     mask: Tensor
@@ -34,7 +36,10 @@ class SparseLinear(nn.Module):
     row_offsets: Tensor
     scales: Tensor | None
 
-    def __init__(self, packed: PackedWeight, bias: Tensor | None = None, *, comp: Tensor | None = None) -> None:
+    def __init__(
+        self, packed: PackedWeight, bias: Tensor | None = None, *, comp: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.out_features, self.in_features = packed.shape
         for name in _PACKED:
@@ -45,20 +50,26 @@ class SparseLinear(nn.Module):
             raise ValueError(
                 f"comp has shape {list(comp.shape)}; it must be [{self.in_features}] or [G, {self.in_features}]"
             )
+        if shift is not None and (comp is not None or shift.dim() not in (1, 2) or shift.shape[-1] != packed.shape[0]):
+            raise ValueError(
+                f"shift has shape {list(shift.shape)}; it must be [{self.out_features}] or [G, {self.out_features}], "
+                "and comp must be None"
+            )
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
         self.comp = None if comp is None else nn.Parameter(comp.detach().float().clone())
+        self.shift = None if shift is None else nn.Parameter(shift.detach().float().clone())
         self._packed: PackedWeight | None = packed
         self._rows: tuple[PackedWeight, Snapshot, Tensor] | None = None
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, comp: Tensor | None = None, *, values: str | None = None
+        cls, linear: nn.Linear, comp: Tensor | None = None, *, values: str | None = None, shift: Tensor | None = None
     ) -> SparseLinear:
         """The same projection with its zeros packed away: a copy of a float32, bfloat16 or float16 weight.
 
         values: None, or "int8" to round the survivors (see `pack`).
         """
-        return cls(pack(linear.weight, values=values), linear.bias, comp=comp)
+        return cls(pack(linear.weight, values=values), linear.bias, comp=comp, shift=shift)
 
     @property
     def packed(self) -> PackedWeight:
@@ -77,7 +88,7 @@ class SparseLinear(nn.Module):
 
     def forward(self, x: Tensor, comp_index: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """x [..., K] -> y [..., N]; comp_index int64, one of the G compensations for each row of x."""
-        comp, rows = self.comp, None
+        comp, rows = self.comp, None if self.shift is None else self.shift.float().reshape(-1, self.out_features)
         if torch.compiler.is_compiling():
             weight = (self.mask, self.values, self.row_offsets, self.scales, self.in_features)
             trusted = self._packed is not None
@@ -116,7 +127,8 @@ class SparseLinear(nn.Module):
         if dtype != self.values.dtype:
             repacked = pack(self.packed.unpack().to(dtype))
             self.mask, self.values, self.row_offsets = repacked.mask, repacked.values, repacked.row_offsets
-        keep = [t for t in (self.comp, None if self.comp is None else self.comp.grad, self.scales) if t is not None]
+        added = [parameter for parameter in (self.comp, self.shift) if parameter is not None]
+        keep = [t for t in (*added, *(parameter.grad for parameter in added), self.scales) if t is not None]
 
         def apply(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -160,8 +172,10 @@ class SparseLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """What print() shows of the layer."""
-        groups = None if self.comp is None else (1 if self.comp.dim() == 1 else self.comp.shape[0])
+        added = self.comp if self.shift is None else self.shift
+        groups = None if added is None else (1 if added.dim() == 1 else added.shape[0])
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"dtype={str(self.values.dtype).removeprefix('torch.')}, bias={self.bias is not None}, comp={groups}"
+            f"dtype={str(self.values.dtype).removeprefix('torch.')}, bias={self.bias is not None}, "
+            f"{'comp' if self.shift is None else 'shift'}={groups}"
         )

@@ -7,7 +7,7 @@ Everything that a reader relies on is checked here, so that no step begins to co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,14 +20,15 @@ Fields = Mapping[str, tuple[torch.dtype, str]]
 
 
 def read_step_file(
-    path: Path, kind: str, fields: Fields, *, name: str, remedy: str, marks: Sequence[str] = (),
-    others: Sequence[tuple[torch.dtype, str]] = (),
+    path: Path, kind: str, fields: Fields | Callable[[dict[str, str], list[str]], Fields], *, name: str, remedy: str,
+    marks: Sequence[str] = (), others: Sequence[tuple[torch.dtype, str]] = (),
 ) -> tuple[dict[str, Tensor], dict[str, str]]:  # fmt: skip
     """(tensors, metadata) of a step's file of version 0.
 
     Args:
         kind: what the file's metadata must say it is.
-        fields: tensor name -> (dtype, sizes as letters); equal letters are equal sizes, and all are at least 1.
+        fields: tensor name -> (dtype, sizes as letters); equal letters are equal sizes, and all are at least 1. Or a
+            function of the metadata and the tensors' names that says so, or raises ValueError with the reason.
         name, remedy: what the file is called and how to get one, for the error.
         marks: metadata that must be there besides `kind` and `version`.
         others: (dtype, sizes) that a tensor of any further name may have. Without it such tensors are not read.
@@ -44,6 +45,8 @@ def read_step_file(
             metadata = dict(file.metadata() or {})
             if metadata.get("kind") != kind or metadata.get("version") != "0":
                 raise ValueError(f"{path} is not a {name} file of version 0; {remedy}")
+            if callable(fields):
+                fields = _said_by(path, fields, metadata, sorted(file.keys()), remedy)
             missing = [key for key in fields if key not in set(file.keys())]
             missing += [key for key in marks if key not in metadata]
             if missing:
@@ -59,6 +62,16 @@ def read_step_file(
         form = next((form for form in others if len(form[1].split()) == tensors[key].dim()), others[0])
         _check(path, key, tensors[key], form[0], form[1].split(), sizes, remedy)
     return tensors, metadata
+
+
+def _said_by(
+    path: Path, fields: Callable[[dict[str, str], list[str]], Fields], metadata: dict[str, str], names: list[str],
+    remedy: str,
+) -> Fields:  # fmt: skip
+    try:
+        return fields(metadata, names)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}; {remedy}") from error
 
 
 def _check(

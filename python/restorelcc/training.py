@@ -2,10 +2,11 @@
 
     min over β, b of  mean NLL of the pruned model with c in its output projections, on the training text
 
-RestoreLCC (arXiv 2510.21834) eq. 7-9. u is the head's root mean square of the lost activation, so that one
-learning rate suits every head and layer. With the full basis, β and b span the same functions; the pair is one
-preconditioned optimisation problem. A held-out part of the text chooses the learning rate and the step to keep,
-step 0 (no compensation) included, so that training never returns something worse than its start there.
+RestoreLCC (arXiv 2510.21834) eq. 7-9. Of FFNs the same, c [E] at the output of each: one unit a layer; heads and FFNs
+are trained together where there are components of both. u is the head's (or the FFN's) root mean square of the lost
+activation, so that one learning rate suits every unit and layer. With the full basis, β and b span the same functions;
+the pair is one preconditioned optimisation problem. A held-out part of the text chooses the learning rate and the step
+to keep, step 0 (no compensation) included, so that training never returns something worse than its start there.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from .artifacts import Progress, SilentProgress
-from .compensation import Compensation, sparse_output_projections
+from .compensation import Compensation, install_vectors, vector_slots
 from .components import Components
 from .evaluation import token_nll
 from .lm_head import token_losses
-from .models import attention_sites
+from .sites import ATTENTION, chained, model_sites
 from .text import TokenSet
 from .training_loop import TrainingSettings, batch_of, ceiling, fit, schedule, shuffled_rows
 
@@ -53,8 +54,8 @@ def summed_nll(model: nn.Module, batch: TokenSet) -> tuple[Tensor, int]:
     return losses.sum(), losses.numel()
 
 
-class _Heads(nn.Module):
-    """β [L, H, R] and b [L, H, D] in units of u, and the vectors they make."""
+class _Units(nn.Module):
+    """β [L, H, R] and b [L, H, D] in units of u, of the units of one place, and the vectors they make."""
 
     basis: Tensor
     unit: Tensor
@@ -77,46 +78,51 @@ class _Heads(nn.Module):
 
 
 class _Trainer(Generic[Batch]):
-    """One optimisation run over batches; the comp vectors of the projections are its leaves.
+    """One optimisation run over batches; the vectors that the projections hold are its leaves.
 
-    loss: the mean loss of a batch, through the model.
+    chosen: the units that may change, of each part of the components. loss: the mean of a batch, through the model.
     """
 
     def __init__(
-        self, model: nn.Module, components: Components, heads: Tensor, loss: Callable[[Batch], Tensor], tied: int,
-        rate: float, steps: int,
+        self, model: nn.Module, components: Components, chosen: Sequence[Tensor], loss: Callable[[Batch], Tensor],
+        tied: int, rate: float, steps: int,
     ) -> None:  # fmt: skip
         self.loss = loss
-        self.comps = [p.comp for p in sparse_output_projections(model)]
-        self.heads = _Heads(components, heads, tied)
-        self.optimiser = torch.optim.Adam(self.heads.parameters(), lr=rate, betas=(0.9, 0.95))
+        self.slots = [slot for part in components.parts for slot in vector_slots(model, part.place)]
+        self.units = nn.ModuleList(
+            _Units(part, units, _tied(part.place, tied))
+            for part, units in zip(components.parts, chosen, strict=True)
+        )
+        self.optimiser = torch.optim.Adam(self.units.parameters(), lr=rate, betas=(0.9, 0.95))
         self.schedule = schedule(self.optimiser, steps)
+
+    def _vectors(self) -> list[Tensor]:
+        return [unit.vectors() for unit in self.units if isinstance(unit, _Units)]
 
     def install(self) -> None:
         """Writes the current vectors into the projections."""
         with torch.no_grad():
-            for comp, vector in zip(self.comps, self.heads.vectors(), strict=True):
-                assert comp is not None
-                comp.copy_(vector)
+            rows = [vector for vectors in self._vectors() for vector in vectors]
+            for slot, vector in zip(self.slots, rows, strict=True):
+                slot.copy_(vector)
 
-    def state(self) -> Tensor:
-        """The current vectors c [L, H·D]."""
-        return self.heads.vectors().detach().clone()
+    def state(self) -> list[Tensor]:
+        """The current vectors c [L, width] of each part."""
+        return [vectors.detach().clone() for vectors in self._vectors()]
 
     def step(self, batch: Batch) -> float:
         """One update; returns the mean loss of the batch before it."""
         self.install()
-        for comp in self.comps:
-            assert comp is not None
-            comp.requires_grad_(True)
+        for slot in self.slots:
+            slot.requires_grad_(True)
         loss = self.loss(batch)
-        gradients = torch.autograd.grad(loss, self.comps)  # type: ignore[arg-type]
-        for comp in self.comps:
-            assert comp is not None
-            comp.requires_grad_(False)
+        gradients = iter(torch.autograd.grad(loss, self.slots))
+        for slot in self.slots:
+            slot.requires_grad_(False)
         self.optimiser.zero_grad()
-        vectors = self.heads.vectors()
-        torch.autograd.backward(vectors, torch.stack(gradients).to(vectors.dtype))
+        made = self._vectors()
+        towards = [torch.stack([next(gradients) for _ in vectors]).to(vectors.dtype) for vectors in made]
+        torch.autograd.backward(made, towards)
         self.optimiser.step()
         self.schedule.step()
         return float(loss.detach())
@@ -137,8 +143,8 @@ def train_compensation(
     Args:
         model: the pruned model (or, for the control, the dense one). Its output projections become
             `SparseLinear` in place; afterwards they hold the returned compensation.
-        components: directions v_i and units u of every head.
-        heads: bool [L, H], the heads that may change.
+        components: directions v_i and units u of every head, or FFN, or of both.
+        heads: bool [L, H], the heads that may change; [L, 1] of FFNs alone. With heads, all FFNs may change.
         tied: so many neighbouring heads share one vector (see `FoldTarget`); all of them change where one may.
 
     The same seed, threads, CPU and versions give the same bits.
@@ -185,14 +191,13 @@ def trained_heads(
         tokens: of one pass over the training rows; kind: of the loss; both are noted in the result.
     """
     components.check_model(model)
-    heads = tied_heads(heads, tied)
+    chosen = _chosen_units(components, heads, tied)
     found = fit(
-        lambda rate, steps: _Trainer(model, components, heads, loss, tied, rate, steps),
+        lambda rate, steps: _Trainer(model, components, chosen, loss, tied, rate, steps),
         batches[: settings.steps], measure, settings, progress or SilentProgress(),
     )  # fmt: skip
-    names = [site.name for site in attention_sites(model)]
-    result = Compensation(found.state, heads.clone(), names, {"train": kind, "learning_rate": repr(found.rate)})
-    _install(model, result.vectors)
+    marks = {"train": kind, "learning_rate": repr(found.rate)}
+    result = _installed(model, components, found.state, chosen, marks)
     return TrainingResult(result, found.before, found.after, found.history, found.search, tokens)
 
 
@@ -210,7 +215,8 @@ def closed_form(
 ) -> TrainingResult:
     """c = s Σ_i (mean(ΔZ)·v_i) v_i, without training; s by a line search on held-out text, 0 included.
 
-    A full-scale shift of means can destroy a model, so s = 0 (no change) is always among the candidates.
+    One s for all heads and FFNs. A full-scale shift of means can destroy a model, so s = 0 (no change) is always among
+    the candidates.
 
     Raises:
         ValueError: fewer than two rows, components or text of another model, components without directions, or scales
@@ -224,28 +230,49 @@ def closed_form(
     if components.kind == "none":
         raise ValueError("components none have no directions, so no closed form; train with the language-model loss")
     _, heldout = tokens.split(heldout_share, seed=seed)
-    sparse_output_projections(model)
-    heads = tied_heads(heads, tied)
-    full = shared_by_heads(components.vectors * heads[..., None], tied).flatten(1).float()
+    chosen = _chosen_units(components, heads, tied)
+    full = [
+        shared_by_heads(part.vectors * units[..., None], _tied(part.place, tied)).flatten(1).float()
+        for part, units in zip(components.parts, chosen, strict=True)
+    ]
     search = []
     with (progress or SilentProgress()).task("line search", len(scales)) as advance:
         for scale in scales:
-            _install(model, scale * full)
+            for part, vectors in zip(components.parts, full, strict=True):
+                install_vectors(model, part.place, scale * vectors)
             search.append({"scale": float(scale), "heldout_nll": ceiling(token_nll(model, heldout, batch=4).mean)})
             advance(1)
     before = next(row["heldout_nll"] for row in search if row["scale"] == 0.0)
     best = min(search, key=lambda row: (row["heldout_nll"], row["scale"]))
-    names = [site.name for site in attention_sites(model)]
-    result = Compensation(best["scale"] * full, heads.clone(), names, {"train": "none", "scale": repr(best["scale"])})
-    _install(model, result.vectors)
+    marks = {"train": "none", "scale": repr(best["scale"])}
+    result = _installed(model, components, [best["scale"] * vectors for vectors in full], chosen, marks)
     return TrainingResult(result, before, best["heldout_nll"], [], search, 0)
 
 
-def _install(model: nn.Module, vectors: Tensor) -> None:
-    for projection, vector in zip(sparse_output_projections(model), vectors, strict=True):
-        assert projection.comp is not None
-        with torch.no_grad():
-            projection.comp.copy_(vector)
+def _chosen_units(components: Components, heads: Tensor, tied: int) -> list[Tensor]:
+    """bool [L, units] of each part: `heads` and those tied to them of the first one, all units of another."""
+    first, *others = components.parts
+    return [
+        tied_heads(heads, _tied(first.place, tied)),
+        *(torch.ones(part.unit.shape, dtype=torch.bool) for part in others),
+    ]
+
+
+def _tied(place: str, tied: int) -> int:
+    """Neighbouring units that share a vector: an FFN has one unit and nothing to share it with."""
+    return tied if place == ATTENTION else 1
+
+
+def _installed(
+    model: nn.Module, components: Components, vectors: Sequence[Tensor], chosen: Sequence[Tensor], marks: dict[str, str]
+) -> Compensation:
+    """The compensation of these vectors [L, width] of each part, which the model holds from now on."""
+    records: list[Compensation] = []
+    for part, own, units in zip(components.parts, vectors, chosen, strict=True):
+        names = [site.name for site in model_sites(model, part.place)]
+        records.append(Compensation(own, units.clone(), names, {} if records else marks, part.place))
+        install_vectors(model, part.place, own)
+    return chained(records)
 
 
 def shared_by_heads(vectors: Tensor, tied: int) -> Tensor:

@@ -252,3 +252,36 @@ def test_refused() -> None:
         SparseLinear(packed, torch.zeros(9))
     with pytest.raises(ValueError, match=r"comp has shape \[9\]; it must be \[8\] or \[G, 8\]"):
         SparseLinear(packed, comp=torch.zeros(9))
+    for shift, comp in ((torch.zeros(9), None), (torch.zeros(1, 1, 8), None), (torch.zeros(8), torch.zeros(8))):
+        with pytest.raises(ValueError, match=r"it must be \[8\] or \[G, 8\], and comp must be None"):
+            SparseLinear(packed, comp=comp, shift=shift)
+
+
+def test_a_shift_is_added_to_the_output() -> None:
+    """y = x Wᵀ + shift[index] + bias, in float64; its gradient is the sum of y's over its rows."""
+    linear, x = nn.Linear(K, N), torch.randn(20, K)
+    weight, bias = linear.weight.detach().double(), linear.bias.detach().double()
+    one = SparseLinear.from_linear(linear, shift=torch.randn(N))
+    many = SparseLinear.from_linear(linear, shift=torch.randn(3, N))
+    index = torch.arange(20) % 3
+    towards = torch.randn(20, N)
+    for module, added, arguments in (
+        (one, one.shift.detach(), {}), (many, many.shift.detach()[index], {"comp_index": index}),
+    ):  # fmt: skip
+        y = module(x, **arguments)
+        torch.testing.assert_close(y.double(), x.double() @ weight.T + added + bias, rtol=1e-5, atol=1e-5)
+        y.backward(towards)
+    torch.testing.assert_close(one.shift.grad, towards.sum(0), rtol=1e-5, atol=1e-5)
+    wanted = torch.stack([towards[index == row].sum(0) for row in range(3)])
+    torch.testing.assert_close(many.shift.grad, wanted, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        before = one(x)
+        one.shift.add_(1.0)  # nothing derived from it may be kept
+        torch.testing.assert_close(one(x), before + 1.0, rtol=1e-5, atol=1e-5)
+    one.to(torch.bfloat16)
+    assert (one.shift.dtype, one.bias.dtype) == (torch.float32, torch.bfloat16)
+    assert "shift=1" in repr(one)
+    state = many.state_dict()
+    other = SparseLinear.from_linear(nn.Linear(K, N), shift=torch.zeros(3, N))
+    other.load_state_dict(state)
+    assert torch.equal(other(x, comp_index=index), many(x, comp_index=index))

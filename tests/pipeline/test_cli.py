@@ -241,7 +241,7 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_choices_are_those_of_the_library() -> None:
-    from restorelcc import components, fold, moments, noisy_text, probes, pruning, recipes, restore
+    from restorelcc import components, fold, moments, noisy_text, probes, pruning, recipes, restore, sites
 
     assert set(cli_options.METHODS) == {*pruning.METHODS, "structured"}
     assert tuple(probes.PROBES) == cli_options.PROBES
@@ -251,6 +251,7 @@ def test_choices_are_those_of_the_library() -> None:
     assert cli_options.COMPONENTS == components.COMPONENTS
     assert cli_options.TRAINERS == restore.TRAINERS
     assert cli_options.FOLDS == fold.FOLDS
+    assert cli_options.SITES == sites.SITES
     assert cli_options.POSITIONS == moments.POSITIONS
 
 

@@ -134,7 +134,7 @@ def test_series_differ_in_their_axis_alone(monkeypatch: pytest.MonkeyPatch) -> N
         head("linear", 0.25), head("linear", "all"), head("random", 0.25), head("random", 0.25, "mean"),
         head("random", 0.25, "svd", 16), head("linear", 0.5, tokens=16), point("lora", rank=8),
         point("lora:tokens=16", rank=8, tokens=16), point("lora", "p50", rank=8), point("lora:rank=16", rank=16),
-        point("paper", probe="linear", heads=0.25, components="svd", rank=None),
+        point("paper", probe="linear", heads=0.25, components="svd", rank=None), head("linear", "all", sites="both"),
     ]  # fmt: skip
     axes = {axis.name: axis for axis in plots.AXES}
 
@@ -143,6 +143,7 @@ def test_series_differ_in_their_axis_alone(monkeypatch: pytest.MonkeyPatch) -> N
 
     assert joined("heads") == {"compensate": [25.0, 100.0]}
     assert joined("probes") == {"compensate": ["linear", "random"]}
+    assert list(joined("sites").values()) == [["attention", "both"]]
     assert joined("components") == {"compensate": ["mean", "svd", "svd, rank 16"]}
     assert joined("tokens") == {"lora": [8, 16]}
     assert joined("sparsity") == {"lora": ["p24\n50 % zeros", "p50\n50 % zeros"]}

@@ -60,6 +60,9 @@ def test_recipes_take_settings_of_all_their_parts(module: Any) -> None:
     assert RECIPES["best"].objective is not None
     assert RECIPES["best"].objective.distill > 0  # ours alone changed
     assert recipe("best:refit=none")[0].refit is None
+    assert [recipe(f"compensate{rest}")[0].sites for rest in ("", ":sites=ffn", ":sites=both,heads=0.25")] == [
+        "attention", "ffn", "both",
+    ]  # fmt: skip
     for text, message in (
         ("best:colour=1", "best has no setting colour .* it has refit, objective, .*ridge.*distill.*epochs"),
         ("compensate:ridge=1", "compensate has no setting ridge"),

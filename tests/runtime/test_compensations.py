@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from ffn_sites import exact_logits, some_vectors
 from runtime_cases import IDS, greedy, logits, some_compensation, stock
 
 import restorelcc
@@ -189,3 +190,53 @@ def test_flat_rows_and_inference_mode() -> None:
     assert layer(torch.zeros(2, 4), comp_index=torch.tensor([1, 2])).tolist() == [[1.0] * 4, [2.0] * 4]
     with pytest.raises(ValueError, match="2 names and vectors of shape"):
         CompensatedLinear(restorelcc.pack(torch.eye(4)), None, torch.ones(1, 4), choice)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_of_ffns_are_served_beside_those_of_heads(kind: str, pruned: Any, tmp_path: Path) -> None:
+    """heads alone, FFNs alone, both: each against the stock model in float64 with hooks, and mixed in one batch."""
+    source, given = pruned(kind), {}
+    for seed, sites in enumerate(("attention", "ffn", "both"), start=1):
+        given[sites] = some_vectors(source, sites, seed=seed)
+        given[sites].save(tmp_path / sites)
+    places = {sites: tmp_path / sites for sites in given}
+    pack_checkpoint(str(source), tmp_path / "packed", values="fp32", compensations=places)
+    model = restorelcc.load(tmp_path / "packed")
+    plain = logits(stock(source, torch.float32))
+    bound = 1e-4 * float(plain.abs().max())
+    torch.testing.assert_close(logits(model), plain, rtol=1e-4, atol=bound)
+    alone = {}
+    for name, compensation in given.items():
+        alone[name] = choose(model, name, lambda: logits(model))
+        exact = exact_logits(source, compensation, IDS)
+        torch.testing.assert_close(alone[name].double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
+        assert float((alone[name] - plain).abs().max()) > 100 * bound
+    mixed = choose(model, ["ffn", None, "both"], lambda: logits(model))
+    for row, wanted in enumerate((alone["ffn"], plain, alone["both"])):
+        torch.testing.assert_close(mixed[row], wanted[row], rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+    save_packed(model, None, tmp_path / "again")
+    again = restorelcc.load(tmp_path / "again")
+    for name in given:
+        assert torch.equal(choose(again, name, lambda: logits(again)), alone[name])
+
+
+@pytest.mark.parametrize("values", ["bf16", "int8"])
+def test_vectors_of_ffns_are_never_rounded(values: str, pruned: Any) -> None:
+    source = pruned("llama-gqa")
+    given = some_vectors(source, "ffn")
+    model = restorelcc.pack_model(load_model(source).model, values=values, compensations={"a": given}, default="a")
+    for layer, vector in enumerate(given.vectors):
+        module = model.model.layers[layer].mlp.down_proj
+        assert module.shift.dtype == torch.float32
+        assert torch.equal(module.shift, torch.stack([torch.zeros(32), vector]))
+        y = module(torch.zeros(1, 1, 48, dtype=torch.bfloat16))[0, 0]
+        assert torch.equal(y, vector.bfloat16())
+
+
+def test_a_compiled_ffn_projection_follows_the_choice() -> None:
+    choice, x = CompensationChoice(["a", "b"]), torch.randn(2, 3, 64)
+    layer = CompensatedLinear(restorelcc.pack(torch.eye(64)), None, torch.randn(2, 64), choice, "ffn")
+    compiled = torch.compile(layer.requires_grad_(False), backend="aot_eager")
+    for names in (["a", None], ["b", "a"], [None]):
+        with choice.picking(names), torch.no_grad():
+            torch.testing.assert_close(compiled(x), layer(x))

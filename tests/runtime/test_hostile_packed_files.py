@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from ffn_sites import some_vectors
 from runtime_cases import skip_unless_packable, some_compensation
 from safetensors.torch import load_file, save_file
 
@@ -17,6 +18,7 @@ import restorelcc
 from restorelcc.models import load_model
 from restorelcc.pack_checkpoint import pack_checkpoint
 from restorelcc.packed_file import write_aligned
+from restorelcc.packed_model import save_packed
 
 MATRIX, JOINED = "model.layers.1.self_attn.o_proj", "model.layers.0.self_attn.q_proj+k_proj+v_proj"
 Tensors = dict[str, torch.Tensor]
@@ -254,3 +256,37 @@ def test_every_tensor_is_aligned_for_its_size(tmp_path: Path) -> None:
 def test_a_packed_model_is_no_checkpoint_to_prune(packed: Path) -> None:
     with pytest.raises(ValueError, match="is a packed model, which is for running"):
         load_model(packed)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda t: t.pop("ffn_compensation.law"), r"lacks the tensor ffn_compensation\.law"),
+    (lambda t: t.pop("compensation.tax"), r"lacks the tensor compensation\.tax"),
+    (lambda t: t.update({"ffn_compensation.x": torch.zeros(2, 32)}), r"no place for, such as ffn_compensation\.x"),
+    (put("ffn_compensation.law", lambda v: v[:1]), r"ffn_compensation\.law as torch\.float32 \[1, 32\]"),
+    (put("ffn_compensation.law", lambda v: v.half()), "as torch.float16"),
+    (put("ffn_compensation.law", lambda v: v * float("inf")), "NaN or infinite"),
+])  # fmt: skip
+def test_wrong_vectors_of_ffns_are_refused(
+    change: Callable[[Tensors], Any], words: str, pruned: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = pruned("llama-gqa")
+    given = {"law": some_vectors(source, "both"), "tax": some_vectors(source, "attention")}
+    model = restorelcc.pack_model(load_model(source).model, values="fp32", compensations=given)
+    save_packed(model, None, tmp_path / "packed")
+    restorelcc.load(tmp_path / "packed")
+    change_tensors(tmp_path / "packed", change)
+    with pytest.raises(ValueError, match=words):
+        restorelcc.load(tmp_path / "packed")
+
+
+def test_vectors_of_an_ffn_that_is_not_packed_are_refused(pruned: Callable[[str], Path], tmp_path: Path) -> None:
+    source, place = pruned("llama-gqa"), tmp_path / "packed"
+    given = {"law": some_vectors(source, "ffn")}
+    save_packed(restorelcc.pack_model(load_model(source).model, values="fp32", compensations=given), None, place)
+    record = json.loads((place / "restorelcc.json").read_text())
+    change_record(place, packed=[entry for entry in record["packed"] if not entry["name"].endswith("1.mlp.down_proj")])
+    with pytest.raises(ValueError, match=r"but model\.layers\.1\.mlp\.down_proj is not packed; pack the model again"):
+        restorelcc.load(place)
+    other = {"law": some_vectors(pruned("opt"), "ffn")}
+    with pytest.raises(ValueError, match=r"the compensation law has vectors \[2, 32\] for 2 projections"):
+        restorelcc.pack_model(load_model(source).model, values="fp32", compensations=other)
