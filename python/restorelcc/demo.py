@@ -87,7 +87,7 @@ class Sizes:
 
 
 FULL = Sizes(12288, 256, 10240, 512, 32, 2048, TrainingSettings(learning_rates=(0.0005, 0.001), patience=6))
-QUICK = Sizes(2048, 64, 2048, 256, 12, 512, TrainingSettings(learning_rates=(0.001,), evaluations=3))
+QUICK = Sizes(2048, 64, 2048, 256, 12, 512, TrainingSettings(learning_rates=(0.0005,), evaluations=3))
 
 
 class _Ledger:

@@ -113,8 +113,9 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_report_draws_the_same_map() -> None:
-    svg = charts.head_heatmap("h", "random", [[0.1, 0.9]], "uniform random number", [[True, False]])
+    svg = charts.head_heatmap("h", "attribution", [[0.1, 0.9]], "predicted fall of the NLL, nats per token")
     assert svg.startswith("<svg ")
-    assert "chosen (1)" in svg
+    assert "NLL, nats per token" in svg
+    assert "chosen" not in svg  # it is a diagnosis: the recipe chose no heads by it
     assert "#010203" not in svg
     assert "var(--ink)" in svg
