@@ -27,7 +27,7 @@ from restorelcc.token_set import join_rows
 from restorelcc.training_loop import LoopResult, TrainingSettings, batch_of, fit, schedule, shuffled_rows
 from restorelcc.tuning import teacher_states
 
-RATES = (0.0003, 0.001, 0.003)  # of Adam on low-rank factors
+RATES = (0.001, 0.003, 0.01)  # of Adam on low-rank factors
 SCALING_RATES = (0.002, 0.005, 0.02)  # LoFiT's authors: 0.005 and 0.001
 OFFSET_RATES = (0.003, 0.01, 0.03)  # LoFiT's authors: 0.01 and 0.02
 
