@@ -130,7 +130,7 @@ def prune(model: str, method: str, pattern: str, keep_heads: int | None, out: Pa
 
     All but magnitude need text (--data; without it the model writes its own).
     """
-    from restorelcc import models, pruning, structure, text
+    from restorelcc import models, pruning, structure, structured, text
 
     refuse_existing(out, overwrite, model)
     parts = [pruning.Pattern.parse(part) for part in pattern.split(",")]  # a wrong one, before the model is read
@@ -147,6 +147,8 @@ def prune(model: str, method: str, pattern: str, keep_heads: int | None, out: Pa
     if method == "structured" and carried:
         raise ValueError(f"{model} has lost heads or channels already; prune its dense model by the whole share")
     pruning.layer_patterns(pattern, len(models.decoder_layers(loaded.model)[1]))  # before any text is written
+    if method == "structured":
+        structured.check_share(loaded.model, parts[0].fraction, keep_heads)
     calibration = None
     if method != "magnitude":
         calibration = (

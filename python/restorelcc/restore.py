@@ -194,7 +194,7 @@ def _chosen(asked: str | Recipe, given: dict[str, Any]) -> Recipe:
     if given and recipe.changes_weights:
         raise ValueError(
             f"recipe {recipe.name} makes no compensation, so it reads no {', '.join(given)}; "
-            "leave that out or choose recipe compensate"
+            f"leave that out or choose recipe {'task' if 'examples' in given else 'compensate'}"
         )
     chosen = replace(recipe, **given)
     if (chosen.task is None and chosen.train == "choices") or (recipe.examples is None and chosen.examples is not None):

@@ -32,7 +32,7 @@ from .structure import Structure
 from .structured_sizes import ROUND_CHANNELS, LayerSizes, is_loadable, layer_sizes, size_choices, small_config
 from .text import TokenSet
 
-__all__ = ["StructuredReport", "prune_structured"]
+__all__ = ["StructuredReport", "check_share", "prune_structured"]
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,11 @@ def _noting(model: nn.Module, names: list[str], mask: Tensor, sums: dict[str, _C
     finally:
         for handle in handles:
             handle.remove()
+
+
+def check_share(model: Any, share: float, heads: int | None = None) -> None:
+    """Raises the ValueError of `prune_structured` for a share or a number of heads that cannot be, before any text."""
+    _asked_for(layer_sizes(model), share, heads)
 
 
 def _asked_for(full: LayerSizes, share: float, heads: int | None) -> list[LayerSizes]:

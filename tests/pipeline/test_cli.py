@@ -169,6 +169,8 @@ def test_eval_compares_on_the_same_windows(
         (["prune", "MODEL", "--pattern", "0.5", "--keep-heads", "4", "--out", "OUT"], "wanda removes no heads"),
         (["prune", "MODEL", "--pattern", "0.2", "--method", "structured", "--keep-heads", "5", "--data", "TEXT",
           "--out", "OUT"], "5 heads in each layer are no choice"),
+        (["prune", "MODEL", "--pattern", "0.999", "--method", "structured", "--data", "EMPTY", "--out", "OUT"],
+         "99.90% of the weights of a layer cannot be made of"),  # before the text, which would be written for minutes
         (["prune", "MODEL", "--pattern", "2:4", "--data", "SHORT", "--out", "OUT"], "window"),
         (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--probe", "best"], "'attribution'"),
         (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--heads", "0.5", "--recipe",
