@@ -15,7 +15,13 @@ struct DeviceInfo {
   size_t shared_bytes_per_block;  // dynamic shared memory that a block may ask for
 };
 
-constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// Columns are counted in 32 bits on the device, with room for a few tiles behind the last one.
+constexpr int64_t kMostColumns = int64_t{1} << 30;
+
+template <class Integer>
+constexpr Integer divide_up(Integer a, int b) {
+  return (a + b - 1) / b;
+}
 
 // ---- sparse_linear, M <= 16: a warp multiplies kDecodeRows rows of W over one part of the columns. ----
 
@@ -41,7 +47,7 @@ struct DecodePlan {
   int warps_along_k;   // parts of the columns within a block, summed in shared memory
   int groups;          // of kDecodeRows rows of W within a block
   int splits;          // parts of the columns over blocks: above 1, summed by a second kernel from the workspace
-  int64_t part_columns;  // columns of one warp, a multiple of kDecodePartMultiple
+  int part_columns;    // columns of one warp, a multiple of kDecodePartMultiple
 
   int warps() const { return warps_along_k * groups; }
 };
@@ -52,19 +58,19 @@ struct DecodePlan {
 inline DecodePlan plan_decode(int64_t outputs, int64_t columns, int value_bytes, const DeviceInfo& device) {
   const int64_t row_groups = std::max<int64_t>(divide_up(outputs, kDecodeRows), 1);
   const int64_t wanted_warps = int64_t{32} * device.multiprocessors;
-  int64_t parts = 1;
+  int parts = 1;
   while (parts < 64 && row_groups * parts < wanted_warps && columns > parts * kDecodeStage) parts *= 2;
-  const int64_t shared_warps =
-      std::max<int64_t>(static_cast<int64_t>(device.shared_bytes_per_block) / decode_warp_bytes(value_bytes), 1);
-  int64_t most_warps = 8;
-  while (most_warps > shared_warps) most_warps /= 2;
+  int most_warps = 8;
+  while (most_warps > 1 && static_cast<size_t>(most_warps * decode_warp_bytes(value_bytes)) > device.shared_bytes_per_block) {
+    most_warps /= 2;
+  }
 
   DecodePlan plan{};
-  plan.warps_along_k = static_cast<int>(std::min(parts, most_warps));
-  plan.groups = static_cast<int>(std::max<int64_t>(std::min<int64_t>(4, most_warps) / plan.warps_along_k, 1));
-  plan.splits = static_cast<int>(parts / plan.warps_along_k);
-  plan.part_columns =
-      std::max<int64_t>(divide_up(divide_up(columns, parts), kDecodePartMultiple), 1) * kDecodePartMultiple;
+  plan.warps_along_k = std::min(parts, most_warps);
+  plan.groups = std::max(std::min(4, most_warps) / plan.warps_along_k, 1);
+  plan.splits = parts / plan.warps_along_k;
+  const int granules = static_cast<int>(divide_up(divide_up(columns, parts), kDecodePartMultiple));
+  plan.part_columns = std::max(granules, 1) * kDecodePartMultiple;
   return plan;
 }
 

@@ -36,9 +36,8 @@ static_assert(kLaneWords == 4 && kDecodeStage % kStep == 0, "one 16-byte load; w
 
 struct Arguments {
   rlcc_sparse_linear_params p;
-  int64_t words, scale_groups;  // 64-bit words of mask and scales per row
-  int64_t part_columns;
-  int warps_along_k;
+  int columns, part_columns, warps_along_k;
+  int words, scale_groups;  // 64-bit words of mask, and scales, per row
   bool wide_mask, wide_x;  // may be loaded 16 bytes at a time
   float* partials;         // [splits, M, N], or null: y is written
 };
@@ -113,9 +112,9 @@ __device__ __forceinline__ void load_x_16(const Element* at, bool wide, int vali
 }
 
 // x[m, k .. k + 8), +0 behind the last column.
-__device__ __forceinline__ void load_x(const Arguments& a, int m, int64_t k, float (&x)[kColumns]) {
+__device__ __forceinline__ void load_x(const Arguments& a, int m, int k, float (&x)[kColumns]) {
   const int64_t index = m * a.p.x_stride + k;
-  const int valid = static_cast<int>(min(a.p.weight.columns - k, int64_t{kColumns}));
+  const int valid = a.columns - k;
   uint32_t words[4];
   if (a.p.x_dtype == RLCC_F32) {
     const uint32_t* const at = static_cast<const uint32_t*>(a.p.x) + index;
@@ -173,10 +172,10 @@ struct RowCursor {
 };
 
 // 128 bits of the mask from column k on; 0 behind `end` and behind the row.
-__device__ __forceinline__ uint4 load_mask(const Arguments& a, const uint64_t* row, int64_t k, int64_t end) {
+__device__ __forceinline__ uint4 load_mask(const Arguments& a, const uint64_t* row, int k, int end) {
   uint4 bits{};
   if (row == nullptr || k >= end) return bits;
-  const int64_t word = k / 64;
+  const int word = k / 64;
   if (a.wide_mask) return ptx::load_stream_16(row + word);
   const uint64_t first = row[word], second = word + 1 < a.words ? row[word + 1] : 0;
   bits.x = static_cast<uint32_t>(first);
@@ -191,10 +190,11 @@ __device__ __forceinline__ int count(uint4 bits) {
 }
 
 // Survivors of the row before column `end` (a multiple of 128), known to all of its lanes.
-__device__ __forceinline__ int64_t count_before(const Arguments& a, const uint64_t* row, int64_t end) {
+__device__ __forceinline__ int64_t count_before(const Arguments& a, const uint64_t* row, int end) {
   const int lane = static_cast<int>(threadIdx.x) % kRowLanes;
   int64_t survivors = 0;
-  for (int64_t k = lane * int64_t{128}; k < end; k += kDecodeSegment) survivors += count(load_mask(a, row, k, end));
+#pragma unroll 1
+  for (int k = lane * kDecodePartMultiple; k < end; k += kDecodeSegment) survivors += count(load_mask(a, row, k, end));
 #pragma unroll
   for (int bits = 1; bits < kRowLanes; bits *= 2) survivors += __shfl_xor_sync(kWholeWarp, survivors, bits);
   return survivors;
@@ -237,6 +237,7 @@ __device__ __forceinline__ void copy_stage(Staged<kBytes>& staged, int stage, co
   const int count = stage == 0 ? row.half : row.whole - row.half;
   const int bytes = count == 0 ? 0 : static_cast<int>(begin % 16) + count * kBytes;
   const unsigned char* const from = row.values + begin / 16 * 16;
+#pragma unroll 1
   for (int at = i * 16; at < bytes; at += kRowLanes * 16) ptx::cp_async_16(&staged.values[stage][r][at], from + at);
   ptx::cp_async_commit();
 }
@@ -245,15 +246,15 @@ __device__ __forceinline__ void copy_stage(Staged<kBytes>& staged, int stage, co
 template <rlcc_dtype kDtype, int kRowsOfX>
 __device__ __forceinline__ void multiply_stage(const Arguments& a, const unsigned char* shared,
                                                const MaskWord (&words)[kDecodeRows][kWords], int stage, int64_t row,
-                                               int64_t k, int64_t end, float (&sums)[kDecodeRows][kRowsOfX]) {
+                                               int k, int end, float (&sums)[kDecodeRows][kRowsOfX]) {
   const int lane = static_cast<int>(threadIdx.x) % kLane;
   const int shift = lane % 4 * kColumns;
   const uint32_t before = (1u << shift) - 1;
+  const int stop = min(k + kDecodeStage, end) + lane * kColumns;  // the same number of steps for all lanes
+  int word = stage * (kDecodeStage / 32) + lane / 4;
   k += lane * kColumns;
 #pragma unroll 1
-  for (int word = stage * (kDecodeStage / 32) + lane / 4; word < (stage + 1) * (kDecodeStage / 32);
-       word += kStep / 32, k += kStep) {
-    if (k - lane * kColumns >= end) break;  // the whole warp
+  for (; k < stop; k += kStep, word += kStep / 32) {
     float w[kDecodeRows][kColumns];
 #pragma unroll
     for (int r = 0; r < kDecodeRows; ++r) {
@@ -274,7 +275,7 @@ __device__ __forceinline__ void multiply_stage(const Arguments& a, const unsigne
     if (kDtype == RLCC_I8) {
 #pragma unroll
       for (int r = 0; r < kDecodeRows; ++r) {
-        const bool inside = row + r < a.p.weight.rows && k < a.p.weight.columns;
+        const bool inside = row + r < a.p.weight.rows && k < a.columns;
         scale[r] = inside ? float_of_bf16(a.p.weight.scales[(row + r) * a.scale_groups + k / RLCC_SCALE_COLUMNS]) : 0.0f;
       }
     }
@@ -296,7 +297,7 @@ __device__ __forceinline__ void multiply_stage(const Arguments& a, const unsigne
 
 // Block (b, s): row groups b groups .. (b + 1) groups, parts s warps_along_k .. of the columns.
 template <rlcc_dtype kDtype, int kRowsOfX>
-__global__ void __launch_bounds__(256) sparse_linear_decode(const __grid_constant__ Arguments a) {
+__global__ void __launch_bounds__(256, 1) sparse_linear_decode(const __grid_constant__ Arguments a) {
   constexpr int kBytes = Value<kDtype>::kBytes;
   static_assert(sizeof(Staged<kBytes>) == decode_warp_bytes(kBytes), "the plan counts the same bytes");
   RLCC_DYNAMIC_SHARED(unsigned char, shared);
@@ -307,7 +308,10 @@ __global__ void __launch_bounds__(256) sparse_linear_decode(const __grid_constan
   const int64_t block_row = static_cast<int64_t>(blockIdx.x) * groups * kDecodeRows;
   const int64_t row = block_row + warp / a.warps_along_k * kDecodeRows;
   const int64_t part = static_cast<int64_t>(blockIdx.y) * a.warps_along_k + warp % a.warps_along_k;
-  const int64_t begin = part * a.part_columns, end = min(begin + a.part_columns, a.p.weight.columns);
+  // The last parts may have no columns: they begin behind the end.
+  const int64_t part_begin = part * a.part_columns;
+  const int begin = static_cast<int>(min(part_begin, int64_t{a.columns}));
+  const int end = static_cast<int>(min(part_begin + a.part_columns, int64_t{a.columns}));
   const uint32_t staged_at = static_cast<uint32_t>(warp) * static_cast<uint32_t>(sizeof(Staged<kBytes>));
   Staged<kBytes>& staged = *reinterpret_cast<Staged<kBytes>*>(shared + staged_at);
 
@@ -320,7 +324,7 @@ __global__ void __launch_bounds__(256) sparse_linear_decode(const __grid_constan
       cursor.values = static_cast<const unsigned char*>(a.p.weight.values) + a.p.weight.row_offsets[own_row] * kBytes;
     }
     cursor.begin = count_before(a, cursor.mask, begin);
-    const int64_t lane_begin = begin + lane % kRowLanes * int64_t{kDecodeSegment / kRowLanes};
+    const int lane_begin = begin + lane % kRowLanes * (kDecodeSegment / kRowLanes);
     uint4 mask = load_mask(a, cursor.mask, lane_begin, end);
     count_segment(staged, staged_at, 0, mask, cursor);
     copy_stage(staged, 0, cursor);
@@ -328,7 +332,7 @@ __global__ void __launch_bounds__(256) sparse_linear_decode(const __grid_constan
 
     int turn = 0, stage = 0;
 #pragma unroll 1
-    for (int64_t k = begin; k < end; k += kDecodeStage) {
+    for (int k = begin; k < end; k += kDecodeStage) {
       if (stage == 0) mask = load_mask(a, cursor.mask, lane_begin + (k - begin) + kDecodeSegment, end);
       ptx::cp_async_wait_group<1>();
       __syncwarp();  // this stage has arrived, for all lanes
@@ -353,11 +357,13 @@ __global__ void __launch_bounds__(256) sparse_linear_decode(const __grid_constan
   }
   __syncthreads();
   const int rows_of_x = static_cast<int>(a.p.x_rows);
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < groups * kDecodeRows * rows_of_x; i += static_cast<int>(blockDim.x)) {
     const int r = i % kDecodeRows, group = i / kDecodeRows % groups, m = i / kDecodeRows / groups;
     const int64_t n = block_row + group * kDecodeRows + r;
     if (n >= a.p.weight.rows) continue;
     float sum = 0;
+#pragma unroll 1
     for (int w = 0; w < a.warps_along_k; ++w) {
       sum += partial[((group * a.warps_along_k + w) * kRowsOfX + m) * kDecodeRows + r];
     }
@@ -407,8 +413,9 @@ LaunchError launch_sparse_linear_decode(const rlcc_sparse_linear_params& params,
                                         float* workspace, void* stream) {
   Arguments a{};
   a.p = params;
-  a.words = divide_up(params.weight.columns, 64);
-  a.scale_groups = divide_up(params.weight.columns, RLCC_SCALE_COLUMNS);
+  a.columns = static_cast<int>(params.weight.columns);
+  a.words = divide_up(a.columns, 64);
+  a.scale_groups = divide_up(a.columns, RLCC_SCALE_COLUMNS);
   a.part_columns = plan.part_columns;
   a.warps_along_k = plan.warps_along_k;
   a.wide_mask = a.words % 2 == 0 && aligned_to_16(params.weight.mask);
