@@ -27,6 +27,7 @@ from variants import Variant, recipe_of, recipes
 
 from restorelcc.control import tuned_dense
 from restorelcc.models import load_model, load_tokenizer
+from restorelcc.own_text import tokens_beside
 from restorelcc.pruning import sparsity_table
 from restorelcc.recipes import RECIPES, Recipe
 from restorelcc.restore import restore
@@ -125,11 +126,9 @@ class Methods:
 
     def _own_text(self, train: TokenSet, share: float, seed: int) -> TokenSet | None:
         """What the dense model writes itself, as that share of all text; the same text as the recipes'."""
-        if not 0 <= share < 1:
-            raise ValueError(f"own_text is {share}; it is a share of the text, 0 or more and below 1")
-        if share == 0:
+        tokens = tokens_beside(train, share)
+        if tokens == 0:
             return None
-        tokens = round(int(train.lengths.sum()) * share / (1 - share))
         cache = self.work / f"own-{seed}-{tokens}-{train.ids.shape[1]}.safetensors"
         if not cache.is_file():
             dense = load_model(self.dense)
