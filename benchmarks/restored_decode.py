@@ -3,9 +3,9 @@
     restorelcc pack pruned --out pruned.packed && restorelcc pack restored --out restored.packed
     python benchmarks/restored_decode.py pruned.packed restored.packed [--compiled]
 
-Both decode greedily, one sequence. A round is A B C C B A, C being the pruned model loaded a second time: C against A is
-what this machine's noise alone makes of no difference, and the figure to hold B against A to. A ratio is of the sums of
-a round; printed are the median over rounds and its 95 % interval by bootstrap.
+Both decode greedily, one sequence. A round is A B C C B A, C being the pruned model loaded a second time: C against A
+is what this machine's noise alone makes of no difference, and the figure to hold B against A to. A ratio is of the sums
+of a round; printed are the median over rounds and its 95 % interval by bootstrap.
 """
 
 from __future__ import annotations
