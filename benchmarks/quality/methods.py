@@ -37,12 +37,12 @@ from restorelcc.training_loop import TrainingSettings
 Made = tuple[Any, dict[str, Any]]  # the model, and notes
 ENDS = ("dense", "pruned")
 PEERS: dict[str, dict[str, Any]] = {  # name -> its settings, by default
-    "lora": {"rank": 8, "own_text": 0.0, "distill": 0.0},
-    "dora": {"rank": 8, "own_text": 0.0, "distill": 0.0},
+    "lora": {"rank": 8, "rate": peers.RATE, "own_text": 0.0, "distill": 0.0},
+    "dora": {"rank": 8, "rate": peers.RATE, "own_text": 0.0, "distill": 0.0},
     "lofit": {"heads": 0.1, "l1": 5e-4, "own_text": 0.0, "distill": 0.0},
     "flap-bias": {"where": "output", "inputs": "dense", "scale": 1.0, "skip_first": 1},
     "eora": {"rank": 32, "skip_first": 0},
-    "dense-lora": {"rank": 8, "own_text": 0.0, "distill": 0.0},
+    "dense-lora": {"rank": 8, "rate": peers.RATE, "own_text": 0.0, "distill": 0.0},
 }
 SHARED = ("tokens", "epochs")  # settings that every method takes
 
