@@ -31,7 +31,7 @@ struct LanguageHead {
   static Rows rows_of_weight(const Tensor& h, const char* h_name, const Tensor& weight) {
     float_dtype(h, h_name);
     require_dtype(weight, h.scalar_type(), "weight");
-    if (weight.dim() != 2) refuse("weight has shape ", shape_text(sizes_of(weight)), "; it must be [V, E]");
+    if (weight.dim() != 2) refuse("weight has shape ", shape_text(weight.sizes()), "; it must be [V, E]");
     return rows_of(weight, weight.size(1), "weight");
   }
 };
@@ -46,7 +46,7 @@ std::vector<int64_t> leading_shape(const Tensor& tensor) {
 Tensor integers(const Tensor& tensor, const std::vector<int64_t>& shape, const char* name) {
   require_dtype(tensor, ScalarType::Long, name);
   require_shape(tensor, shape, name);
-  return torch::stable::contiguous(tensor);
+  return contiguous_of(tensor);
 }
 
 const int64_t* integer_data(const Tensor& tensor) { return static_cast<const int64_t*>(tensor.data_ptr()); }
@@ -138,7 +138,7 @@ Tensor head_contrast(const Tensor& h_edited, const Tensor& weight, const Tensor&
                      const std::optional<Tensor>& bias, int64_t ignore_index) {
   const LanguageHead language(h_edited, "h_edited", weight, bias);
   if (h_edited.dim() != 3 || h_edited.size(2) != language.head.columns) {
-    refuse("h_edited has shape ", shape_text(sizes_of(h_edited)), "; it must be [G, M, ", language.head.columns,
+    refuse("h_edited has shape ", shape_text(h_edited.sizes()), "; it must be [G, M, ", language.head.columns,
            "]");
   }
   const Tensor h = edited_rows(h_edited);

@@ -31,7 +31,7 @@ void head_moments_(const Tensor& z_dense, const Tensor& z_pruned, const Tensor& 
   params.dtype = float_dtype(z_dense, "z_dense");
   require_dtype(z_pruned, z_dense.scalar_type(), "z_pruned");
   if (z_dense.dim() != 3) {
-    refuse("z_dense has shape ", shape_text(sizes_of(z_dense)), "; it must be [T, H, D]");
+    refuse("z_dense has shape ", shape_text(z_dense.sizes()), "; it must be [T, H, D]");
   }
   require_shape(z_pruned, sizes_of(z_dense), "z_pruned");
   const Tensor dense = unit_last_stride(z_dense);

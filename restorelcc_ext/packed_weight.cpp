@@ -11,7 +11,7 @@ namespace restorelcc_ext {
 std::tuple<Tensor, Tensor, Tensor, Tensor> pack(const Tensor& weight, bool int8) {
   const rlcc_dtype dtype = float_dtype(weight, "weight"), values_dtype = int8 ? RLCC_I8 : dtype;
   if (weight.dim() != 2) {
-    refuse("weight has shape ", shape_text(sizes_of(weight)), "; it must be [N, K]");
+    refuse("weight has shape ", shape_text(weight.sizes()), "; it must be [N, K]");
   }
   const int64_t columns = weight.size(1);
   const Rows rows = rows_of(weight, columns, "weight");

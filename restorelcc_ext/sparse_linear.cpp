@@ -16,7 +16,7 @@ Tensor index_of_rows(const Tensor& comp_index, int64_t rows) {
   if (comp_index.numel() != rows) {
     refuse("comp_index has ", comp_index.numel(), " entries; x has ", rows, " rows, and each needs one");
   }
-  return torch::stable::contiguous(comp_index);
+  return contiguous_of(comp_index);
 }
 
 }  // namespace
@@ -41,7 +41,7 @@ Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values, 
   std::optional<Float32Row> bias_row;
   if (comp_rows) {
     if (comp_rows->dim() != 2) {
-      refuse("comp_rows has shape ", shape_text(sizes_of(*comp_rows)), "; it must be [G, ", outputs, "]");
+      refuse("comp_rows has shape ", shape_text(comp_rows->sizes()), "; it must be [G, ", outputs, "]");
     }
     rows = as_float32(*comp_rows, {comp_rows->size(0), outputs}, "comp_rows");
     params.comp_rows = static_cast<const float*>(rows->data_ptr());

@@ -11,7 +11,7 @@ std::vector<int64_t> sizes_of(const Tensor& tensor) {
   return {sizes.begin(), sizes.end()};
 }
 
-std::string shape_text(const std::vector<int64_t>& sizes) {
+std::string shape_text(Shape sizes) {
   std::ostringstream text;
   text << '[';
   for (size_t i = 0; i < sizes.size(); ++i) text << (i == 0 ? "" : ", ") << sizes[i];
@@ -45,9 +45,9 @@ void require_dtype(const Tensor& tensor, ScalarType dtype, const char* name) {
   }
 }
 
-void require_shape(const Tensor& tensor, const std::vector<int64_t>& shape, const char* name) {
-  const std::vector<int64_t> found = sizes_of(tensor);
-  if (found != shape) {
+void require_shape(const Tensor& tensor, Shape shape, const char* name) {
+  const Shape found = tensor.sizes();
+  if (!found.equals(shape)) {
     refuse(name, " has shape ", shape_text(found), "; it must be ", shape_text(shape));
   }
 }
@@ -95,7 +95,7 @@ int64_t collapsed_row_stride(const Tensor& tensor, int64_t columns) {
 
 Rows rows_of(const Tensor& tensor, int64_t columns, const char* name) {
   if (tensor.dim() < 1 || tensor.size(tensor.dim() - 1) != columns) {
-    refuse(name, " has shape ", shape_text(sizes_of(tensor)), "; its last dimension must be ", columns);
+    refuse(name, " has shape ", shape_text(tensor.sizes()), "; its last dimension must be ", columns);
   }
   int64_t count = 1;
   for (int64_t d = 0; d + 1 < tensor.dim(); ++d) count *= tensor.size(d);
@@ -121,12 +121,12 @@ rlcc_packed_weight packed_weight(const Tensor& mask, const Tensor& values, const
   rlcc_packed_weight packed{};
   packed.dtype = values.scalar_type() == ScalarType::Char ? RLCC_I8 : float_dtype(values, "values");
   if (columns < 0) refuse("columns is ", columns, "; it must be >= 0");
-  if (mask.dim() != 2) refuse("mask has shape ", shape_text(sizes_of(mask)), "; it must be [N, words]");
+  if (mask.dim() != 2) refuse("mask has shape ", shape_text(mask.sizes()), "; it must be [N, words]");
   packed.rows = mask.size(0);
   packed.columns = columns;
   require_shape(mask, {packed.rows, columns / 64 + (columns % 64 != 0)}, "mask");
   require_shape(row_offsets, {packed.rows + 1}, "row_offsets");
-  require_shape(values, {values.numel()}, "values");
+  if (values.dim() != 1) refuse("values has shape ", shape_text(values.sizes()), "; it must be [", values.numel(), "]");
   require_contiguous(mask, "mask");
   require_contiguous(row_offsets, "row_offsets");
   require_contiguous(values, "values");
@@ -149,10 +149,14 @@ rlcc_packed_weight packed_weight(const Tensor& mask, const Tensor& values, const
   return packed;
 }
 
-Tensor as_float32(const Tensor& tensor, const std::vector<int64_t>& shape, const char* name) {
+Tensor contiguous_of(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+Tensor as_float32(const Tensor& tensor, Shape shape, const char* name) {
   const rlcc_dtype dtype = float_dtype(tensor, name);
   require_shape(tensor, shape, name);
-  return torch::stable::contiguous(dtype == RLCC_F32 ? tensor : torch::stable::to(tensor, ScalarType::Float));
+  return contiguous_of(dtype == RLCC_F32 ? tensor : torch::stable::to(tensor, ScalarType::Float));
 }
 
 namespace {
@@ -160,7 +164,7 @@ namespace {
 Tensor contiguous_row(const Tensor& tensor, int64_t count, const char* name) {
   const rlcc_dtype dtype = float_dtype(tensor, name);
   require_shape(tensor, {count}, name);
-  return torch::stable::contiguous(dtype == RLCC_F16 ? torch::stable::to(tensor, ScalarType::Float) : tensor);
+  return contiguous_of(dtype == RLCC_F16 ? torch::stable::to(tensor, ScalarType::Float) : tensor);
 }
 
 }  // namespace

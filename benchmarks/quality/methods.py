@@ -27,6 +27,7 @@ from variants import Variant, recipe_of, recipes
 
 from restorelcc.control import tuned_dense
 from restorelcc.models import load_model, load_tokenizer
+from restorelcc.own_text import tokens_beside
 from restorelcc.pruning import sparsity_table
 from restorelcc.recipes import RECIPES, Recipe
 from restorelcc.restore import restore
@@ -36,12 +37,12 @@ from restorelcc.training_loop import TrainingSettings
 Made = tuple[Any, dict[str, Any]]  # the model, and notes
 ENDS = ("dense", "pruned")
 PEERS: dict[str, dict[str, Any]] = {  # name -> its settings, by default
-    "lora": {"rank": 8, "own_text": 0.0, "distill": 0.0},
-    "dora": {"rank": 8, "own_text": 0.0, "distill": 0.0},
+    "lora": {"rank": 8, "rate": peers.RATE, "own_text": 0.0, "distill": 0.0},
+    "dora": {"rank": 8, "rate": peers.RATE, "own_text": 0.0, "distill": 0.0},
     "lofit": {"heads": 0.1, "l1": 5e-4, "own_text": 0.0, "distill": 0.0},
     "flap-bias": {"where": "output", "inputs": "dense", "scale": 1.0, "skip_first": 1},
     "eora": {"rank": 32, "skip_first": 0},
-    "dense-lora": {"rank": 8, "own_text": 0.0, "distill": 0.0},
+    "dense-lora": {"rank": 8, "rate": peers.RATE, "own_text": 0.0, "distill": 0.0},
 }
 SHARED = ("tokens", "epochs")  # settings that every method takes
 
@@ -125,11 +126,9 @@ class Methods:
 
     def _own_text(self, train: TokenSet, share: float, seed: int) -> TokenSet | None:
         """What the dense model writes itself, as that share of all text; the same text as the recipes'."""
-        if not 0 <= share < 1:
-            raise ValueError(f"own_text is {share}; it is a share of the text, 0 or more and below 1")
-        if share == 0:
+        tokens = tokens_beside(train, share)
+        if tokens == 0:
             return None
-        tokens = round(int(train.lengths.sum()) * share / (1 - share))
         cache = self.work / f"own-{seed}-{tokens}-{train.ids.shape[1]}.safetensors"
         if not cache.is_file():
             dense = load_model(self.dense)

@@ -18,7 +18,7 @@ from .models import quiet_transformers
 from .token_set import TokenSet, context_of, padding_id
 from .windows import prefix_ids
 
-__all__ = ["write_own_text"]
+__all__ = ["tokens_beside", "write_own_text"]
 
 _SHORTEST = 8  # tokens; shorter rows say nothing and are dropped
 _ROUNDS_WITHOUT_TEXT = 4
@@ -92,6 +92,17 @@ def write_own_text(
     return TokenSet.from_rows(
         rows, pad=padding_id(tokenizer), name="text written by the dense model", starts=[begin] * len(rows)
     )
+
+
+def tokens_beside(given: TokenSet, share: float) -> int:
+    """Tokens of own text that are `share` of all beside those of `given`: |given| share / (1 − share).
+
+    Raises:
+        ValueError: a share that is negative, or 1 and more.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"own_text is {share}; it is a share of all text, 0 or more and below 1")
+    return round(int(given.lengths.sum()) * share / (1 - share))
 
 
 def rows_at_once(config: Any, window: int) -> int:

@@ -21,7 +21,7 @@ from .artifacts import Progress, atomic_write_json, fingerprint, read_json
 from .evaluation import token_nll
 from .fold_target import FoldTarget, fold_target, stored_config
 from .models import load_model
-from .own_text import write_own_text
+from .own_text import tokens_beside, write_own_text
 from .recipes import Recipe
 from .refit import refit
 from .restored_checkpoint import retargeted
@@ -141,10 +141,9 @@ def _own_text(given: _Given) -> TokenSet | None:
     Text of one kind alone fits the weights to that kind; what the model writes itself is of all kinds.
     """
     train, _ = given.text.split(given.settings.heldout_share, seed=given.settings.seed)
-    share = given.recipe.own_text
-    if share <= 0:
+    tokens = tokens_beside(train, given.recipe.own_text)
+    if tokens == 0:
         return None
-    tokens = round(int(train.lengths.sum()) * share / (1 - share))
     window, seed = int(given.text.ids.shape[1]), given.settings.seed
     cache = given.steps.work / "own_text.safetensors"
     mark, stamp = cache.with_suffix(".json"), fingerprint(dense=given.dense, tokens=tokens, window=window, seed=seed)
