@@ -251,25 +251,37 @@ def restore(dense: str, pruned: Path, out: Path, recipe: str, sites: str | None,
     "--text", ".txt or .jsonl; default: English prose from Python's own documentation.", required=False, exists=True
 )
 @path_option("--choices", ".jsonl with query, choices, gold: multiple choice.", required=False, exists=True)
+@click.option("--harness", metavar="TASK,...", help="Tasks of lm-evaluation-harness (pip install restorelcc[harness]).")
+@path_option("--harness-tasks", "Directory with YAML tasks of your own.", required=False, exists=True, directory=True)
+@click.option("--harness-shots", type=click.IntRange(min=0), metavar="N",
+              help="Examples before each question.  [default: the task's own number, else 0]")  # fmt: skip
+@click.option("--harness-limit", type=click.IntRange(min=1), metavar="N", help="Only the first N items of each task.")
 @choice_option("--noise", NOISES, "On prompts and questions: typing errors, casing, words left out.")
 @click.option("--noise-rate", type=float, default=0.1, show_default=True, help="Share of words that noise hits.")
 @click.option("--compensation", metavar="NAME|none", help="Of MODEL, a packed one with several; default: its default.")
 @number_option("--tokens", 16384, "Tokens of text to use.")
 @number_option("--window", 512, "Tokens per window.", least=2)
 @seeded_options
-def evaluate(model: str, against: tuple[str, ...], text: Path | None, choices: Path | None, noise: str,
+def evaluate(model: str, against: tuple[str, ...], text: Path | None, choices: Path | None, harness: str | None,
+             harness_tasks: Path | None, harness_shots: int | None, harness_limit: int | None, noise: str,
              noise_rate: float, compensation: str | None, tokens: int, window: int, seed: int, as_json: bool,
              quiet: bool) -> None:  # fmt: skip
-    """Perplexity (and multiple choice) of MODEL, compared on the same windows.
+    """Perplexity (and multiple choice, and tasks of lm-evaluation-harness) of MODEL, compared on the same windows.
 
     With two --against, the dense and then the pruned model, the share of the gap that MODEL closes is shown
-    with its paired bootstrap 95% interval; with --choices the gain in accuracy over each of them, with its own.
+    with its paired bootstrap 95% interval; with --choices or --harness the gain over each of them, with its own.
     """
     from restorelcc.compare import compare, summary
+    from restorelcc.harness import HarnessSettings
     from restorelcc.noisy_text import Noise
 
+    if harness is None and (harness_tasks, harness_shots, harness_limit) != (None, None, None):
+        raise ValueError("--harness-tasks, --harness-shots and --harness-limit belong to --harness; name tasks with it")
+    names = tuple(dict.fromkeys(name.strip() for name in (harness or "").split(",") if name.strip()))
     result = compare(
-        [model, *against], text=text, choices=choices, tokens=tokens, window=window, seed=seed,
+        [model, *against], text=text, choices=choices,
+        harness=None if harness is None else HarnessSettings(names, harness_tasks, harness_shots, harness_limit),
+        tokens=tokens, window=window, seed=seed,
         noise=None if noise == "none" else Noise(noise, noise_rate, seed), compensation=compensation,
         progress=make_progress(quiet),
     )  # fmt: skip

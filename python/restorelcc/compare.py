@@ -22,6 +22,7 @@ from .evaluation import (
     predicted_bytes,
     token_nll,
 )
+from .harness import HarnessSettings, HarnessTasks, TaskResult, score_gains
 from .loading import kind_of, load, tokenizer_of
 from .models import load_model
 from .noisy_text import Noise
@@ -38,6 +39,7 @@ def compare(
     *,
     text: Path | None = None,
     choices: Path | None = None,
+    harness: HarnessSettings | None = None,
     tokens: int = 16384,
     window: int = 512,
     seed: int = 0,
@@ -54,16 +56,21 @@ def compare(
         noise: put on prompts and questions, the same for all models.
         choices: multiple-choice items; accuracy with its standard error for every model, and of the first the paired
             gain over the others.
+        harness: tasks of lm-evaluation-harness, likewise; without noise.
         compensation: of the first model, a packed one with several: the name of the one to judge, or `none`.
 
     Raises:
-        ValueError: more than three models, vocabularies that differ, or unusable text.
+        ValueError: more than three models, vocabularies that differ, unusable text, or a task that cannot be had.
+        MissingExtraError: `harness` without the package lm_eval.
     """
     if len(specs) > 3:
         raise ValueError(f"{len(specs) - 1} models to compare with; give at most two: the dense and the pruned one")
     if noise is not None and text is None and choices is None:
         raise ValueError("noise is for prompts and questions; give --text FILE.jsonl or --choices")
+    if noise is not None and harness is not None:
+        raise ValueError("noise is for --text and --choices, and tasks of the harness get none; leave one of them out")
     first = tokenizer_of(specs[0])
+    tasks = HarnessTasks(harness, progress=progress) if harness is not None else None
     rows = (
         load_text(text, first, window=window, max_tokens=tokens, seed=seed, noise=noise)
         if text is not None
@@ -73,6 +80,7 @@ def compare(
     items = load_choices(choices, noise=noise) if choices is not None else None
     measured: list[NllResult] = []
     answers: list[ChoiceResult] = []
+    found: list[dict[str, TaskResult]] = []
     models: list[dict[str, Any]] = []
     for spec in specs:
         tokenizer = tokenizer_of(spec)
@@ -86,6 +94,8 @@ def compare(
             nll = token_nll(model, rows, progress=progress)
             if items is not None:
                 answers.append(multiple_choice(model, tokenizer, items, progress=progress))
+            if tasks is not None:
+                found.append(tasks.measure(model, tokenizer, progress=progress))
         entry: dict[str, Any] = {"model": spec, "nll": nll.mean, "perplexity": nll.perplexity, "source": note}
         entry["bits_per_byte"] = nll.bits_per_byte(size) if size else None
         if items is not None:
@@ -96,12 +106,16 @@ def compare(
                 "accuracy_normalised": answer.accuracy_normalised,
                 "stderr": answer.stderr,
             }
+        if tasks is not None:
+            entry["harness"] = {name: task.to_dict() for name, task in found[-1].items()}
         measured.append(nll)
         models.append(entry)
     text_record = {
         "name": rows.name, "tokens": rows.tokens, "bytes": size, "windows": int(rows.ids.shape[0]), "window": window,
     }  # fmt: skip
     result: dict[str, Any] = {"text": text_record, "models": models, "differences": [], "gap": None}
+    if tasks is not None:
+        result["harness"] = {"version": tasks.version, "limit": tasks.settings.limit}
     for spec, other in zip(specs[1:], measured[1:], strict=True):
         paired = gap_closed(measured[0], other, measured[0], seed=seed)  # only its improvement is used
         result["differences"].append(
@@ -119,6 +133,8 @@ def compare(
                 accuracy_gain(answers[0].correct_normalised, right.correct_normalised, seed=seed)
             ),
         }
+    for row, other_tasks in zip(result["differences"], found[1:], strict=False):
+        row["harness"] = score_gains(found[0], other_tasks, seed=seed)
     if len(specs) == 3:
         gap = gap_closed(measured[1], measured[2], measured[0], seed=seed)
         low, high = (gap.low, gap.high) if len(rows) > 1 else (None, None)
@@ -157,6 +173,7 @@ def summary(result: dict[str, Any]) -> list[str]:
                 f"± {answer['stderr']:.3f} on {answer['items']} items"
             )
         lines.append(line)
+        lines += [_task_line(row["model"], name, task) for name, task in row.get("harness", {}).items()]
     for row in result["differences"]:
         word, sign = ("better", 1) if row["improvement"] >= 0 else ("worse", -1)
         interval = "one window, no interval"
@@ -166,11 +183,9 @@ def summary(result: dict[str, Any]) -> list[str]:
         lines.append(f"{word} than {row['against']} by {abs(row['improvement']):.4f} nats per token ({interval})")
         for key, words in (("accuracy", "accuracy"), ("accuracy_normalised", "accuracy by length")):
             if "choices" in row:
-                gain = row["choices"][key]
-                lines.append(
-                    f"{words} against {row['against']}: {gain['value']:+.3f} "
-                    f"(paired 95% interval {gain['low']:+.3f} to {gain['high']:+.3f})"
-                )
+                lines.append(_gain_line(words, row["against"], row["choices"][key]))
+        for name, gains in row.get("harness", {}).items():
+            lines += [_gain_line(f"{name} {metric}", row["against"], gain) for metric, gain in gains.items()]
     gap = result["gap"]
     if gap is not None and math.isfinite(gap["value"]):
         interval = "one window, no interval"
@@ -178,3 +193,19 @@ def summary(result: dict[str, Any]) -> list[str]:
             interval = f"95% interval {gap['low']:.1%} to {gap['high']:.1%}"
         lines.append(f"gap closed: {gap['value']:.1%} ({interval})")
     return lines
+
+
+def _task_line(model: str, name: str, task: dict[str, Any]) -> str:
+    metrics = [
+        f"{metric} {row['value']:.3f}" + (f" ± {row['stderr']:.3f}" if row["stderr"] is not None else "")
+        for metric, row in task["metrics"].items()
+    ]
+    shots = f", {task['shots']} examples before each" if task["shots"] else ""
+    return f"{model}, {name}: {', '.join(metrics)} on {task['items']} items{shots}"
+
+
+def _gain_line(words: str, against: str, gain: dict[str, float]) -> str:
+    return (
+        f"{words} against {against}: {gain['value']:+.3f} "
+        f"(paired 95% interval {gain['low']:+.3f} to {gain['high']:+.3f})"
+    )

@@ -26,7 +26,7 @@ from .layout import choose_layout
 from .models import make_generation_config_valid, quiet_transformers
 from .packed import PackedWeight, pack
 from .packed_file import PackedFile, write_aligned
-from .packed_record import DTYPES, PACKED_FILE, Matrix, PackedRecord, check_name
+from .packed_record import DTYPES, FORMAT, PACKED_FILE, VERSION, Matrix, PackedRecord, check_name
 from .sites import ATTENTION, FFN, chained, model_sites
 from .skeleton import build_skeleton, check_configuration, check_matrix
 from .sparse_linear import SparseLinear
@@ -234,7 +234,7 @@ def save_packed(model: Any, tokenizer: Any, out: Path, *, overwrite: bool = Fals
     needed = sum(tensor.nbytes for tensor in tensors.values())
     with atomic_directory(out, overwrite=overwrite, needed=needed) as partial_directory, quiet_transformers():
         record.write(partial_directory)
-        write_aligned(partial_directory / PACKED_FILE, tensors, {"format": "restorelcc-packed", "version": "0"})
+        write_aligned(partial_directory / PACKED_FILE, tensors, {"format": FORMAT, "version": str(VERSION)})
         model.config.save_pretrained(partial_directory)
         if getattr(model, "generation_config", None) is not None:
             make_generation_config_valid(model)

@@ -21,7 +21,7 @@ from .wording import one_line
 
 __all__ = ["DTYPES", "PACKED_FILE", "RECORD_FILE", "Matrix", "PackedRecord", "check_name", "is_packed"]
 
-FORMAT, VERSION = "restorelcc-packed", 0
+FORMAT, VERSION = "restorelcc-packed", 1  # frozen: docs/format.md
 RECORD_FILE, PACKED_FILE = "restorelcc.json", "packed.safetensors"
 NOTE = "A packed model. Load it with restorelcc.load(DIRECTORY) or run `restorelcc generate DIRECTORY PROMPT`."
 

@@ -75,7 +75,7 @@ def garble_text(data: bytes, random: Random) -> bytes:
         b"\xef\xbb\xbf" + data, data.decode("utf-8").encode("utf-16"), data + data, data + b"\x00", b" " * 4096 + data,
         data.replace(b": 0", b": " + b"9" * 5000, 1), data.replace(b"1", b"1e999", 1), data.replace(b"{", b"{{", 1),
         data.replace(b'"', b"'"), data.replace(b",", b",,", 1), b"{" + data[1:] + b"}", data.replace(b"}", b",}", 1),
-        data.replace(b"{", b'{"version": 1, "format": "x", "values": "int8", ', 1),
+        data.replace(b"{", b'{"version": 2, "format": "x", "values": "int8", ', 1),
         data[:-2].rstrip() + b', "version": 7, "packed": 3, "hidden_size": 64}\n',
     )  # fmt: skip
     return random.choice(tricks)

@@ -106,7 +106,7 @@ def tensors_of(data: bytes) -> Tensors:
 
 def file_of(tensors: Tensors, *, alignment: int = 64) -> bytes:
     """A well-formed file of these tensors, in the order given."""
-    header: dict[str, Any] = {"__metadata__": {"format": "restorelcc-packed", "version": "0"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "restorelcc-packed", "version": "1"}}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + len(tensor["data"])

@@ -122,7 +122,7 @@ def test_a_link_to_no_file_is_refused(name: str, target: str, packed: Path) -> N
 
 def test_a_number_of_five_thousand_digits_is_refused(packed: Path) -> None:
     text = (packed / "restorelcc.json").read_text()
-    (packed / "restorelcc.json").write_text(text.replace('"version": 0', f'"version": {"9" * 5000}'))
+    (packed / "restorelcc.json").write_text(text.replace('"version": 1', f'"version": {"9" * 5000}'))
     assert "restorelcc.json is truncated or not JSON" in refusal(packed)
 
 

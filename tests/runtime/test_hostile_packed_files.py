@@ -69,7 +69,7 @@ def matrix(**changes: Any) -> list[dict[str, Any]]:
 
 
 RECORDS: list[tuple[dict[str, Any], str]] = [
-    ({"version": 1}, "version 1; this release reads"),
+    ({"version": 0}, "version 0; this release reads"),
     ({"format": "other"}, "format 'other'"),
     ({"values": "int3"}, "values is 'int3', not one of bf16"),
     ({"values": ["bf16"]}, "not one of bf16"),
