@@ -20,7 +20,15 @@ set(RLCC_SOURCES
     csrc/cpu/head_moments.cpp
     csrc/cpu/registry.cpp
     csrc/cpu/sparse_linear.cpp
-    csrc/cpu/kernels__scalar.cpp)
+    csrc/cpu/kernels__scalar.cpp
+    csrc/cuda/unavailable.cpp)
+
+# The CUDA back-end. In the shared library the host sources and what nvcc makes of the kernels take the place of
+# RLCC_CUDA_UNAVAILABLE (RestorelccCuda.cmake); the tests compile the same kernels for an emulator (tests/simt).
+set(RLCC_CUDA_UNAVAILABLE csrc/cuda/unavailable.cpp)
+set(RLCC_CUDA_HOST_SOURCES csrc/cuda/api.cpp csrc/cuda/validate.cpp)
+set(RLCC_CUDA_DEVICE_INFO csrc/cuda/device_info.cu)
+set(RLCC_CUDA_KERNELS csrc/cuda/sparse_linear_decode.cu)
 
 set(RLCC_AVX2_FLAGS -mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt)
 # -Wno-...: gcc 12's own avx512fintrin.h initialises its "undefined" vectors with themselves (gcc PR 105593).

@@ -1,0 +1,431 @@
+// sparse_linear for few rows of x, in one pass over mask and values:
+//
+//   y[m, n] = sum_k x[m, k] W[n, k] + comp_rows[comp_index[m], n] + bias[n] + residual[m, n],     m < M <= 16
+//
+// At M = 1 a dense weight at 50 % costs 1.125 bytes (bf16) and must cost few instructions: an H100 has issue slots for
+// 9.9 lane-instructions per dense weight in the time its memory takes, an A100 for 10.8. So, counted per dense weight:
+//
+//  - A warp takes kDecodeRows rows of W and streams along the columns on its own, without block barriers. One 16-byte
+//    load per lane brings the mask of 4 x 1024 columns; population counts and a scan over the 8 lanes of each row give,
+//    for each 32 bits of mask, where its values begin (about 0.3 instructions per dense weight, all of this).
+//  - The values of half a segment follow by 16-byte cp.async while the half before is multiplied: exactly the bytes of
+//    the survivors, at any density.
+//  - A lane multiplies 8 neighbouring columns of each row, one after the other: test the bit, load the value and step on
+//    if it is set, multiply (5 to 6 instructions). Neighbouring lanes' values lie side by side, so a load of one value by
+//    32 lanes touches the 256 bytes that hold 128 survivors: two passes through the banks. (To walk over survivors only,
+//    by find-first-set, needs 5 instructions per survivor, thus 2.5 per dense weight. But lanes with few survivors wait
+//    for those with many, and x gathered at random costs four passes through the banks; the load unit would bind.)
+//  - A pruned weight takes part as +0, as in the dense product: 0 * Inf is NaN.
+//
+// Int8 values are turned into floats in two instructions, without the slow integer conversion; a group of 128 columns
+// shares one scale, so each lane scales its sum of 8.
+#include "cuda/device.cuh"
+#include "cuda/sparse_linear.h"
+
+namespace restorelcc::cuda {
+namespace {
+
+constexpr unsigned kWholeWarp = 0xffffffffu;
+constexpr int kLane = 32;
+constexpr int kColumns = 8;                         // of one lane at a time
+constexpr int kStep = kLane * kColumns;             // of a warp
+constexpr int kWords = kDecodeSegment / 32;         // of mask, 32 bits each
+constexpr int kRowLanes = kLane / kDecodeRows;      // lanes that count and copy for one row
+constexpr int kLaneWords = kWords / kRowLanes;      // of mask per lane: 16 bytes
+static_assert(kLaneWords == 4 && kDecodeStage % kStep == 0, "one 16-byte load; whole steps");
+
+struct Arguments {
+  rlcc_sparse_linear_params p;
+  int columns, part_columns, warps_along_k;
+  int words, scale_groups;  // 64-bit words of mask, and scales, per row
+  bool wide_mask, wide_x;  // may be loaded 16 bytes at a time
+  float* partials;         // [splits, M, N], or null: y is written
+};
+
+// ---- Values: from shared memory to fp32.
+
+template <rlcc_dtype kDtype>
+struct Value;
+template <>
+struct Value<RLCC_F32> {
+  static constexpr int kBytes = 4;
+  static __device__ __forceinline__ float load(const unsigned char* at) {
+    return *reinterpret_cast<const float*>(at);
+  }
+};
+template <>
+struct Value<RLCC_BF16> {
+  static constexpr int kBytes = 2;
+  static __device__ __forceinline__ float load(const unsigned char* at) {
+    return float_of_bf16(*reinterpret_cast<const uint16_t*>(at));
+  }
+};
+template <>
+struct Value<RLCC_F16> {
+  static constexpr int kBytes = 2;
+  static __device__ __forceinline__ float load(const unsigned char* at) {
+    return float_of_f16(*reinterpret_cast<const uint16_t*>(at));
+  }
+};
+template <>
+struct Value<RLCC_I8> {
+  static constexpr int kBytes = 1;
+  // 2^23 + (value + 128), whose low byte is value + 128, less what was added.
+  static __device__ __forceinline__ float load(const unsigned char* at) {
+    return __uint_as_float((*at ^ 0x80u) | 0x4b000000u) - 8388736.0f;
+  }
+};
+
+// ---- Elements of x's dtype.
+
+__device__ __forceinline__ float load_element(const void* data, rlcc_dtype dtype, int64_t index) {
+  if (dtype == RLCC_F32) return static_cast<const float*>(data)[index];
+  const uint16_t bits = static_cast<const uint16_t*>(data)[index];
+  return dtype == RLCC_BF16 ? float_of_bf16(bits) : float_of_f16(bits);
+}
+
+__device__ __forceinline__ void store_element(void* data, rlcc_dtype dtype, int64_t index, float value) {
+  if (dtype == RLCC_F32) {
+    static_cast<float*>(data)[index] = value;
+  } else {
+    static_cast<uint16_t*>(data)[index] = dtype == RLCC_BF16 ? bf16_of_float(value) : f16_of_float(value);
+  }
+}
+
+// 16 bytes of x, `valid` elements of them from inside of the row (more or fewer than fit; +0 stands for the others).
+template <class Element>
+__device__ __forceinline__ void load_x_16(const Element* at, bool wide, int valid, uint32_t (&words)[4]) {
+  constexpr int kElements = 16 / sizeof(Element), kPerWord = 4 / sizeof(Element);
+  if (wide && valid >= kElements) {
+    const uint4 loaded = ptx::load_cached_16(at);
+    words[0] = loaded.x;
+    words[1] = loaded.y;
+    words[2] = loaded.z;
+    words[3] = loaded.w;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kElements; ++i) {
+    const uint32_t bits = i < valid ? static_cast<uint32_t>(at[i]) : 0;
+    words[i / kPerWord] = i % kPerWord == 0 ? bits : words[i / kPerWord] | bits << 16;
+  }
+}
+
+// x[m, k .. k + 8), +0 behind the last column.
+__device__ __forceinline__ void load_x(const Arguments& a, int m, int k, float (&x)[kColumns]) {
+  const int64_t index = m * a.p.x_stride + k;
+  const int valid = a.columns - k;
+  uint32_t words[4];
+  if (a.p.x_dtype == RLCC_F32) {
+    const uint32_t* const at = static_cast<const uint32_t*>(a.p.x) + index;
+#pragma unroll
+    for (int i = 0; i < kColumns; i += 4) {
+      load_x_16(at + i, a.wide_x, valid - i, words);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) x[i + j] = __uint_as_float(words[j]);
+    }
+    return;
+  }
+  load_x_16(static_cast<const uint16_t*>(a.p.x) + index, a.wide_x, valid, words);
+  const bool bf16 = a.p.x_dtype == RLCC_BF16;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    x[2 * i] = bf16 ? float_of_bf16_low(words[i]) : float_of_f16_low(words[i]);
+    x[2 * i + 1] = bf16 ? float_of_bf16_high(words[i]) : float_of_f16_high(words[i]);
+  }
+}
+
+// ---- The end of a sum.
+
+// sum + comp + bias + residual, rounded once. A comp_index from outside of [0, G) gives NaN.
+__device__ __forceinline__ void finish(const rlcc_sparse_linear_params& p, int m, int64_t n, float sum) {
+  if (p.comp_rows != nullptr) {
+    const int64_t group = p.comp_index != nullptr ? p.comp_index[m] : 0;
+    const bool known = group >= 0 && group < p.groups;
+    sum += known ? p.comp_rows[group * p.weight.rows + n] : __uint_as_float(0x7fc00000u);
+  }
+  if (p.bias != nullptr) sum += p.bias[n];
+  if (p.residual != nullptr) sum += load_element(p.residual, p.x_dtype, m * p.residual_stride + n);
+  store_element(p.y, p.x_dtype, m * p.y_stride + n, sum);
+}
+
+// ---- The stream of one warp.
+
+// 32 bits of mask and where, in the block's shared memory, the values of the first one begin.
+struct alignas(8) MaskWord {
+  uint32_t bits, values;
+};
+
+// What a warp keeps in shared memory.
+template <int kBytes>
+struct alignas(16) Staged {
+  MaskWord words[2][kDecodeRows][kWords];  // of the segment in turn
+  unsigned char values[2][kDecodeRows][decode_stage_bytes(kBytes)];  // of its first and its second half
+};
+
+// One of the warp's rows as the kRowLanes lanes see it that count and copy for it.
+struct RowCursor {
+  const uint64_t* mask;         // row n
+  const unsigned char* values;  // row n
+  int64_t begin;                // values before the segment that was counted last
+  int half, whole;              // values of its first half, and of all of it
+};
+
+// 128 bits of the mask from column k on; 0 behind `end` and behind the row.
+__device__ __forceinline__ uint4 load_mask(const Arguments& a, const uint64_t* row, int k, int end) {
+  uint4 bits{};
+  if (row == nullptr || k >= end) return bits;
+  const int word = k / 64;
+  if (a.wide_mask) return ptx::load_stream_16(row + word);
+  const uint64_t first = row[word], second = word + 1 < a.words ? row[word + 1] : 0;
+  bits.x = static_cast<uint32_t>(first);
+  bits.y = static_cast<uint32_t>(first >> 32);
+  bits.z = static_cast<uint32_t>(second);
+  bits.w = static_cast<uint32_t>(second >> 32);
+  return bits;
+}
+
+__device__ __forceinline__ int count(uint4 bits) {
+  return __popc(bits.x) + __popc(bits.y) + __popc(bits.z) + __popc(bits.w);
+}
+
+// Survivors of the row before column `end` (a multiple of 128), known to all of its lanes.
+__device__ __forceinline__ int64_t count_before(const Arguments& a, const uint64_t* row, int end) {
+  const int lane = static_cast<int>(threadIdx.x) % kRowLanes;
+  int64_t survivors = 0;
+#pragma unroll 1
+  for (int k = lane * kDecodePartMultiple; k < end; k += kDecodeSegment) survivors += count(load_mask(a, row, k, end));
+#pragma unroll
+  for (int bits = 1; bits < kRowLanes; bits *= 2) survivors += __shfl_xor_sync(kWholeWarp, survivors, bits);
+  return survivors;
+}
+
+// Counts a segment's mask and writes down its words for the lanes that multiply.
+template <int kBytes>
+__device__ __forceinline__ void count_segment(Staged<kBytes>& staged, uint32_t staged_at, int turn, uint4 mask,
+                                              RowCursor& row) {
+  const int r = static_cast<int>(threadIdx.x) % kLane / kRowLanes, i = static_cast<int>(threadIdx.x) % kRowLanes;
+  const int own = count(mask);
+  int through = own;  // survivors up to and with this lane's 128 columns
+#pragma unroll
+  for (int lanes = 1; lanes < kRowLanes; lanes *= 2) {
+    const int before = __shfl_up_sync(kWholeWarp, through, static_cast<unsigned>(lanes), kRowLanes);
+    if (i >= lanes) through += before;
+  }
+  row.begin += row.whole;
+  row.half = __shfl_sync(kWholeWarp, through, kRowLanes / 2 - 1, kRowLanes);
+  row.whole = __shfl_sync(kWholeWarp, through, kRowLanes - 1, kRowLanes);
+
+  const int stage = i / (kRowLanes / 2), skipped = stage == 0 ? 0 : row.half;
+  uint32_t at = staged_at + static_cast<uint32_t>(&staged.values[stage][r][0] - reinterpret_cast<unsigned char*>(&staged));
+  at += static_cast<uint32_t>((row.begin + skipped) * kBytes) % 16 + static_cast<uint32_t>(through - own - skipped) * kBytes;
+  MaskWord* const words = &staged.words[turn][r][i * kLaneWords];
+  const uint32_t bits[4] = {mask.x, mask.y, mask.z, mask.w};
+#pragma unroll
+  for (int w = 0; w < kLaneWords; ++w) {
+    words[w] = {bits[w], at};
+    at += static_cast<uint32_t>(__popc(bits[w])) * kBytes;
+  }
+}
+
+// Queues the values of one half of the segment that was counted. Copies are whole 16 bytes: they begin up to 15 bytes
+// early and end up to 15 late, within the row, whose values begin and end at a multiple of 16.
+template <int kBytes>
+__device__ __forceinline__ void copy_stage(Staged<kBytes>& staged, int stage, const RowCursor& row) {
+  const int r = static_cast<int>(threadIdx.x) % kLane / kRowLanes, i = static_cast<int>(threadIdx.x) % kRowLanes;
+  const int64_t begin = (row.begin + (stage == 0 ? 0 : row.half)) * kBytes;
+  const int count = stage == 0 ? row.half : row.whole - row.half;
+  const int bytes = count == 0 ? 0 : static_cast<int>(begin % 16) + count * kBytes;
+  const unsigned char* const from = row.values + begin / 16 * 16;
+#pragma unroll 1
+  for (int at = i * 16; at < bytes; at += kRowLanes * 16) ptx::cp_async_16(&staged.values[stage][r][at], from + at);
+  ptx::cp_async_commit();
+}
+
+// The main loop: sums += W x over the columns [k, k + kDecodeStage) of the warp's rows.
+template <rlcc_dtype kDtype, int kRowsOfX>
+__device__ __forceinline__ void multiply_stage(const Arguments& a, const unsigned char* shared,
+                                               const MaskWord (&words)[kDecodeRows][kWords], int stage, int64_t row,
+                                               int k, int end, float (&sums)[kDecodeRows][kRowsOfX]) {
+  const int lane = static_cast<int>(threadIdx.x) % kLane;
+  const int shift = lane % 4 * kColumns;
+  const uint32_t before = (1u << shift) - 1;
+  const int stop = min(k + kDecodeStage, end) + lane * kColumns;  // the same number of steps for all lanes
+  int word = stage * (kDecodeStage / 32) + lane / 4;
+  k += lane * kColumns;
+#pragma unroll 1
+  for (; k < stop; k += kStep, word += kStep / 32) {
+    float w[kDecodeRows][kColumns];
+#pragma unroll
+    for (int r = 0; r < kDecodeRows; ++r) {
+      const MaskWord entry = words[r][word];
+      const uint32_t bits = entry.bits >> shift;
+      const unsigned char* value =
+          shared + entry.values + static_cast<uint32_t>(__popc(entry.bits & before)) * Value<kDtype>::kBytes;
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        w[r][j] = 0.0f;
+        if ((bits >> j & 1) != 0) {
+          w[r][j] = Value<kDtype>::load(value);
+          value += Value<kDtype>::kBytes;
+        }
+      }
+    }
+    float scale[kDecodeRows];
+    if (kDtype == RLCC_I8) {
+#pragma unroll
+      for (int r = 0; r < kDecodeRows; ++r) {
+        const bool inside = row + r < a.p.weight.rows && k < a.columns;
+        scale[r] = inside ? float_of_bf16(a.p.weight.scales[(row + r) * a.scale_groups + k / RLCC_SCALE_COLUMNS]) : 0.0f;
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kRowsOfX; ++m) {
+      if (kRowsOfX > 1 && m >= a.p.x_rows) break;
+      float x[kColumns];
+      load_x(a, m, k, x);
+#pragma unroll
+      for (int r = 0; r < kDecodeRows; ++r) {
+        float sum = kDtype == RLCC_I8 ? 0.0f : sums[r][m];
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) sum = fmaf(w[r][j], x[j], sum);
+        sums[r][m] = kDtype == RLCC_I8 ? fmaf(scale[r], sum, sums[r][m]) : sum;
+      }
+    }
+  }
+}
+
+// Block (b, s): row groups b groups .. (b + 1) groups, parts s warps_along_k .. of the columns.
+template <rlcc_dtype kDtype, int kRowsOfX>
+__global__ void __launch_bounds__(256, 1) sparse_linear_decode(const __grid_constant__ Arguments a) {
+  constexpr int kBytes = Value<kDtype>::kBytes;
+  static_assert(sizeof(Staged<kBytes>) == decode_warp_bytes(kBytes), "the plan counts the same bytes");
+  RLCC_DYNAMIC_SHARED(unsigned char, shared);
+  RLCC_SHARED(float, partial, 8 * kDecodeRows * kRowsOfX);  // of each warp
+
+  const int warp = static_cast<int>(threadIdx.x) / kLane, lane = static_cast<int>(threadIdx.x) % kLane;
+  const int groups = static_cast<int>(blockDim.x) / kLane / a.warps_along_k;
+  const int64_t block_row = static_cast<int64_t>(blockIdx.x) * groups * kDecodeRows;
+  const int64_t row = block_row + warp / a.warps_along_k * kDecodeRows;
+  const int64_t part = static_cast<int64_t>(blockIdx.y) * a.warps_along_k + warp % a.warps_along_k;
+  // The last parts may have no columns: they begin behind the end.
+  const int64_t part_begin = part * a.part_columns;
+  const int begin = static_cast<int>(min(part_begin, int64_t{a.columns}));
+  const int end = static_cast<int>(min(part_begin + a.part_columns, int64_t{a.columns}));
+  const uint32_t staged_at = static_cast<uint32_t>(warp) * static_cast<uint32_t>(sizeof(Staged<kBytes>));
+  Staged<kBytes>& staged = *reinterpret_cast<Staged<kBytes>*>(shared + staged_at);
+
+  float sums[kDecodeRows][kRowsOfX] = {};
+  if (begin < end && row < a.p.weight.rows) {
+    RowCursor cursor{};
+    const int64_t own_row = row + lane / kRowLanes;
+    if (own_row < a.p.weight.rows) {
+      cursor.mask = a.p.weight.mask + own_row * a.words;
+      cursor.values = static_cast<const unsigned char*>(a.p.weight.values) + a.p.weight.row_offsets[own_row] * kBytes;
+    }
+    cursor.begin = count_before(a, cursor.mask, begin);
+    const int lane_begin = begin + lane % kRowLanes * (kDecodeSegment / kRowLanes);
+    uint4 mask = load_mask(a, cursor.mask, lane_begin, end);
+    count_segment(staged, staged_at, 0, mask, cursor);
+    copy_stage(staged, 0, cursor);
+    copy_stage(staged, 1, cursor);
+
+    int turn = 0, stage = 0;
+#pragma unroll 1
+    for (int k = begin; k < end; k += kDecodeStage) {
+      if (stage == 0) mask = load_mask(a, cursor.mask, lane_begin + (k - begin) + kDecodeSegment, end);
+      ptx::cp_async_wait_group<1>();
+      __syncwarp();  // this stage has arrived, for all lanes
+      multiply_stage<kDtype, kRowsOfX>(a, shared, staged.words[turn], stage, row, k, end, sums);
+      __syncwarp();  // and has been read
+      if (stage == 0) count_segment(staged, staged_at, turn ^ 1, mask, cursor);
+      copy_stage(staged, stage, cursor);  // of the next segment
+      turn ^= stage;
+      stage ^= 1;
+    }
+    ptx::cp_async_wait_group<0>();
+  }
+
+#pragma unroll
+  for (int r = 0; r < kDecodeRows; ++r) {
+#pragma unroll
+    for (int m = 0; m < kRowsOfX; ++m) {
+#pragma unroll
+      for (int bits = kLane / 2; bits > 0; bits /= 2) sums[r][m] += __shfl_xor_sync(kWholeWarp, sums[r][m], bits);
+      if (lane == 0) partial[(warp * kRowsOfX + m) * kDecodeRows + r] = sums[r][m];
+    }
+  }
+  __syncthreads();
+  const int rows_of_x = static_cast<int>(a.p.x_rows);
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < groups * kDecodeRows * rows_of_x; i += static_cast<int>(blockDim.x)) {
+    const int r = i % kDecodeRows, group = i / kDecodeRows % groups, m = i / kDecodeRows / groups;
+    const int64_t n = block_row + group * kDecodeRows + r;
+    if (n >= a.p.weight.rows) continue;
+    float sum = 0;
+#pragma unroll 1
+    for (int w = 0; w < a.warps_along_k; ++w) {
+      sum += partial[((group * a.warps_along_k + w) * kRowsOfX + m) * kDecodeRows + r];
+    }
+    if (a.partials != nullptr) {
+      a.partials[(static_cast<int64_t>(blockIdx.y) * rows_of_x + m) * a.p.weight.rows + n] = sum;
+    } else {
+      finish(a.p, m, n, sum);
+    }
+  }
+}
+
+// y from the partial sums of the splits, in their order.
+__global__ void __launch_bounds__(256) sparse_linear_combine(const __grid_constant__ Arguments a, int splits) {
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int m = static_cast<int>(blockIdx.y);
+  if (n >= a.p.weight.rows) return;
+  float sum = 0;
+  for (int s = 0; s < splits; ++s) sum += a.partials[(s * a.p.x_rows + m) * a.p.weight.rows + n];
+  finish(a.p, m, n, sum);
+}
+
+bool aligned_to_16(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+template <rlcc_dtype kDtype>
+LaunchError launch_for(const Arguments& a, const DecodePlan& plan, void* stream) {
+  const int64_t row_groups = divide_up(a.p.weight.rows, kDecodeRows);
+  const dim3 grid(static_cast<unsigned>(divide_up(row_groups, plan.groups)), static_cast<unsigned>(plan.splits));
+  const unsigned threads = static_cast<unsigned>(plan.warps() * kLane);
+  const size_t bytes = static_cast<size_t>(plan.warps()) * sizeof(Staged<Value<kDtype>::kBytes>);
+  if (a.p.x_rows == 1) return launch(sparse_linear_decode<kDtype, 1>, grid, threads, bytes, stream, a);
+  if (a.p.x_rows <= 4) return launch(sparse_linear_decode<kDtype, 4>, grid, threads, bytes, stream, a);
+  return launch(sparse_linear_decode<kDtype, 16>, grid, threads, bytes, stream, a);
+}
+
+LaunchError launch_for_dtype(const Arguments& a, const DecodePlan& plan, void* stream) {
+  switch (a.p.weight.dtype) {
+    case RLCC_F32: return launch_for<RLCC_F32>(a, plan, stream);
+    case RLCC_BF16: return launch_for<RLCC_BF16>(a, plan, stream);
+    case RLCC_F16: return launch_for<RLCC_F16>(a, plan, stream);
+    default: return launch_for<RLCC_I8>(a, plan, stream);
+  }
+}
+
+}  // namespace
+
+LaunchError launch_sparse_linear_decode(const rlcc_sparse_linear_params& params, const DecodePlan& plan,
+                                        float* workspace, void* stream) {
+  Arguments a{};
+  a.p = params;
+  a.columns = static_cast<int>(params.weight.columns);
+  a.words = divide_up(a.columns, 64);
+  a.scale_groups = divide_up(a.columns, RLCC_SCALE_COLUMNS);
+  a.part_columns = plan.part_columns;
+  a.warps_along_k = plan.warps_along_k;
+  a.wide_mask = a.words % 2 == 0 && aligned_to_16(params.weight.mask);
+  const int64_t x_row_bytes = params.x_stride * (params.x_dtype == RLCC_F32 ? 4 : 2);
+  a.wide_x = aligned_to_16(params.x) && (params.x_rows == 1 || x_row_bytes % 16 == 0);
+  a.partials = plan.splits > 1 ? workspace : nullptr;
+  RLCC_RETURN_IF_NOT_LAUNCHED(launch_for_dtype(a, plan, stream));
+  if (plan.splits == 1) return nullptr;
+  const dim3 grid(static_cast<unsigned>(divide_up(params.weight.rows, 256)), static_cast<unsigned>(params.x_rows));
+  return launch(sparse_linear_combine, grid, 256, 0, stream, a, plan.splits);
+}
+
+}  // namespace restorelcc::cuda

@@ -1,0 +1,33 @@
+// The CUDA entry points of a build without nvcc.
+#include "core/build_info.h"
+#include "core/status.h"
+#include "restorelcc/cuda.h"
+
+namespace restorelcc {
+
+const char* cuda_architectures() { return ""; }
+
+namespace {
+
+rlcc_status refuse() {
+  return guarded([] {
+    return failure(RLCC_UNSUPPORTED,
+                   "this build of restorelcc has no CUDA kernels; build it where nvcc is found (-DRLCC_CUDA=ON says "
+                   "what is missing), or move the tensors to the CPU");
+  });
+}
+
+}  // namespace
+}  // namespace restorelcc
+
+extern "C" {
+
+rlcc_status rlcc_cuda_sparse_linear_workspace(const rlcc_sparse_linear_params*, size_t*) {
+  return restorelcc::refuse();
+}
+
+rlcc_status rlcc_cuda_sparse_linear(const rlcc_sparse_linear_params*, void*, size_t, void*) {
+  return restorelcc::refuse();
+}
+
+}  // extern "C"

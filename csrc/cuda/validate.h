@@ -1,0 +1,16 @@
+// What must hold before a launcher may trust a parameter struct whose arrays are in device memory: everything that the
+// CPU's validation asks for and a host can see.
+#pragma once
+
+#include <cstddef>
+
+#include "core/status.h"
+
+namespace restorelcc::cuda {
+
+Status validate(const rlcc_sparse_linear_params& params);
+
+constexpr size_t kWorkspaceAlignment = 16;
+Status validate_workspace(const void* workspace, size_t bytes, size_t needed);
+
+}  // namespace restorelcc::cuda
