@@ -117,31 +117,33 @@ __device__ __forceinline__ void load_slab(const rlcc_head_moments_params& p, int
   constexpr int kTokens = kThreads / kLanes;                                     // in one round
   static_assert(kGramSlab % kTokens == 0, "whole rounds");
   const int t0 = static_cast<int>(threadIdx.x) / kLanes, d = static_cast<int>(threadIdx.x) % kLanes * kElements;
-  const Storage* dense = static_cast<const Storage*>(p.z_dense) + head * p.dense_head_stride + column + d +
-                         (token + t0) * p.dense_token_stride;
-  const Storage* pruned = static_cast<const Storage*>(p.z_pruned) + head * p.pruned_head_stride + column + d +
-                          (token + t0) * p.pruned_token_stride;
+  const Storage* const dense = static_cast<const Storage*>(p.z_dense) + head * p.dense_head_stride + column;
+  const Storage* const pruned = static_cast<const Storage*>(p.z_pruned) + head * p.pruned_head_stride + column;
   const bool column_inside = column + d < p.head_dim;
 #pragma unroll kWide ? 3 : 8
   for (int t = t0; t < kGramSlab; t += kTokens) {
-    const bool inside = column_inside && token + t < p.tokens;
     float* const to = slab + t * kGramTile + d;
-    if constexpr (kWide) {
-      float a[kElements] = {}, b[kElements] = {};
-      if (inside) {
-        Element::widen(ptx::load_cached_16(dense), a);
-        Element::widen(ptx::load_cached_16(pruned), b);
+    float a[kElements] = {}, b[kElements] = {};
+    if (column_inside && token + t < p.tokens) {
+      const Storage* const from_dense = dense + (token + t) * p.dense_token_stride + d;
+      const Storage* const from_pruned = pruned + (token + t) * p.pruned_token_stride + d;
+      if constexpr (kWide) {
+        Element::widen(ptx::load_cached_16(from_dense), a);
+        Element::widen(ptx::load_cached_16(from_pruned), b);
+      } else {
+        a[0] = Element::widen(*from_dense);
+        b[0] = Element::widen(*from_pruned);
       }
+    }
+    if constexpr (kWide) {
 #pragma unroll
       for (int i = 0; i < kElements; i += 4) {
         *reinterpret_cast<float4*>(to + i) =
             make_float4(a[i] - b[i], a[i + 1] - b[i + 1], a[i + 2] - b[i + 2], a[i + 3] - b[i + 3]);
       }
     } else {
-      *to = inside ? Element::widen(*dense) - Element::widen(*pruned) : 0.0f;
+      *to = a[0] - b[0];
     }
-    dense += kTokens * p.dense_token_stride;
-    pruned += kTokens * p.pruned_token_stride;
   }
 }
 
