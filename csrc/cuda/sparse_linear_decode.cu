@@ -127,11 +127,18 @@ __device__ __forceinline__ void load_x(const Arguments& a, int m, int k, float (
     return;
   }
   load_x_16(static_cast<const uint16_t*>(a.p.x) + index, a.wide_x, valid, words);
-  const bool bf16 = a.p.x_dtype == RLCC_BF16;
+  if (a.p.x_dtype == RLCC_BF16) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    x[2 * i] = bf16 ? float_of_bf16_low(words[i]) : float_of_f16_low(words[i]);
-    x[2 * i + 1] = bf16 ? float_of_bf16_high(words[i]) : float_of_f16_high(words[i]);
+    for (int i = 0; i < 4; ++i) {
+      x[2 * i] = float_of_bf16_low(words[i]);
+      x[2 * i + 1] = float_of_bf16_high(words[i]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      x[2 * i] = float_of_f16_low(words[i]);
+      x[2 * i + 1] = float_of_f16_high(words[i]);
+    }
   }
 }
 
@@ -255,6 +262,8 @@ __device__ __forceinline__ void multiply_stage(const Arguments& a, const unsigne
   k += lane * kColumns;
 #pragma unroll 1
   for (; k < stop; k += kStep, word += kStep / 32) {
+    float x[kColumns];
+    if (kRowsOfX == 1) load_x(a, 0, k, x);  // its latency passes while the weights are expanded
     float w[kDecodeRows][kColumns];
 #pragma unroll
     for (int r = 0; r < kDecodeRows; ++r) {
@@ -282,8 +291,7 @@ __device__ __forceinline__ void multiply_stage(const Arguments& a, const unsigne
 #pragma unroll
     for (int m = 0; m < kRowsOfX; ++m) {
       if (kRowsOfX > 1 && m >= a.p.x_rows) break;
-      float x[kColumns];
-      load_x(a, m, k, x);
+      if (kRowsOfX > 1) load_x(a, m, k, x);
 #pragma unroll
       for (int r = 0; r < kDecodeRows; ++r) {
         float sum = kDtype == RLCC_I8 ? 0.0f : sums[r][m];
