@@ -2,11 +2,11 @@
 
 #include <cstring>
 
+#include <cutlass/tensor_ref.h>
+#include <cutlass/util/host_reorder.h>
 #include <cute/atom/copy_traits_sm75.hpp>
 #include <cute/atom/mma_atom.hpp>
 #include <cute/tensor.hpp>
-#include <cutlass/tensor_ref.h>
-#include <cutlass/util/host_reorder.h>
 
 namespace restorelcc::test {
 namespace {
