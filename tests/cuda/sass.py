@@ -94,6 +94,8 @@ def parse_resources(lines: Iterable[str]) -> list[Kernel]:
         elif found := _RESOURCES_OF.match(line):
             symbol = found[1]
         elif symbol and "REG:" in line:
+            if not architecture:
+                raise ToolError("a bare cubin does not say its architecture here: give the object or the library")
             numbers = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", line)}
             kernels.append(
                 Kernel(
@@ -145,7 +147,7 @@ def demangle(symbols: list[str]) -> list[str]:
 
 
 def read_kernels(path: Path, cuobjdump: str) -> list[Kernel]:
-    """Every kernel of every architecture in an object, a library or a cubin."""
+    """Every kernel of every architecture in an object or a library."""
     kernels = parse_resources(_lines([cuobjdump, "-res-usage", str(path)]))
     instructions = parse_instructions(_lines([cuobjdump, "-sass", str(path)]))
     names = demangle([kernel.symbol for kernel in kernels])

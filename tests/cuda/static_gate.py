@@ -2,7 +2,7 @@
 
     python tests/cuda/static_gate.py build/core/librestorelcc.so [--table docs/gate.md]
 
-Takes objects, libraries or cubins. Every kernel found must have a budget in budgets.json and keep it on every
+Takes objects and libraries. Every kernel found must have a budget in budgets.json and keep it on every
 architecture; every budget must have a kernel. Prints a table in Markdown, and one sentence per violation; the exit
 status is 0, 1 (violations) or 2 (could not look).
 """
@@ -297,7 +297,7 @@ def table(verdict: Verdict, architectures: tuple[str, ...]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Reads, judges, prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("objects", nargs="+", type=Path, help="objects, libraries or cubins that hold kernels")
+    parser.add_argument("objects", nargs="+", type=Path, help="objects or libraries that hold kernels")
     parser.add_argument("--budgets", type=Path, default=BUDGETS)
     parser.add_argument("--architectures", nargs="+", help="look at these only (for a build of fewer)")
     parser.add_argument("--table", type=Path, help="write the table here too")
