@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HOW_TO_GET_CUOBJDUMP = (
-    "cuobjdump was not found: put it on PATH, name it in CUOBJDUMP, "
-    "or `pip install nvidia-cuda-cuobjdump` (a CUDA toolkit has it too)"
+    "put it on PATH, name it in CUOBJDUMP, or `pip install nvidia-cuda-cuobjdump` (a CUDA toolkit has it too)"
 )
 
 
@@ -59,7 +58,7 @@ def find_cuobjdump() -> str:
     for place in places:
         if place and Path(place).is_file():
             return place
-    raise ToolError(HOW_TO_GET_CUOBJDUMP)
+    raise ToolError(f"cuobjdump was not found: {HOW_TO_GET_CUOBJDUMP}")
 
 
 def _lines(command: list[str]) -> Iterator[str]:

@@ -200,8 +200,8 @@ def tool(name: str, found: str | None, how: str) -> str:
     if found:
         return found
     if os.environ.get("RLCC_CUDA_LANE"):
-        pytest.fail(f"{name} is missing: {how}")
-    pytest.skip(f"{name} is missing: {how}")
+        pytest.fail(f"{name} was not found: {how}")
+    pytest.skip(f"{name} was not found: {how}")
 
 
 @pytest.fixture(scope="module")
