@@ -78,9 +78,9 @@ _FUNCTION = re.compile(r"^\s+Function : ([\w$.]+)")
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P[T0-9]+)\s+)?([A-Z][\w.]*)\s*([^;]*?)\s*;")
 
 
-def _reserved_shared(architecture: str) -> int:
-    """What the system keeps of a block's shared memory, 1 KB, is counted from sm_90 on (and is kept before, too)."""
-    return 1024 if int(re.sub(r"\D", "", architecture)) >= 90 else 0
+def _own_shared(counted: int, architecture: str) -> int:
+    """Without the 1 KB per block that the system keeps: from sm_90 on it is counted where any is used."""
+    return max(counted - 1024, 0) if int(re.sub(r"\D", "", architecture)) >= 90 else counted
 
 
 def parse_resources(lines: Iterable[str]) -> list[Kernel]:
@@ -102,7 +102,7 @@ def parse_resources(lines: Iterable[str]) -> list[Kernel]:
                     architecture,
                     registers=numbers["REG"],
                     stack=numbers["STACK"],
-                    shared=numbers["SHARED"] - _reserved_shared(architecture),
+                    shared=_own_shared(numbers["SHARED"], architecture),
                     local=numbers["LOCAL"],
                 )
             )

@@ -26,7 +26,8 @@ bool same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)
 
 // |gram - exact| <= 1e-6 sum |dz_i dz_j|, |total - exact| <= 1e-6 sum |dz_d|; Inf and NaN where the oracle has
 // them.
-void check(const rlcc_head_moments_params& given, const std::string& name) {
+void check(const rlcc_head_moments_params& given, const std::string& name,
+           const std::function<void(const rlcc_head_moments_params&)>& run = call) {
   const int64_t heads = given.heads, dim = given.head_dim;
   Moments got(heads, dim), expected(heads, dim), size(heads, dim);
   // What is there already is added to; it is symmetric.
@@ -41,7 +42,7 @@ void check(const rlcc_head_moments_params& given, const std::string& name) {
   CHECK_STATUS(rlcc_head_moments_reference(&p), RLCC_OK);
   p.total = got.total.data();
   p.gram = got.gram.data();
-  call(p);
+  run(p);
 
   std::vector<double> dz(static_cast<size_t>(dim));
   for (int64_t h = 0; h < heads; ++h) {
@@ -88,16 +89,16 @@ std::string describe(const rlcc_head_moments_params& p) {
 
 void ragged_shapes() {
   std::mt19937 random(41);
-  for (rlcc_dtype dtype : kDtypes) {
-    for (int64_t tokens : {0, 1, 2, 12, 13, 48, 49, 300}) {
-      for (int64_t dim : {1, 2, 3, 17, 32, 33, 64, 65, 130}) {
-        for (int64_t heads : {1, 3}) {
-          if (dim > 64 && heads == 3 && tokens % 7 != 0) continue;
-          const Activations z(tokens, heads, dim, dtype, random);
-          Moments unused(heads, dim);
-          const rlcc_head_moments_params p = z.params(0, tokens, unused);
-          check(p, describe(p));
-        }
+  size_t turn = 0;
+  for (int64_t tokens : {0, 1, 2, 12, 13, 48, 49, 100}) {
+    for (int64_t dim : {1, 2, 3, 17, 32, 33, 64, 65, 130}) {
+      if (dim > 64 && tokens % 12 == 0) continue;
+      for (size_t dtypes = dim < 64 && tokens > 12 ? 3 : 1; dtypes-- > 0;) {
+        const Activations z(tokens, 1 + static_cast<int64_t>(turn) % 3, dim, kDtypes[turn % 3], random);
+        ++turn;
+        Moments unused(z.heads, dim);
+        const rlcc_head_moments_params p = z.params(0, tokens, unused);
+        check(p, describe(p));
       }
     }
   }
@@ -108,19 +109,29 @@ void ragged_shapes() {
   }
 }
 
-// One chunk of several slabs, chunks of one slab, and chunks of unequal numbers of slabs.
+// One chunk of several slabs, chunks of one slab, and chunks of unequal numbers of slabs; more heads than a
+// plan splits.
 void every_plan() {
   std::mt19937 random(42);
-  for (const auto& [tokens, heads, dim, chunks] : {std::array<int64_t, 4>{100, 513, 1, 1},
-                                                   {200, 1, 64, 5},
-                                                   {48 * 7, 204, 8, 5},
-                                                   {48 * 7 + 1, 120, 72, 2}}) {
-    CHECK(restorelcc::cuda::plan_head_moments(tokens, heads, dim).chunks == chunks) << "what this case is for";
-    const Activations z(tokens, heads, dim, RLCC_BF16, random);
+  const int64_t tokens = 48 * 7 - 5, heads = 2, dim = 72;
+  const Activations z(tokens, heads, dim, RLCC_BF16, random);
+  for (int64_t chunks : {1, 2, 3, 7}) {
     Moments unused(heads, dim);
-    const rlcc_head_moments_params p = z.params(0, tokens, unused);
-    check(p, describe(p));
+    const rlcc_head_moments_params given = z.params(0, tokens, unused);
+    check(given, describe(given) + " chunks " + std::to_string(chunks), [&](const rlcc_head_moments_params& p) {
+      restorelcc::cuda::HeadMomentsPlan plan = restorelcc::cuda::plan_head_moments(tokens, heads, dim);
+      CHECK(plan.chunks == 7);
+      plan.chunks = chunks;
+      std::vector<double> workspace(restorelcc::cuda::head_moments_workspace_bytes(plan, heads) / 8,
+                                    std::nan(""));
+      CHECK_LAUNCHED(launch_head_moments(p, plan, workspace.data(), nullptr));
+    });
   }
+  const Activations many(50, 513, 1, RLCC_F16, random);
+  Moments unused(513, 1);
+  const rlcc_head_moments_params p = many.params(0, 50, unused);
+  CHECK(restorelcc::cuda::plan_head_moments(50, 513, 1).chunks == 1);
+  check(p, describe(p));
 }
 
 // 16-byte loads where they are allowed, and where they are not; heads outside of tokens, and overlapping
@@ -128,8 +139,8 @@ void every_plan() {
 void layouts() {
   std::mt19937 random(43);
   for (rlcc_dtype dtype : kDtypes) {
-    for (int64_t dim : {8, 64, 72, 12}) {
-      for (int64_t gap : {0, 8, 4, 1}) {
+    for (int64_t dim : {8, 72, 12}) {
+      for (int64_t gap : {0, 4, 1}) {
         const Activations z(60, 2, dim, dtype, random, gap);
         Moments unused(2, dim);
         rlcc_head_moments_params p = z.params(0, 60, unused);
@@ -154,7 +165,7 @@ void layouts() {
 
 // Where rounding to nearest errs the same way again and again: equal tokens; falling and rising ones.
 void rounding_at_its_worst() {
-  for (int64_t tokens : {12, 4801}) {
+  for (int64_t tokens : {12, 1201}) {
     for (const int shape : {0, 1, 2}) {
       Matrix dense(tokens, 8, RLCC_F32), pruned(tokens, 8, RLCC_F32);
       for (int64_t t = 0; t < tokens; ++t) {
