@@ -243,9 +243,14 @@ __device__ __forceinline__ void copy_stage(Staged<kBytes>& staged, int stage, co
   const int64_t begin = (row.begin + (stage == 0 ? 0 : row.half)) * kBytes;
   const int count = stage == 0 ? row.half : row.whole - row.half;
   const int bytes = count == 0 ? 0 : static_cast<int>(begin % 16) + count * kBytes;
-  const unsigned char* const from = row.values + begin / 16 * 16;
+  const unsigned char* from = row.values + begin / 16 * 16 + i * 16;
+  unsigned char* to = &staged.values[stage][r][i * 16];
 #pragma unroll 1
-  for (int at = i * 16; at < bytes; at += kRowLanes * 16) ptx::cp_async_16(&staged.values[stage][r][at], from + at);
+  for (int left = bytes - i * 16; left > 0; left -= kRowLanes * 16) {
+    ptx::cp_async_16(to, from);
+    from += kRowLanes * 16;
+    to += kRowLanes * 16;
+  }
   ptx::cp_async_commit();
 }
 
