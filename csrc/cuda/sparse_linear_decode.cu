@@ -26,6 +26,7 @@
 // Int8 values are turned into floats in two instructions, without the slow integer conversion; a group of 128
 // columns shares one scale, so each lane scales its sum of 8.
 #include "cuda/device.cuh"
+#include "cuda/epilogue.cuh"
 #include "cuda/sparse_linear.h"
 
 namespace restorelcc::cuda {
@@ -82,21 +83,7 @@ struct Value<RLCC_I8> {
   }
 };
 
-// ---- Elements of x's dtype.
-
-__device__ __forceinline__ float load_element(const void* data, rlcc_dtype dtype, int64_t index) {
-  if (dtype == RLCC_F32) return static_cast<const float*>(data)[index];
-  const uint16_t bits = static_cast<const uint16_t*>(data)[index];
-  return dtype == RLCC_BF16 ? float_of_bf16(bits) : float_of_f16(bits);
-}
-
-__device__ __forceinline__ void store_element(void* data, rlcc_dtype dtype, int64_t index, float value) {
-  if (dtype == RLCC_F32) {
-    static_cast<float*>(data)[index] = value;
-  } else {
-    static_cast<uint16_t*>(data)[index] = dtype == RLCC_BF16 ? bf16_of_float(value) : f16_of_float(value);
-  }
-}
+// ---- x.
 
 // 16 bytes of x, `valid` elements of them from inside of the row (more or fewer than fit; +0 stands for the
 // others).
@@ -147,20 +134,6 @@ __device__ __forceinline__ void load_x(const Arguments& a, int m, int k, float (
       x[2 * i + 1] = float_of_f16_high(words[i]);
     }
   }
-}
-
-// ---- The end of a sum.
-
-// sum + comp + bias + residual, rounded once. A comp_index from outside of [0, G) gives NaN.
-__device__ __forceinline__ void finish(const rlcc_sparse_linear_params& p, int m, int64_t n, float sum) {
-  if (p.comp_rows != nullptr) {
-    const int64_t group = p.comp_index != nullptr ? p.comp_index[m] : 0;
-    const bool known = group >= 0 && group < p.groups;
-    sum += known ? p.comp_rows[group * p.weight.rows + n] : __uint_as_float(0x7fc00000u);
-  }
-  if (p.bias != nullptr) sum += p.bias[n];
-  if (p.residual != nullptr) sum += load_element(p.residual, p.x_dtype, m * p.residual_stride + n);
-  store_element(p.y, p.x_dtype, m * p.y_stride + n, sum);
 }
 
 // ---- The stream of one warp.
