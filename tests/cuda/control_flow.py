@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 from sass import Instruction
 
-# Ends of a block. Only these change where a warp goes on; a call comes back, and counts as one instruction.
-_TURNS = ("BRA", "BSSY", "BSYNC", "EXIT", "RET", "KILL")
+# Ends of a block. A call counts as one instruction and goes on behind it; and where it leads, since nvcc leaves loops by
+# a CALL to the place behind them (sm_80).
+_TURNS = ("BRA", "CALL", "BSSY", "BSYNC", "EXIT", "RET", "KILL")
 
 
 @dataclass
@@ -61,7 +62,7 @@ def _cut(instructions: list[Instruction]) -> list[Block]:
         kind = one.opcode.split(".")[0]
         if kind in _TURNS:
             starts.add(index + 1)
-            if one.target in places and kind in ("BRA", "BSSY"):
+            if one.target in places and kind in ("BRA", "CALL", "BSSY"):
                 starts.add(places[one.target])
     edges = sorted(start for start in starts if start < len(instructions))
     return [Block(instructions[a:b]) for a, b in zip(edges, [*edges[1:], len(instructions)], strict=True)]
@@ -89,6 +90,8 @@ def blocks_of(instructions: list[Instruction]) -> list[Block]:
                 after = set()
             if last.target in number:
                 after.add(number[last.target])
+        elif kind == "CALL" and last.target in number:
+            after.add(number[last.target])
         elif kind == "BSSY" and last.target in number:
             out[last.operands.split(",")[0]] = frozenset([number[last.target]])
         elif kind == "BSYNC":

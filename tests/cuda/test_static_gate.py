@@ -103,6 +103,23 @@ def test_diverged_lanes_are_not_counted() -> None:
     assert longest_way(blocks, loop, "FFMA", []).instructions == 3
 
 
+def test_a_call_may_leave_a_loop() -> None:
+    blocks = blocks_of(
+        listing("""
+        0000: FFMA R1, R1, R1, R1
+        0010: FADD R1, R1, R1
+        0020: @P1 CALL.REL.NOINC 0x0040
+        0030: BRA 0x0010
+        0040: @P0 BRA 0x0000
+        0050: EXIT
+        """)
+    )
+    (outer,) = loops_of(blocks)
+    (inner,) = outer.inner
+    assert longest_way(blocks, inner, "FFMA", []).instructions == 3
+    assert longest_way(blocks, outer, "FFMA", []).instructions == 2 + 3
+
+
 def test_names() -> None:
     assert short_name("void a::(anonymous namespace)::f<(int)1, true>(a::(anonymous namespace)::P)") == "f<1, true>"
     assert short_name("a::f<a::(anonymous namespace)::F16, (bool)0>(int const*, void (*)(int))") == "f<F16, 0>"
