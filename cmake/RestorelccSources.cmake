@@ -28,7 +28,9 @@ set(RLCC_SOURCES
 set(RLCC_CUDA_UNAVAILABLE csrc/cuda/unavailable.cpp)
 set(RLCC_CUDA_HOST_SOURCES csrc/cuda/api.cpp csrc/cuda/validate.cpp)
 set(RLCC_CUDA_DEVICE_INFO csrc/cuda/device_info.cu)
-set(RLCC_CUDA_KERNELS csrc/cuda/sparse_linear_decode.cu)
+set(RLCC_CUDA_KERNELS
+    csrc/cuda/head_moments.cu
+    csrc/cuda/sparse_linear_decode.cu)
 
 set(RLCC_AVX2_FLAGS -mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt)
 # -Wno-...: gcc 12's own avx512fintrin.h initialises its "undefined" vectors with themselves (gcc PR 105593).
@@ -37,7 +39,7 @@ set(RLCC_AVX512F_FLAGS ${RLCC_AVX2_FLAGS} -mavx512f -mavx512bw -mavx512dq -mavx5
 set(RLCC_AVX512VBMI2_FLAGS ${RLCC_AVX512F_FLAGS} -mavx512vbmi2)
 set(RLCC_AVX512BF16_FLAGS ${RLCC_AVX512VBMI2_FLAGS} -mavx512vnni -mavx512bf16)
 
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
+if(RLCC_X86_VECTORS AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
   set(RLCC_X86_KERNELS 1)
   set(RLCC_X86_ISAS avx2 avx512f avx512vbmi2 avx512bf16)
   list(APPEND RLCC_SOURCES

@@ -11,9 +11,10 @@ namespace {
 
 rlcc_status refuse() {
   return guarded([] {
-    return failure(RLCC_UNSUPPORTED,
-                   "this build of restorelcc has no CUDA kernels; build it where nvcc is found (-DRLCC_CUDA=ON says "
-                   "what is missing), or move the tensors to the CPU");
+    return failure(
+        RLCC_UNSUPPORTED,
+        "this build of restorelcc has no CUDA kernels; build it where nvcc is found (-DRLCC_CUDA=ON says "
+        "what is missing), or move the tensors to the CPU");
   });
 }
 
@@ -27,6 +28,14 @@ rlcc_status rlcc_cuda_sparse_linear_workspace(const rlcc_sparse_linear_params*, 
 }
 
 rlcc_status rlcc_cuda_sparse_linear(const rlcc_sparse_linear_params*, void*, size_t, void*) {
+  return restorelcc::refuse();
+}
+
+rlcc_status rlcc_cuda_head_moments_workspace(const rlcc_head_moments_params*, size_t*) {
+  return restorelcc::refuse();
+}
+
+rlcc_status rlcc_cuda_head_moments(const rlcc_head_moments_params*, void*, size_t, void*) {
   return restorelcc::refuse();
 }
 

@@ -1,5 +1,5 @@
-// What must hold before a launcher may trust a parameter struct whose arrays are in device memory: everything that the
-// CPU's validation asks for and a host can see.
+// What must hold before a launcher may trust a parameter struct whose arrays are in device memory: everything
+// that the CPU's validation asks for and a host can see.
 #pragma once
 
 #include <cstddef>
@@ -9,6 +9,7 @@
 namespace restorelcc::cuda {
 
 Status validate(const rlcc_sparse_linear_params& params);
+Status validate(const rlcc_head_moments_params& params);
 
 constexpr size_t kWorkspaceAlignment = 16;
 Status validate_workspace(const void* workspace, size_t bytes, size_t needed);
