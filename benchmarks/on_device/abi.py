@@ -103,6 +103,11 @@ class Library:
         if getattr(self._functions, name)(*arguments) != OK:
             raise CallError(f"{name}: {self._functions.rlcc_last_error().decode()}")
 
+    @staticmethod
+    def address(struct: ctypes.Structure) -> Any:
+        """Of a struct, as an argument."""
+        return ctypes.byref(struct)
+
     def build_info(self) -> str:
         """Of the library: JSON."""
         text: bytes = self._functions.rlcc_build_info()
