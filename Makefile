@@ -1,6 +1,7 @@
 # make demo [QUICK=1]   prune and restore a real model, write runs/demo/report.html
 # make test             C++ tests (ctest), then Python tests (pytest)
-# make test-cuda        CUDA kernels: compiled by nvcc for every architecture, run in the emulator, under sanitizers
+# make test-cuda        CUDA kernels: compiled by nvcc for every architecture and held against budgets, run in the
+#                       emulator, under sanitizers
 # make bench            the Python op against torch
 # make bench-cpp        the kernels alone, against the read bandwidth (ARGS="--help")
 # make roofline         draws what bench-cpp wrote: JSON=... PNG=...
@@ -46,11 +47,14 @@ test-cpp: $(VENV)/.test
 # Each of the emulator's builds is of the core without vector instructions, which it has no use for, and at -O1: under
 # sanitizers the kernels compile for minutes at -O3.
 SIMT := -DCMAKE_CXX_FLAGS_RELEASE="-O1 -g1" -DRLCC_BUILD_TESTS=ON -DRLCC_BUILD_FUZZ=OFF -DRLCC_CUDA=OFF -DRLCC_X86_VECTORS=OFF
-test-cuda: $(VENV)/.nvcc
+SIMT += -DRLCC_CUTLASS="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/cutlass_library/source"
+test-cuda: $(VENV)/.nvcc $(VENV)/.cuda
 	cmake -S . -B build/cuda -G Ninja -DCMAKE_BUILD_TYPE=Release -DRLCC_BUILD_TESTS=ON -DRLCC_BUILD_FUZZ=OFF \
 	  -DRLCC_CUDA=ON -DRLCC_X86_VECTORS=OFF $(CMAKE_ARGS)
 	cmake --build build/cuda --target restorelcc test_abi test_cuda_border
 	ctest --test-dir build/cuda --output-on-failure -R 'symbols|abi|cuda_border'
+	RLCC_CUDA_LANE=1 $(BIN)/python -m pytest -q tests/cuda
+	$(BIN)/python tests/cuda/static_gate.py build/cuda/librestorelcc.so --table build/cuda/static_gate.md
 	for sanitize in "" address,undefined thread; do \
 	  build=build/simt$${sanitize:+-$${sanitize%,*}}; \
 	  cmake -S . -B $$build -G Ninja -DCMAKE_BUILD_TYPE=Release $(SIMT) -DRLCC_SANITIZE=$$sanitize $(CMAKE_ARGS) && \
@@ -115,6 +119,12 @@ $(VENV)/.model: $(VENV)/.base
 CUDA_WHEELS := $(addsuffix ==13.0.*,nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl)
 $(VENV)/.nvcc: $(VENV)/.base
 	command -v nvcc >/dev/null || test -n "$$CUDACXX" || $(PIP) install --quiet $(CUDA_WHEELS)
+	touch $@
+
+# What reads compiled kernels, and CUTLASS's headers to compare with; its Python dependencies are not needed.
+$(VENV)/.cuda: $(VENV)/.base
+	$(PIP) install --quiet --no-deps "nvidia-cuda-cuobjdump>=13" "nvidia-cutlass==4.*"
+	$(PIP) install --quiet pytest
 	touch $@
 
 $(VENV)/.test: $(VENV)/.package

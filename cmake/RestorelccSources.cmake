@@ -28,7 +28,9 @@ set(RLCC_SOURCES
 set(RLCC_CUDA_UNAVAILABLE csrc/cuda/unavailable.cpp)
 set(RLCC_CUDA_HOST_SOURCES csrc/cuda/api.cpp csrc/cuda/validate.cpp)
 set(RLCC_CUDA_DEVICE_INFO csrc/cuda/device_info.cu)
-set(RLCC_CUDA_KERNELS csrc/cuda/sparse_linear_decode.cu)
+set(RLCC_CUDA_KERNELS
+    csrc/cuda/head_moments.cu
+    csrc/cuda/sparse_linear_decode.cu)
 
 set(RLCC_AVX2_FLAGS -mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt)
 # -Wno-...: gcc 12's own avx512fintrin.h initialises its "undefined" vectors with themselves (gcc PR 105593).

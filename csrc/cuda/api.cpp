@@ -3,6 +3,7 @@
 
 #include "core/build_info.h"
 #include "cuda/device_info.h"
+#include "cuda/head_moments.h"
 #include "cuda/sparse_linear.h"
 #include "cuda/validate.h"
 #include "restorelcc/cuda.h"
@@ -75,6 +76,27 @@ Status sparse_linear(const rlcc_sparse_linear_params& p, void* workspace, size_t
   return {};
 }
 
+HeadMomentsPlan moments_plan(const rlcc_head_moments_params& p) {
+  return plan_head_moments(p.tokens, p.heads, p.head_dim);
+}
+
+Status head_moments_workspace(const rlcc_head_moments_params& p, size_t* bytes) {
+  RLCC_RETURN_IF_FAILED(validate(p));
+  *bytes = head_moments_workspace_bytes(moments_plan(p), p.heads);
+  return {};
+}
+
+Status head_moments(const rlcc_head_moments_params& p, void* workspace, size_t workspace_bytes, void* stream) {
+  RLCC_RETURN_IF_FAILED(validate(p));
+  if (p.tokens == 0 || p.heads == 0 || p.head_dim == 0) return {};
+  DeviceInfo device{};
+  RLCC_RETURN_IF_FAILED(current_device(&device));
+  const HeadMomentsPlan plan = moments_plan(p);
+  RLCC_RETURN_IF_FAILED(
+      validate_workspace(workspace, workspace_bytes, head_moments_workspace_bytes(plan, p.heads)));
+  return launched("head_moments", launch_head_moments(p, plan, static_cast<double*>(workspace), stream));
+}
+
 }  // namespace
 }  // namespace cuda
 }  // namespace restorelcc
@@ -95,6 +117,21 @@ rlcc_status rlcc_cuda_sparse_linear(const rlcc_sparse_linear_params* params, voi
   return guarded([&]() -> Status {
     if (params == nullptr) return invalid("params is null");
     return cuda::sparse_linear(*params, workspace, workspace_bytes, stream);
+  });
+}
+
+rlcc_status rlcc_cuda_head_moments_workspace(const rlcc_head_moments_params* params, size_t* bytes) {
+  return guarded([&]() -> Status {
+    if (params == nullptr || bytes == nullptr) return invalid("params or bytes is null");
+    return cuda::head_moments_workspace(*params, bytes);
+  });
+}
+
+rlcc_status rlcc_cuda_head_moments(const rlcc_head_moments_params* params, void* workspace, size_t workspace_bytes,
+                                   void* stream) {
+  return guarded([&]() -> Status {
+    if (params == nullptr) return invalid("params is null");
+    return cuda::head_moments(*params, workspace, workspace_bytes, stream);
   });
 }
 

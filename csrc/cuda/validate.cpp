@@ -1,11 +1,14 @@
 #include "cuda/validate.h"
 
 #include "core/validate_params.h"
+#include "cuda/head_moments.h"
 #include "cuda/plan.h"
 #include "sparse/layout.h"
 
 namespace restorelcc::cuda {
 namespace {
+
+constexpr int64_t kMostBlocks = INT32_MAX;  // of a grid's first dimension
 
 Status validate_weight(const rlcc_packed_weight& weight) {
   if (weight.trusted != 1) {
@@ -42,6 +45,18 @@ Status validate(const rlcc_sparse_linear_params& params) {
     return invalid("comp_index is set, but comp_rows is null");
   }
   return restorelcc::validate(visible);
+}
+
+Status validate(const rlcc_head_moments_params& params) {
+  rlcc_head_moments_params visible = params;
+  visible.parallel = nullptr;  // not looked at
+  RLCC_RETURN_IF_FAILED(restorelcc::validate(visible));
+  const int64_t tiles = plan_head_moments(params.tokens, 1, params.head_dim).tiles;
+  if (params.heads > 0 && tiles > kMostBlocks / params.heads) {
+    return invalid("gram of [", params.heads, ", ", params.head_dim, ", ", params.head_dim, "] takes more than ",
+                   kMostBlocks, " blocks of threads; use fewer heads per call");
+  }
+  return {};
 }
 
 Status validate_workspace(const void* workspace, size_t bytes, size_t needed) {

@@ -9,6 +9,7 @@
 namespace restorelcc::cuda {
 
 Status validate(const rlcc_sparse_linear_params& params);
+Status validate(const rlcc_head_moments_params& params);
 
 constexpr size_t kWorkspaceAlignment = 16;
 Status validate_workspace(const void* workspace, size_t bytes, size_t needed);

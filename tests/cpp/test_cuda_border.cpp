@@ -26,6 +26,7 @@ int main() {
     rlcc_sparse_linear_params untrusted = params;
     untrusted.weight.trusted = 0;
     CHECK_STATUS(rlcc_cuda_sparse_linear(&untrusted, nullptr, 0, nullptr), RLCC_INVALID_ARGUMENT);
+    CHECK_STATUS(rlcc_cuda_head_moments(nullptr, nullptr, 0, nullptr), RLCC_INVALID_ARGUMENT);
   }
   size_t bytes = 0;
   if (rlcc_cuda_sparse_linear_workspace(&params, &bytes) == RLCC_OK) {
@@ -37,6 +38,14 @@ int main() {
   const char* const said = rlcc_last_error();
   CHECK(std::strstr(said, built ? "no usable CUDA device" : "no CUDA kernels") != nullptr) << said;
   CHECK(y[0] == 7.0f);
+  double total = 1, gram = 2;
+  rlcc_head_moments_params moments{};
+  moments.z_dense = moments.z_pruned = x.data();
+  moments.tokens = moments.heads = moments.head_dim = 1;
+  moments.total = &total;
+  moments.gram = &gram;
+  CHECK_STATUS(rlcc_cuda_head_moments(&moments, nullptr, 0, nullptr), RLCC_UNSUPPORTED);
+  CHECK(total == 1 && gram == 2);
   CHECK_STATUS(rlcc_sparse_linear(&params), RLCC_OK);
   CHECK(y[0] == 0.0f);
   return report("cuda_border");

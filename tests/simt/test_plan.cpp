@@ -1,5 +1,6 @@
 // The choices of csrc/cuda/plan.h on the shapes of real layers and on the devices built for.
 #include "../cpp/check.h"
+#include "cuda/head_moments.h"
 #include "cuda/plan.h"
 
 using namespace restorelcc::cuda;
@@ -35,9 +36,31 @@ void decode() {
   CHECK(plan_decode(128256, 4096, 2, kH100).warps_along_k == 1);
 }
 
+void head_moments() {
+  for (int64_t tokens : {1, 47, 48, 49, 4096, 1'000'000}) {
+    for (int64_t heads : {1, 9, 32, 128, 5000}) {
+      for (int64_t dim : {1, 64, 65, 128, 512}) {
+        const HeadMomentsPlan plan = plan_head_moments(tokens, heads, dim);
+        const int64_t slabs = (tokens + kGramSlab - 1) / kGramSlab, rows = (dim + kGramTile - 1) / kGramTile;
+        CHECK(plan.tile_rows == rows && plan.tiles == rows * (rows + 1) / 2);
+        CHECK(plan.chunks >= 1 && plan.chunks <= slabs) << "a chunk has something to do";
+        CHECK(plan.chunks == 1 || plan.chunks * heads * plan.tiles <= kGramBlocksWanted);
+        const size_t bytes = head_moments_workspace_bytes(plan, heads);
+        CHECK((bytes == 0) == (plan.chunks == 1));
+        CHECK(bytes <= 34'078'720) << "what cuda.h says";
+      }
+    }
+  }
+  CHECK(plan_head_moments(2048, 32, 64).chunks == 32);
+  CHECK(plan_head_moments(2048, 32, 128).chunks == 10);
+  CHECK(plan_head_moments(2048, 128, 256).chunks == 1);
+  CHECK(plan_head_moments(0, 0, 0).chunks == 1);
+}
+
 }  // namespace
 
 int main() {
   decode();
+  head_moments();
   return restorelcc::test::report("plan");
 }
