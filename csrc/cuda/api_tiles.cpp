@@ -3,6 +3,7 @@
 #include "cuda/sparse_linear_tiles.h"
 #include "cuda/validate.h"
 #include "restorelcc/cuda.h"
+#include "sparse/layout.h"
 #include "sparse/pack_2to4.h"
 
 namespace restorelcc::cuda {

@@ -121,7 +121,7 @@ void every_plan() {
     int64_t rows, outputs, columns;
     int multiprocessors;
   };
-  for (const Shape& s : {Shape{130, 129, 200, 1}, {128, 200, 70, 1}, {20, 70, 2200, 132}, {140, 130, 1100, 132}}) {
+  for (const Shape& s : {Shape{130, 129, 200, 1}, {128, 200, 70, 1}, {20, 70, 1100, 132}}) {
     for (rlcc_dtype dtype : {RLCC_BF16, RLCC_F16}) {
       simt::options().multiprocessors = s.multiprocessors;
       const Packed w(random_weight(s.outputs, s.columns, dtype, random, two_of_four(random)));
@@ -168,7 +168,7 @@ void special_values() {
   c.x.set(4, 77, INFINITY);
   call(c, r.weight);
   for (int64_t n = 0; n < 20; ++n) {
-    if (w.dense.get(n, 77) != 0) CHECK(!std::isfinite(c.y.get(4, n)));
+    CHECK(w.dense.get(n, 77) == 0 || !std::isfinite(c.y.get(4, n)));
   }
 }
 
