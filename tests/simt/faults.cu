@@ -124,13 +124,13 @@ __global__ void partial_warp_multiplies(float* out) {
 __global__ void dynamic_overrun(int* out, int extra) {
   RLCC_DYNAMIC_SHARED(int, staged);
   staged[threadIdx.x + static_cast<unsigned>(extra)] = 1;
-  out[threadIdx.x] = staged[threadIdx.x];
+  out[threadIdx.x] = staged[threadIdx.x + static_cast<unsigned>(extra)];
 }
 
 __global__ void array_overrun(int* out, int extra) {
   RLCC_SHARED(int, place, 32);
   place[threadIdx.x + static_cast<unsigned>(extra)] = 1;
-  out[threadIdx.x] = place[threadIdx.x];
+  out[threadIdx.x] = place[threadIdx.x + static_cast<unsigned>(extra)];
 }
 
 __global__ void reads_unwritten_shared(float* out) {

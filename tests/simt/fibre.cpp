@@ -12,6 +12,7 @@ void* __tsan_get_current_fiber(void);
 void* __tsan_create_fiber(unsigned flags);
 void __tsan_destroy_fiber(void* fiber);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+void __tsan_release(void* tag);
 }
 #endif
 #if defined(SIMT_SANITIZE_ADDRESS)
@@ -121,7 +122,14 @@ void Fibre::suspend() {
 #endif
 }
 
-void Fibre::forget_stack() {
+void Fibre::abandon(void* tag) {
+#if defined(SIMT_SANITIZE_THREAD)
+  void* const outside = __tsan_get_current_fiber();
+  __tsan_switch_to_fiber(race_detector_, kNoSynchronisation);
+  __tsan_release(tag);
+  __tsan_switch_to_fiber(outside, kNoSynchronisation);
+#endif
+  (void)tag;
 #if defined(SIMT_SANITIZE_ADDRESS)
   __asan_unpoison_memory_region(memory_ + kGuardBytes, kStackBytes - kGuardBytes);
 #endif

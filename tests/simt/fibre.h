@@ -23,7 +23,9 @@ class Fibre {
   void resume();            // from outside, until it suspends
   void suspend();           // from inside
   void entered();           // first thing in entry()
-  void forget_stack();      // after it was left in the middle: ASan's marks on its stack are void
+  // After it was left in the middle. For TSan what it did is over (`tag` is released in its name), for ASan its marks on
+  // its stack are void.
+  void abandon(void* tag);
 
   void make_race_detector_state();     // a thread of its own for TSan, for one launch
   void destroy_race_detector_state();

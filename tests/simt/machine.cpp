@@ -190,11 +190,9 @@ const char* run(Index blocks, Index threads, size_t dynamic_shared_bytes, const 
     run_block(options().order == Order::kLifo ? block_count - 1 - i : i);
     statistics().threads += count;
   }
+  for (unsigned i = 0; i < g_count && !g_error.empty(); ++i) g_threads[i]->fibre.abandon(&g_finish_tag);
   __tsan_acquire(&g_finish_tag);
-  for (unsigned i = 0; i < g_count; ++i) {
-    g_threads[i]->fibre.destroy_race_detector_state();
-    if (!g_error.empty()) g_threads[i]->fibre.forget_stack();
-  }
+  for (unsigned i = 0; i < g_count; ++i) g_threads[i]->fibre.destroy_race_detector_state();
   shared_memory().end_launch();
   return g_error.empty() ? nullptr : g_error.c_str();
 }
@@ -208,7 +206,6 @@ void fault(Site site, const char* format, ...) {
   g_error = "block " + describe(position.block) + " thread " + describe(position.thread) + " at " + file_name(site) +
             ":" + std::to_string(site.line) + ": " + what;
   g_current->state = State::kDone;
-  __tsan_release(&g_finish_tag);
   suspend();  // for good: the launch is over
   __builtin_trap();
 }

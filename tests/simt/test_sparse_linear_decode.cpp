@@ -12,6 +12,9 @@ using namespace restorelcc::test;
 
 namespace {
 
+// A device so small that no row is cut into parts: a warp streams through all of its segments.
+constexpr int kUncut = 0;
+
 // 16-byte aligned scratch, NaN.
 struct Workspace {
   std::vector<double> storage;
@@ -54,12 +57,27 @@ void ragged_shapes() {
           const rlcc_dtype x = kDtypes[turn++ % 3];
           if (outputs * columns * rows > 300'000 && turn % 5 != 0) continue;
           if (kSlow && turn % 17 != 0) continue;
+          simt::options().multiprocessors = turn % 2 == 0 ? kUncut : 4;
           LinearCase c(w, rows, x, random, rows % 4, rows % 3 != 0, outputs != 17);
           run(c, w, describe("decode", "cuda", w, rows, x));
         }
       }
     }
   }
+  simt::options() = simt::Options{};
+}
+
+// Segment after segment in the same shared memory.
+void long_rows() {
+  std::mt19937 random(30);
+  for (rlcc_dtype values : kValues) {
+    simt::options().multiprocessors = kUncut;
+    const Packed w(
+        random_weight(9, 4500, dense_dtype(values), random, half_with_full_and_empty_row(random)), values);
+    LinearCase c(w, 1, dense_dtype(values), random, 0, true, true);
+    run(c, w, describe("long_rows", "cuda", w, 1, dense_dtype(values)));
+  }
+  simt::options() = simt::Options{};
 }
 
 // Few outputs and many columns: split over warps and blocks. Many outputs: several row groups in a block.
@@ -152,7 +170,7 @@ void residual_in_place() {
 void the_bits_are_the_same() {
   std::mt19937 random(27);
   for (const auto& [outputs, columns, processors] :
-       {std::tuple<int64_t, int64_t, int>{13, 1600, 4}, {5, 4160, 132}, {70, 200, 1}}) {
+       {std::tuple<int64_t, int64_t, int>{13, 1600, 4}, {5, 4160, 132}, {7, 3000, kUncut}}) {
     for (rlcc_dtype values : {RLCC_BF16, RLCC_I8}) {
       if (kSlow && values == RLCC_I8) continue;
       const Packed w(
@@ -224,6 +242,7 @@ void refused() {
 
 int main() {
   ragged_shapes();
+  long_rows();
   every_plan();
   if (!kSlow) {
     patterns();
