@@ -20,10 +20,11 @@ LaunchError launch_tiles(const TileArguments& a, const TilePlan& plan, void* str
 
 template <class Half, rlcc_dtype kValues>
 LaunchError launch_for(const TileArguments& a, const TilePlan& plan, void* stream) {
-  using Wide = Tile<64, 64, 4, 2, 3, 1>;   // 256 x 128
-  using Small = Tile<32, 64, 2, 2, 4, 2>;  // 64 x 128
-  return plan.tile == TileShape::k256x128 ? launch_tiles<Half, kValues, Wide>(a, plan, stream)
-                                          : launch_tiles<Half, kValues, Small>(a, plan, stream);
+  using Wide = Tile<64, 64, 4, 2, 3, 1>;    // 256 x 128
+  using Planes = Tile<64, 32, 2, 4, 3, 1>;  // 128 x 128: each decoded weight is multiplied twice
+  using Small = Tile<32, 64, 2, 2, 4, 2>;   // 64 x 128
+  if (plan.tile == TileShape::k64x128) return launch_tiles<Half, kValues, Small>(a, plan, stream);
+  return launch_tiles<Half, kValues, std::conditional_t<kValues == RLCC_I8, Planes, Wide>>(a, plan, stream);
 }
 
 }  // namespace

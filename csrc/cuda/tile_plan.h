@@ -64,12 +64,17 @@ inline int64_t tiles_of(TileShape shape, int64_t rows, int64_t columns) {
   return divide_up(rows, tile_rows(shape)) * divide_up(columns, tile_columns(shape));
 }
 
-// Parts of the reduction: as many as fill the device twice, none shorter than 16 steps (512 columns: below that a block's
-// start and its partial sums, 8 bytes each of traffic, cost more than the parallelism saves).
+// Blocks that a multiprocessor wants at a time: one of the tall tile fills its shared memory; the others are there to hide
+// each other's latency.
+constexpr int wanted_blocks(TileShape shape) { return shape == TileShape::k256x128 ? 1 : 2; }
+
+// Parts of the reduction: as many as fill the device, none shorter than 16 steps (512 columns: below that a block's start
+// and its partial sums, 8 bytes each of traffic, cost more than the parallelism saves).
 inline void split(TilePlan& plan, int64_t tiles, int64_t depth, const DeviceInfo& device) {
   const int64_t steps = std::max<int64_t>(divide_up(depth, kStepDepth), 1);
   int64_t splits = 1;
-  while (splits < 64 && tiles * splits < int64_t{2} * device.multiprocessors && steps / (2 * splits) >= 16) splits *= 2;
+  const int64_t wanted = int64_t{wanted_blocks(plan.tile)} * device.multiprocessors;
+  while (splits < 64 && tiles * splits < wanted && steps / (2 * splits) >= 16) splits *= 2;
   plan.steps_per_split = static_cast<int>(divide_up(divide_up(steps, splits), kSplitSteps) * kSplitSteps);
   plan.splits = static_cast<int>(divide_up(steps, plan.steps_per_split));
 }
@@ -107,7 +112,8 @@ inline TilePlan plan_forward(int64_t rows, const rlcc_packed_weight& w, rlcc_dty
 }
 inline TilePlan plan_grad_x(int64_t rows, const rlcc_packed_weight& w, rlcc_dtype grad_y, const DeviceInfo& device) {
   if (!grad_x_on_tensor_cores(grad_y, w.dtype)) return plan_plain(rows, w.columns, w.rows, device);
-  return plan_product(TileShape::k256x128, TileShape::k64x128, rows, w.columns, w.rows, device);
+  const TileShape large = w.dtype == RLCC_I8 ? TileShape::k128x128 : TileShape::k256x128;
+  return plan_product(large, TileShape::k64x128, rows, w.columns, w.rows, device);
 }
 // Of W's own shape: tiles enough for any layer, and never split.
 inline TilePlan plan_grad_values(int64_t rows, rlcc_dtype x) {

@@ -103,7 +103,8 @@ struct WarpTile {
   }
 
   // Hands the sums, 8 neighbours of a row at a time, to store(row, column, float[8]), (row, column) of the block's tile: by
-  // way of 16 rows in shared memory of the warp's own, so that a warp writes whole lines.
+  // way of 16 rows in shared memory of the warp's own, so that a warp writes whole lines. Loops that do not name registers
+  // stay loops: unrolled, this end was three quarters of a kernel's code.
   template <class Store>
   static __device__ __forceinline__ void write(const Sums& sums, float* slab, const Store& store) {
     constexpr int kRowLanes = T::kWarpColumns / 8, kRowsAtOnce = kLanes / kRowLanes;
@@ -117,7 +118,7 @@ struct WarpTile {
         *reinterpret_cast<float2*>(at + 8 * kSlabStride) = make_float2(sums[i][j][2], sums[i][j][3]);
       }
       __syncwarp();
-#pragma unroll
+#pragma unroll 1
       for (int turn = 0; turn < 16 / kRowsAtOnce; ++turn) {
         const int row = turn * kRowsAtOnce + lane() / kRowLanes, column = lane() % kRowLanes * 8;
         float eight[8];
@@ -146,7 +147,7 @@ struct WarpTile {
         }
       }
       __syncwarp();
-#pragma unroll
+#pragma unroll 1
       for (int turn = 0; turn < 8 / kColumnsAtOnce; ++turn) {
         const int column = turn * kColumnsAtOnce + lane() / kColumnLanes, row = lane() % kColumnLanes * 8;
         float eight[8];

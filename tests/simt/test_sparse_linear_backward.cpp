@@ -94,7 +94,9 @@ void every_plan() {
     }
   }
   simt::options() = simt::Options{};
-  for (TileShape tile : {TileShape::k256x128, TileShape::k64x128}) CHECK(seen.count({tile, false}) == 1);
+  for (TileShape tile : {TileShape::k256x128, TileShape::k128x128, TileShape::k64x128}) {
+    CHECK(seen.count({tile, false}) == 1) << static_cast<int>(tile);
+  }
   CHECK(seen.count({TileShape::k64x128, true}) == 1);
 }
 
