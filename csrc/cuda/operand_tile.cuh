@@ -25,7 +25,7 @@ __device__ __forceinline__ void copy_unaligned_chunk(uint16_t* to, const uint16_
 #pragma unroll
     for (int i = 0; i < kChunk; i += 2) {
       const int left = min(max(valid - i, 0), 2);
-      ptx::cp_async_4(to + i, left > 0 ? from + i : from, left * 2);
+      ptx::cp_async_4(to + i, from + i, left * 2);
     }
     return;
   }
@@ -38,32 +38,51 @@ __device__ __forceinline__ void copy_unaligned_chunk(uint16_t* to, const uint16_
   *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// Queues the copy of rows [first_row, + kRows) and columns [first_column, + kColumns) of `source`; what lies outside of
-// it becomes +0. All threads of the block, which then commit.
+// Queues copies of kRows x kColumns of a matrix, tile after tile; what lies outside of the matrix becomes +0. All threads
+// of the block take part, and commit afterwards. A thread's chunks lie kTurnRows rows apart, so it carries the address of
+// the first and little else: what is not carried is counted out again in each step, by every thread.
 template <int kRows, int kColumns, int kThreads>
-__device__ __forceinline__ void copy_tile(uint16_t* tile, const Operand& source, int first_row, int first_column) {
-  constexpr int kRowChunks = kColumns / kChunk, kTurns = kRows * kRowChunks / kThreads;
-  static_assert(kTurns * kThreads == kRows * kRowChunks, "whole turns of the block");
-  const auto copy = [&](int turn, bool aligned) {
-    const int chunk = turn * kThreads + static_cast<int>(threadIdx.x);
-    const int row = chunk / kRowChunks, column = chunk % kRowChunks * kChunk;
-    const int m = first_row + row, k = first_column + column;
-    const int valid = m < source.rows ? min(max(source.columns - k, 0), kChunk) : 0;  // elements
-    const uint16_t* const from = static_cast<const uint16_t*>(source.data) + (valid > 0 ? m * source.stride + k : 0);
-    uint16_t* const to = tile + place<kColumns>(row, column);
-    if (aligned) {
-      ptx::cp_async_16(to, from, valid * 2);
-    } else {
-      copy_unaligned_chunk(to, from, valid, source.copy_bytes);
-    }
-  };
-  if (source.copy_bytes == 16) {
-#pragma unroll
-    for (int turn = 0; turn < kTurns; ++turn) copy(turn, true);
-  } else {
-#pragma unroll 1
-    for (int turn = 0; turn < kTurns; ++turn) copy(turn, false);
+struct TileCopy {
+  static constexpr int kRowChunks = kColumns / kChunk, kTurns = kRows * kRowChunks / kThreads;
+  static constexpr int kTurnRows = kThreads / kRowChunks;
+  static_assert(kTurns * kThreads == kRows * kRowChunks && kTurnRows % 8 == 0, "whole turns, of one permutation");
+
+  const uint16_t* from;  // of the first chunk; may lie outside, and is not read then
+  int row, column;       // of the matrix
+  int to;                // element of the tile
+
+  __device__ __forceinline__ TileCopy(const Operand& source, int first_row, int first_column) {
+    const int chunk_row = static_cast<int>(threadIdx.x) / kRowChunks;
+    const int chunk_column = static_cast<int>(threadIdx.x) % kRowChunks * kChunk;
+    row = first_row + chunk_row;
+    column = first_column + chunk_column;
+    from = static_cast<const uint16_t*>(source.data) + (row * source.stride + column);
+    to = place<kColumns>(chunk_row, chunk_column);
   }
-}
+  __device__ __forceinline__ void queue(uint16_t* tile, const Operand& source) const {
+    const int valid = min(max(source.columns - column, 0), kChunk);  // elements
+    if (source.copy_bytes == 16) {
+#pragma unroll
+      for (int turn = 0; turn < kTurns; ++turn) {
+        ptx::cp_async_16(tile + to + turn * kTurnRows * kColumns, from + turn * kTurnRows * source.stride,
+                         row + turn * kTurnRows < source.rows ? valid * 2 : 0);
+      }
+    } else {
+#pragma unroll 1
+      for (int turn = 0; turn < kTurns; ++turn) {
+        copy_unaligned_chunk(tile + to + turn * kTurnRows * kColumns, from + turn * kTurnRows * source.stride,
+                             row + turn * kTurnRows < source.rows ? valid : 0, source.copy_bytes);
+      }
+    }
+  }
+  __device__ __forceinline__ void right() {
+    from += kColumns;
+    column += kColumns;
+  }
+  __device__ __forceinline__ void down(const Operand& source) {
+    from += kRows * source.stride;
+    row += kRows;
+  }
+};
 
 }  // namespace restorelcc::cuda

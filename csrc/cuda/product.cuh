@@ -169,10 +169,11 @@ struct Product {
     const int steps = max(min(a.steps_per_split, (depth + kDepth - 1) / kDepth - first_step), 0);
 
     Walk walk(a, first_column, first_step, steps);
+    TileCopy<T::kRows, kDepth, T::kThreads> left(a.left, first_row, first_step * kDepth);
     const auto queue = [&](int step) {  // an empty group behind the last step keeps the count
       if (step < steps) {
-        copy_tile<T::kRows, kDepth, T::kThreads>(shared.left[step % T::kStages], a.left, first_row,
-                                                 (first_step + step) * kDepth);
+        left.queue(shared.left[step % T::kStages], a.left);
+        left.right();
         walk.stage(a, shared.staged[step % T::kStages], step, steps);
       }
       ptx::cp_async_commit();

@@ -56,12 +56,14 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
   const int all_steps = a.values.columns / kKept;
   const int first_step = static_cast<int>(blockIdx.z) * (a.steps_per_split / 2);
   const int steps = max(min(a.steps_per_split / 2, all_steps - first_step), 0);
+  TileCopy<T::kRows, kKept, T::kThreads> values(a.values, first_row, first_step * kKept);
+  TileCopy<T::kColumns, kStep, T::kThreads> x(a.x, first_column, first_step * kStep);
   const auto queue = [&](int step) {
     if (step < steps) {
-      copy_tile<T::kRows, kKept, T::kThreads>(shared.values[step % T::kStages], a.values, first_row,
-                                              (first_step + step) * kKept);
-      copy_tile<T::kColumns, kStep, T::kThreads>(shared.x[step % T::kStages], a.x, first_column,
-                                                 (first_step + step) * kStep);
+      values.queue(shared.values[step % T::kStages], a.values);
+      x.queue(shared.x[step % T::kStages], a.x);
+      values.right();
+      x.right();
     }
     ptx::cp_async_commit();
   };

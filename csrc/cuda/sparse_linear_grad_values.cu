@@ -28,10 +28,14 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const int n = static_cast<int>(blockIdx.x) * T::kRows, k = static_cast<int>(blockIdx.y) * T::kColumns;
   const int steps = (a.x.rows + kStep - 1) / kStep;
+  TileCopy<kStep, T::kRows, T::kThreads> grad_y(a.grad_y, 0, n);
+  TileCopy<kStep, T::kColumns, T::kThreads> x(a.x, 0, k);
   const auto queue = [&](int step) {
     if (step < steps) {
-      copy_tile<kStep, T::kRows, T::kThreads>(shared.grad_y[step % T::kStages], a.grad_y, step * kStep, n);
-      copy_tile<kStep, T::kColumns, T::kThreads>(shared.x[step % T::kStages], a.x, step * kStep, k);
+      grad_y.queue(shared.grad_y[step % T::kStages], a.grad_y);
+      x.queue(shared.x[step % T::kStages], a.x);
+      grad_y.down(a.grad_y);
+      x.down(a.x);
     }
     ptx::cp_async_commit();
   };

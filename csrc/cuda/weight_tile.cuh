@@ -50,59 +50,70 @@ struct WeightTile {
       }
       end += static_cast<uint32_t>(__popc(bits[w])) * kValueBytes;
     }
-    if (end > into) {
-      const unsigned char* const from = row_values + (first - into);
-      for (uint32_t at = static_cast<uint32_t>(part) * 16; at < end; at += kRowLanes * 16) {
-        ptx::cp_async_16(stage.values + row * kRowBytes + at, from + at);
-      }
+    // A row without survivors here may fetch the granule it stands in the middle of; a row of zeros stands at none.
+    const unsigned char* const from = row_values + (first - into);
+#pragma unroll
+    for (int i = 0; i < (kRowBytes / 16 + kRowLanes - 1) / kRowLanes; ++i) {
+      const uint32_t at = static_cast<uint32_t>(i * kRowLanes + part) * 16;
+      if (at < end) ptx::cp_async_16(stage.values + row * kRowBytes + at, from + at);
     }
     return position + (end - into) / kValueBytes;
   }
 
-  // tile: kPlanes times kElements.
+  // tile: kPlanes times kElements. Everything is loaded before anything is stored: the compiler cannot know that the two
+  // do not overlap, and would wait for shared memory as often as there are turns.
   static __device__ __forceinline__ void decode(const Stage& stage, uint16_t* tile) {
     constexpr int kTurns = kElements / 4 / kThreads;
     static_assert(kTurns * 4 * kThreads == kElements && kThreads % 8 == 0, "whole turns of the block");
     const int lane = static_cast<int>(threadIdx.x) % 8;
+    uint32_t raw[kTurns][4];
+    MaskWord masks[kTurns];
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) masks[turn] = stage.words[word_of(turn)];
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
-      const int word = (turn * kThreads + static_cast<int>(threadIdx.x)) / 8;
-      const int row = word / kWords, column = word % kWords * 32 + lane * 4;
-      const MaskWord mask = stage.words[word];
-      const uint32_t below = mask.bits & ((1u << (lane * 4)) - 1);
-      const uint32_t four = mask.bits >> (lane * 4);
-      const unsigned char* from = stage.values + mask.values + __popc(below) * kValueBytes;
-      uint32_t raw[4];
+      const uint32_t below = masks[turn].bits & ((1u << (lane * 4)) - 1), four = masks[turn].bits >> (lane * 4);
+      const unsigned char* from = stage.values + masks[turn].values + __popc(below) * kValueBytes;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        raw[i] = 0;
+        raw[turn][i] = 0;
         if ((four >> i & 1) != 0) {
-          raw[i] = kValueBytes == 1 ? *from : *reinterpret_cast<const uint16_t*>(from);
+          raw[turn][i] = kValueBytes == 1 ? *from : *reinterpret_cast<const uint16_t*>(from);
           from += kValueBytes;
         }
       }
+    }
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int row = word_of(turn) / kWords, column = word_of(turn) % kWords * 32 + lane * 4;
       uint16_t* const to = tile + place<kColumns>(row, column);
       if constexpr (kValues != RLCC_I8) {
-        store(to, raw[0] | raw[1] << 16, raw[2] | raw[3] << 16);
+        store(to, raw[turn][0] | raw[turn][1] << 16, raw[turn][2] | raw[turn][3] << 16);
       } else {
-        float value[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          // 2^23 + (value + 128) less what was added: no slow integer conversion. A pruned place is 0, too.
-          value[i] = __uint_as_float((raw[i] ^ 0x80u) | 0x4b000000u) - 8388736.0f;
-          if constexpr (kPlanes == 2) value[i] *= stage.scales[row];
-        }
-        const uint32_t low = Half::pair(value[0], value[1]), high = Half::pair(value[2], value[3]);
-        store(to, low, high);
-        if constexpr (kPlanes == 2) {
-          store(to + kElements, Half::pair(value[0] - Half::low(low), value[1] - Half::high(low)),
-                Half::pair(value[2] - Half::low(high), value[3] - Half::high(high)));
-        }
+        store_int8(to, raw[turn], kPlanes == 2 ? stage.scales[row] : 1.0f);
       }
     }
   }
 
  private:
+  static __device__ __forceinline__ int word_of(int turn) {
+    return (turn * kThreads + static_cast<int>(threadIdx.x)) / 8;
+  }
+  static __device__ __forceinline__ void store_int8(uint16_t* to, const uint32_t (&raw)[4], float scale) {
+    float value[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      // 2^23 + (value + 128) less what was added: no slow integer conversion. A pruned place is 0, too.
+      value[i] = __uint_as_float((raw[i] ^ 0x80u) | 0x4b000000u) - 8388736.0f;
+      if constexpr (kPlanes == 2) value[i] *= scale;
+    }
+    const uint32_t low = Half::pair(value[0], value[1]), high = Half::pair(value[2], value[3]);
+    store(to, low, high);
+    if constexpr (kPlanes == 2) {
+      store(to + kElements, Half::pair(value[0] - Half::low(low), value[1] - Half::high(low)),
+            Half::pair(value[2] - Half::low(high), value[3] - Half::high(high)));
+    }
+  }
   static __device__ __forceinline__ void store(uint16_t* to, uint32_t low, uint32_t high) {
     *reinterpret_cast<uint2*>(to) = make_uint2(low, high);
   }
