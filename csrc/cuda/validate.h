@@ -10,6 +10,8 @@ namespace restorelcc::cuda {
 
 Status validate(const rlcc_sparse_linear_params& params);
 Status validate(const rlcc_head_moments_params& params);
+Status validate(const rlcc_sparse_linear_grad_x_params& params);
+Status validate(const rlcc_sparse_linear_grad_values_params& params);
 
 constexpr size_t kWorkspaceAlignment = 16;
 Status validate_workspace(const void* workspace, size_t bytes, size_t needed);
