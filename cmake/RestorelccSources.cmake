@@ -27,9 +27,21 @@ set(RLCC_SOURCES
 # The CUDA back-end. In the shared library the host sources and what nvcc makes of the kernels take the place of
 # RLCC_CUDA_UNAVAILABLE (RestorelccCuda.cmake); the tests compile the same kernels for an emulator (tests/simt).
 set(RLCC_CUDA_UNAVAILABLE csrc/cuda/unavailable.cpp)
-set(RLCC_CUDA_HOST_SOURCES csrc/cuda/api.cpp csrc/cuda/api_tiles.cpp csrc/cuda/tile_arguments.cpp csrc/cuda/validate.cpp)
+set(RLCC_CUDA_HOST_SOURCES
+    csrc/cuda/api.cpp
+    csrc/cuda/api_cross_entropy.cpp
+    csrc/cuda/api_tiles.cpp
+    csrc/cuda/cross_entropy.cpp
+    csrc/cuda/tile_arguments.cpp
+    csrc/cuda/validate.cpp
+    csrc/cuda/validate_cross_entropy.cpp)
 set(RLCC_CUDA_DEVICE_INFO csrc/cuda/device_info.cu)
 set(RLCC_CUDA_KERNELS
+    csrc/cuda/cross_entropy_chunk.cu
+    csrc/cuda/cross_entropy_finish.cu
+    csrc/cuda/cross_entropy_products.cu
+    csrc/cuda/cross_entropy_rows.cu
+    csrc/cuda/cross_entropy_states.cu
     csrc/cuda/head_moments.cu
     csrc/cuda/sparse_linear_2to4.cu
     csrc/cuda/sparse_linear_decode.cu

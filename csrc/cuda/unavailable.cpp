@@ -63,4 +63,27 @@ rlcc_status rlcc_cuda_sparse_linear_2to4(const rlcc_sparse_linear_params*, const
   return restorelcc::refuse();
 }
 
+rlcc_status rlcc_cuda_linear_cross_entropy_workspace(const rlcc_linear_cross_entropy_params*, size_t*) {
+  return restorelcc::refuse();
+}
+
+rlcc_status rlcc_cuda_linear_cross_entropy(const rlcc_linear_cross_entropy_params*, void*, size_t, void*) {
+  return restorelcc::refuse();
+}
+
+rlcc_status rlcc_cuda_linear_cross_entropy_backward_workspace(const rlcc_linear_cross_entropy_backward_params*, size_t*) {
+  return restorelcc::refuse();
+}
+
+rlcc_status rlcc_cuda_linear_cross_entropy_backward(const rlcc_linear_cross_entropy_backward_params*, void*, size_t,
+                                                    void*) {
+  return restorelcc::refuse();
+}
+
+rlcc_status rlcc_cuda_head_contrast_workspace(const rlcc_head_contrast_params*, size_t*) { return restorelcc::refuse(); }
+
+rlcc_status rlcc_cuda_head_contrast(const rlcc_head_contrast_params*, void*, size_t, void*) {
+  return restorelcc::refuse();
+}
+
 }  // extern "C"
