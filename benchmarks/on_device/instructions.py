@@ -201,6 +201,27 @@ def _narrowing_pairs(kind: str) -> Callable[[np.random.Generator], Iterator[Tria
     return trials
 
 
+def _exponentials(random: np.random.Generator) -> Iterator[Trial]:
+    """2^x to 2 units of the last place; below 2^-126 the result, and a denormal x, count as 0."""
+    x = np.concatenate([random.uniform(-127, 128, 4000), random.normal(0, 2, 4000), np.arange(-130, 129)])
+    special = [np.inf, -np.inf, np.nan, 0.0, -0.0, 1e-40, -1e-40, 127.99999, 128.0, -126.0]
+    x = np.resize(np.concatenate([x, special]), 8320).astype(np.float32)
+    with np.errstate(over="ignore"):
+        expected = np.exp2(np.where(np.abs(x) < 2.0**-126, 0, x).astype(np.float64))
+    expected[expected < 2.0**-126] = 0
+
+    def close(got: Words, wanted: Words) -> NDArray[np.bool_]:
+        g, e = (words.view(np.float32).astype(np.float64) for words in (got, wanted))
+        with np.errstate(invalid="ignore"):
+            near = np.abs(g - e) <= 2.0**-22 * e
+        at_the_edge = (e < 2.0**-125.9) & (g < 2.0**-125.9) & (g >= 0)  # either side of where results become 0
+        return np.asarray(near | at_the_edge | (g == e) | (np.isnan(g) & np.isnan(e)))
+
+    with np.errstate(over="ignore"):
+        single = expected.astype(np.float32)
+    yield Trial(_per_lane(x.view(np.uint32)), _per_lane(single.view(np.uint32)), matches=close)
+
+
 # ---- Memory
 
 
@@ -328,6 +349,7 @@ TRIALS: dict[str, Callable[[np.random.Generator], Iterator[Trial]]] = {
     **{f"mma_m16n8k16_{k}": _multiplies(k) for k in ("bf16", "f16")},
     **{f"ldmatrix_x{n}{t}": _matrices(n, bool(t)) for n in (1, 2, 4) for t in ("", "_transposed")},
     **{f"cp_async_{size}": _copies for size in (4, 8, 16)},
+    "exp2_approximate": _exponentials,
     "cp_async_groups": _moves,
     "load_stream_16": _moves,
     "load_cached_16": _moves,

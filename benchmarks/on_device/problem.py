@@ -30,10 +30,14 @@ SMALLEST = {torch.float64: 1e-300, torch.float32: 1e-37, torch.bfloat16: 1e-37, 
 
 @dataclass(frozen=True)
 class Output:
-    """allowed [as `inside` picks]: beside the rounding of both. inside: which places of the array are the output."""
+    """allowed [as `inside` picks]: beside the rounding of both. inside: which places of the array are the output.
+
+    symmetric: exactly, in the last two axes.
+    """
 
     allowed: Tensor
     inside: Tensor | None = None  # bool, of the array's shape; None: all
+    symmetric: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,8 @@ def compare(got: Tensor, expected: Tensor, output: Output, before: Tensor) -> Co
     inside = torch.ones(got.shape, dtype=torch.bool) if output.inside is None else output.inside
     if not _same_bits(got[~inside], before[~inside]):
         return Comparison("something was written between the rows")
+    if output.symmetric and not _same_bits(got, got.mT):
+        return Comparison("not exactly symmetric")
     g, e = got[inside].double(), expected[inside].double()
     if g.numel() == 0:
         return Comparison(None)

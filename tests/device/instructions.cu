@@ -49,6 +49,7 @@ RLCC_CONVERSION(float_of_f16_low, __float_as_uint(float_of_f16_low(word)))
 RLCC_CONVERSION(float_of_f16_high, __float_as_uint(float_of_f16_high(word)))
 RLCC_CONVERSION(bf16_of_float, bf16_of_float(__uint_as_float(word)))
 RLCC_CONVERSION(f16_of_float, f16_of_float(__uint_as_float(word)))
+RLCC_CONVERSION(exp2_approximate, __float_as_uint(ptx::exp2_approximate(__uint_as_float(word))))
 #undef RLCC_CONVERSION
 
 // Two floats in, one register out.
@@ -216,6 +217,7 @@ const Entry kEntries[] = {
     RLCC_ENTRY(f16_of_float),
     RLCC_ENTRY(bf16x2_of_floats),
     RLCC_ENTRY(f16x2_of_floats),
+    RLCC_ENTRY(exp2_approximate),
     RLCC_ENTRY(load_stream_16),
     RLCC_ENTRY(load_cached_16),
     RLCC_ENTRY(store_stream_16),
