@@ -26,6 +26,8 @@ Output output(void* y, int64_t stride, int64_t rows, int64_t columns, rlcc_dtype
 }  // namespace
 
 Operand operand_of(const void* data, int64_t rows, int64_t columns, int64_t stride, rlcc_dtype dtype) {
+  // Of one row the stride may be anything; addresses of rows behind it are formed, not read, and must be as aligned.
+  if (rows <= 1) stride = 0;
   return {data, stride, static_cast<int>(rows), static_cast<int>(columns), copy_bytes_of(data, rows, stride), dtype};
 }
 
