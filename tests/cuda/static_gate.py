@@ -54,7 +54,8 @@ class LoopBudget:
     weights: int  # dense weights that one turn of one lane covers
     limit: float  # instructions per dense weight
     why: str  # where `weights` comes from
-    marker: str = "FFMA"  # one per dense weight: the count of weights is checked against it
+    marker: str = "FFMA"
+    marked: int = 0  # markers in a turn, which is checked; 0: one per dense weight
     avoid: tuple[str, ...] = ()  # instructions that only rare ways have
     around: Around | None = None
     architectures: tuple[str, ...] = ()  # that the limits hold on; empty: all. The counts are shown for all.
@@ -165,9 +166,10 @@ def count_loop(kernel: Kernel, loop: LoopBudget) -> tuple[float, float | None]:
         if 2 * count < most:  # the remainder of something unrolled
             continue
         way = longest_way(blocks, inner, loop.marker, list(loop.avoid))
-        if way.marked != loop.weights:
+        if way.marked != (loop.marked or loop.weights):
             raise UncountableError(
-                f"a turn of the main loop has {way.marked} {loop.marker}, but is said to cover {loop.weights} weights"
+                f"a turn has {way.marked} {loop.marker}, where covering {loop.weights} weights "
+                f"takes {loop.marked or loop.weights}"
             )
         main = max(main, way.instructions / loop.weights)
         if loop.around:

@@ -169,7 +169,7 @@ def test_a_sound_kernel_passes(tmp_path: Path) -> None:
         ({}, {"required": {"HMMA.SP": "HMMA\\.SP"}}, "no HMMA.SP, which it must have"),
         ({}, {"forbidden": {"SHFL": "SHFL"}}, "3 SHFL, which it must not have"),
         ({}, {"loop": {**LOOP, "limit": 1.9}}, "2.00 instructions per dense weight in the main loop, allowed are 1.9"),
-        ({}, {"loop": {**LOOP, "weights": 4}}, "has 2 FFMA, but is said to cover 4 weights"),
+        ({}, {"loop": {**LOOP, "weights": 4}}, "has 2 FFMA, where covering 4 weights takes 4"),
         ({}, {"loop": {**LOOP, "marker": "HFMA"}}, "no loop has HFMA"),
         ({"name": "g"}, {}, "it has no budget"),
         ({"name": "g"}, {}, "no kernel of this name was compiled"),

@@ -109,6 +109,16 @@ void ragged_shapes() {
   }
 }
 
+// Runs the tokens in this many chunks, whatever the plan says.
+void call_in_chunks(const rlcc_head_moments_params& p, int64_t chunks) {
+  restorelcc::cuda::HeadMomentsPlan plan = restorelcc::cuda::plan_head_moments(p.tokens, p.heads, p.head_dim);
+  CHECK(plan.chunks >= chunks);
+  plan.chunks = chunks;
+  std::vector<double> workspace(restorelcc::cuda::head_moments_workspace_bytes(plan, p.heads) / 8,
+                                std::nan(""));
+  CHECK_LAUNCHED(launch_head_moments(p, plan, workspace.data(), nullptr));
+}
+
 // One chunk of several slabs, chunks of one slab, and chunks of unequal numbers of slabs; more heads than a
 // plan splits.
 void every_plan() {
@@ -118,14 +128,8 @@ void every_plan() {
   for (int64_t chunks : {1, 2, 3, 7}) {
     Moments unused(heads, dim);
     const rlcc_head_moments_params given = z.params(0, tokens, unused);
-    check(given, describe(given) + " chunks " + std::to_string(chunks), [&](const rlcc_head_moments_params& p) {
-      restorelcc::cuda::HeadMomentsPlan plan = restorelcc::cuda::plan_head_moments(tokens, heads, dim);
-      CHECK(plan.chunks == 7);
-      plan.chunks = chunks;
-      std::vector<double> workspace(restorelcc::cuda::head_moments_workspace_bytes(plan, heads) / 8,
-                                    std::nan(""));
-      CHECK_LAUNCHED(launch_head_moments(p, plan, workspace.data(), nullptr));
-    });
+    check(given, describe(given) + " chunks " + std::to_string(chunks),
+          [&](const rlcc_head_moments_params& p) { call_in_chunks(p, chunks); });
   }
   const Activations many(50, 513, 1, RLCC_F16, random);
   Moments unused(513, 1);
@@ -163,18 +167,22 @@ void layouts() {
   }
 }
 
-// Where rounding to nearest errs the same way again and again: equal tokens; falling and rising ones.
+// Where rounding to nearest errs the same way again and again: equal tokens, which a plain fp32 sum of 19200
+// would get wrong by 1e-5; falling and rising ones; and 1 followed by squares just below half a unit in its
+// last place, which a run of more than 16 in plain fp32 would lose too many of.
 void rounding_at_its_worst() {
-  for (int64_t tokens : {12, 1201}) {
-    for (const int shape : {0, 1, 2}) {
+  const auto size_of = [](int shape, int64_t t, int64_t d) {
+    if (shape == 3) return t % 48 == 0 ? 1.0 : 0x1p-12 * 0.999;
+    const double step = shape == 0 ? 0 : static_cast<double>(t % 12) * (shape == 1 ? -1.3 : 1.3);
+    return 0.1 * static_cast<double>(d + 3) * std::exp2(step);
+  };
+  for (const int shape : {0, 1, 2, 3}) {
+    for (int64_t tokens : {12, 19200}) {
       Matrix dense(tokens, 8, RLCC_F32), pruned(tokens, 8, RLCC_F32);
       for (int64_t t = 0; t < tokens; ++t) {
-        const double step = shape == 0   ? 0
-                            : shape == 1 ? -static_cast<double>(t % 12)
-                                         : static_cast<double>(t % 12);
         for (int64_t d = 0; d < 8; ++d) {
-          dense.set(t, d, static_cast<float>(0.1 * static_cast<double>(d + 3) * std::exp2(step * 1.3)));
-          pruned.set(t, d, 1e-9f * static_cast<float>(d));
+          dense.set(t, d, static_cast<float>(size_of(shape, t, d)));
+          pruned.set(t, d, shape == 3 ? 0.0f : 1e-9f * static_cast<float>(d));
         }
       }
       Moments out(1, 8);
@@ -187,7 +195,8 @@ void rounding_at_its_worst() {
       p.dense_token_stride = p.pruned_token_stride = 8;
       p.total = out.total.data();
       p.gram = out.gram.data();
-      check(p, describe(p) + " shape " + std::to_string(shape));
+      check(p, describe(p) + " shape " + std::to_string(shape),
+            [](const rlcc_head_moments_params& given) { call_in_chunks(given, 1); });
     }
   }
   // Differences of numbers that differ much.
