@@ -37,7 +37,9 @@ DecodePlan decode_plan(const rlcc_sparse_linear_params& p, const DeviceInfo& dev
 // Rows m .. m + rows of x and of what belongs to them.
 rlcc_sparse_linear_params rows_of(rlcc_sparse_linear_params p, int64_t m, int64_t rows) {
   const int64_t bytes = bytes_of(p.x_dtype);
-  const auto at = [&](const void* data, int64_t stride) { return static_cast<const char*>(data) + m * stride * bytes; };
+  const auto at = [&](const void* data, int64_t stride) {
+    return static_cast<const char*>(data) + m * stride * bytes;
+  };
   if (p.x != nullptr) p.x = at(p.x, p.x_stride);
   if (p.residual != nullptr) p.residual = at(p.residual, p.residual_stride);
   if (p.comp_index != nullptr) p.comp_index += m;
@@ -54,7 +56,8 @@ Status sparse_linear_workspace(const rlcc_sparse_linear_params& p, size_t* bytes
   return {};
 }
 
-Status sparse_linear(const rlcc_sparse_linear_params& p, void* workspace, size_t workspace_bytes, void* stream) {
+Status sparse_linear(const rlcc_sparse_linear_params& p, void* workspace, size_t workspace_bytes,
+                     void* stream) {
   RLCC_RETURN_IF_FAILED(validate(p));
   if (p.x_rows == 0 || p.weight.rows == 0) return {};
   DeviceInfo device{};
@@ -65,8 +68,9 @@ Status sparse_linear(const rlcc_sparse_linear_params& p, void* workspace, size_t
   // Many rows take several passes over W.
   for (int64_t m = 0; m < p.x_rows; m += kDecodeMostRowsOfX) {
     const auto rows = rows_of(p, m, std::min<int64_t>(kDecodeMostRowsOfX, p.x_rows - m));
-    RLCC_RETURN_IF_FAILED(launched("sparse_linear_decode", launch_sparse_linear_decode(
-                                                               rows, plan, static_cast<float*>(workspace), stream)));
+    RLCC_RETURN_IF_FAILED(
+        launched("sparse_linear_decode",
+                 launch_sparse_linear_decode(rows, plan, static_cast<float*>(workspace), stream)));
   }
   return {};
 }
@@ -86,8 +90,8 @@ rlcc_status rlcc_cuda_sparse_linear_workspace(const rlcc_sparse_linear_params* p
   });
 }
 
-rlcc_status rlcc_cuda_sparse_linear(const rlcc_sparse_linear_params* params, void* workspace, size_t workspace_bytes,
-                                    void* stream) {
+rlcc_status rlcc_cuda_sparse_linear(const rlcc_sparse_linear_params* params, void* workspace,
+                                    size_t workspace_bytes, void* stream) {
   return guarded([&]() -> Status {
     if (params == nullptr) return invalid("params is null");
     return cuda::sparse_linear(*params, workspace, workspace_bytes, stream);

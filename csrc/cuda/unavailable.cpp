@@ -11,9 +11,10 @@ namespace {
 
 rlcc_status refuse() {
   return guarded([] {
-    return failure(RLCC_UNSUPPORTED,
-                   "this build of restorelcc has no CUDA kernels; build it where nvcc is found (-DRLCC_CUDA=ON says "
-                   "what is missing), or move the tensors to the CPU");
+    return failure(
+        RLCC_UNSUPPORTED,
+        "this build of restorelcc has no CUDA kernels; build it where nvcc is found (-DRLCC_CUDA=ON says "
+        "what is missing), or move the tensors to the CPU");
   });
 }
 

@@ -1,4 +1,5 @@
-// Compiled without sanitizers; SIMT_SANITIZE_ADDRESS and SIMT_SANITIZE_THREAD say what the rest of the program has.
+// Compiled without sanitizers; SIMT_SANITIZE_ADDRESS and SIMT_SANITIZE_THREAD say what the rest of the program
+// has.
 #include "fibre.h"
 
 #include <sys/mman.h>
@@ -12,6 +13,7 @@ void* __tsan_get_current_fiber(void);
 void* __tsan_create_fiber(unsigned flags);
 void __tsan_destroy_fiber(void* fiber);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+void __tsan_release(void* tag);
 }
 #endif
 #if defined(SIMT_SANITIZE_ADDRESS)
@@ -54,8 +56,8 @@ __attribute__((naked, noinline)) void switch_stack(void** /*from*/, void* /*to*/
 }  // namespace
 
 Fibre::Fibre() {
-  void* const found = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
-                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const found =
+      mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (found == MAP_FAILED) throw std::bad_alloc();
   memory_ = static_cast<char*>(found);
   mprotect(memory_, kGuardBytes, PROT_NONE);
@@ -121,7 +123,14 @@ void Fibre::suspend() {
 #endif
 }
 
-void Fibre::forget_stack() {
+void Fibre::abandon(void* tag) {
+#if defined(SIMT_SANITIZE_THREAD)
+  void* const outside = __tsan_get_current_fiber();
+  __tsan_switch_to_fiber(race_detector_, kNoSynchronisation);
+  __tsan_release(tag);
+  __tsan_switch_to_fiber(outside, kNoSynchronisation);
+#endif
+  (void)tag;
 #if defined(SIMT_SANITIZE_ADDRESS)
   __asan_unpoison_memory_region(memory_ + kGuardBytes, kStackBytes - kGuardBytes);
 #endif

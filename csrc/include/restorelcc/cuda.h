@@ -2,18 +2,19 @@
  *
  * Every entry point takes the parameter struct of the CPU's op and means the same by it, but
  *  - all arrays are in device memory of the current device (cudaGetDevice), the packed weight's too;
- *  - the call queues kernels on `stream` (a cudaStream_t; null: the legacy default stream) and returns: arrays stay
- *    in use until the stream has passed the call. Nothing is allocated, nothing waits; a capturing stream is fine;
- *  - only what a host can see is checked: sizes, strides, types, alignment, null. weight.trusted must be 1: check the
- *    weight with rlcc_packed_validate() before it is uploaded. An index in device memory that is out of its range gives
- *    NaN, never a read outside of the arrays;
+ *  - the call queues kernels on `stream` (a cudaStream_t; null: the legacy default stream) and returns: arrays
+ * stay in use until the stream has passed the call. Nothing is allocated, nothing waits; a capturing stream is
+ * fine;
+ *  - only what a host can see is checked: sizes, strides, types, alignment, null. weight.trusted must be 1:
+ * check the weight with rlcc_packed_validate() before it is uploaded. An index in device memory that is out of
+ * its range gives NaN, never a read outside of the arrays;
  *  - scratch is the caller's: ask for its size with the same params, hand over 16-byte aligned device memory.
  *    Two calls that may overlap in time need two workspaces;
  *  - `parallel` is not looked at.
  * Results do not depend on timing: the same call on the same kind of device gives the same bits.
  *
- * RLCC_UNSUPPORTED: the library was built without nvcc, or there is no usable device or driver. Needs compute capability
- * 8.0 or later, and the driver that the toolkit of the build asks for (CUDA 13.0: 580 or later).
+ * RLCC_UNSUPPORTED: the library was built without nvcc, or there is no usable device or driver. Needs compute
+ * capability 8.0 or later, and the driver that the toolkit of the build asks for (CUDA 13.0: 580 or later).
  */
 #ifndef RESTORELCC_CUDA_H_
 #define RESTORELCC_CUDA_H_
@@ -26,8 +27,8 @@
 extern "C" {
 #endif
 
-/* weight.values must be 16-byte aligned. x is used as it is, whatever its rows, also with RLCC_I8 values: exact_x is
- * not looked at. A comp_index outside of [0, groups) makes its row of y NaN. */
+/* weight.values must be 16-byte aligned. x is used as it is, whatever its rows, also with RLCC_I8 values:
+ * exact_x is not looked at. A comp_index outside of [0, groups) makes its row of y NaN. */
 RLCC_API rlcc_status rlcc_cuda_sparse_linear_workspace(const rlcc_sparse_linear_params* params, size_t* bytes);
 RLCC_API rlcc_status rlcc_cuda_sparse_linear(const rlcc_sparse_linear_params* params, void* workspace,
                                              size_t workspace_bytes, void* stream);
