@@ -148,7 +148,7 @@ __device__ __forceinline__ void write_loss(const LogitSource& source, const RowS
   if (out.lse != nullptr) out.lse[at] = lse;
 }
 
-__global__ void __launch_bounds__(kRowThreads) losses(const __grid_constant__ LogitSource source,
+__global__ void __launch_bounds__(kRowThreads, 2) losses(const __grid_constant__ LogitSource source,
                                                       const __grid_constant__ RowStates states,
                                                       const __grid_constant__ LossOutputs out) {
   const int counted = *source.rows.counted;

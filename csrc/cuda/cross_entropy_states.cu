@@ -19,22 +19,23 @@ struct Shared {
   int label[P::kRows];
 };
 
-// The tile's logits into the states of the thread's rows; the lanes of a row agree, the first one writes.
+// The tile's logits into the states of the thread's rows. Of the lanes of a row only the first one looks at its state.
 template <class P>
 __device__ __forceinline__ void take_tile(const rlcc_language_head& head, Shared<P>& shared, int first,
                                           typename P::Sums& sums) {
   using Element = typename P::Element;
   add_bias<P>(head.bias, first, static_cast<int>(head.vocabulary) - first, sums);
   const int first_row = P::first_row();
+  const bool first_lane = lane_index() % P::kRowLanes == 0;
   float* const max_of = &shared.max[P::row_part()][first_row];
   float* const sum_of = &shared.sum[P::row_part()][first_row];
 #pragma unroll
   for (int i = 0; i < P::kThreadRows; ++i) {
     const int step = P::row_step(i), label = column_of_label(shared.label[first_row + step], first);
-    const float tile_max = take_row_max<P>(sums, i, label, &shared.label_logit[first_row + step]);
-    const float before = max_of[step], now = fmaxf(before, tile_max);
+    const float before = first_lane ? max_of[step] : minus_infinity();
+    const float now = take_row_max<P>(sums, i, label, &shared.label_logit[first_row + step], before);
     const float sum = exponentials_of_row<P>(sums, i, now);
-    if (lane_index() % P::kRowLanes != 0) continue;
+    if (!first_lane) continue;
     const float shrink = before == now ? 1.0f : exponential<Element>(before - now);
     max_of[step] = now;
     sum_of[step] = sum_of[step] * shrink + sum;

@@ -84,12 +84,13 @@ __device__ __forceinline__ void clear(typename P::Sums& sums) {
   }
 }
 
-// The largest of the i-th row's logits in the tile as far as its kRowLanes lanes hold them, the label's left out: that
-// one goes to *label_logit and becomes -Inf. label: as a column of the tile; it may be none.
+// The largest of the i-th row's logits in the tile as far as its kRowLanes lanes hold them, and of what each lane brings
+// as `most`. The label's is left out: that one goes to *label_logit and becomes -Inf. label: as a column of the tile; it
+// may be none.
 template <class P>
-__device__ __forceinline__ float take_row_max(typename P::Sums& sums, int i, int label, float* label_logit) {
+__device__ __forceinline__ float take_row_max(typename P::Sums& sums, int i, int label, float* label_logit,
+                                              float most = minus_infinity()) {
   const int own_label = label - P::first_column();
-  float most = minus_infinity();
 #pragma unroll
   for (int j = 0; j < P::kThreadColumns; ++j) {
     if (P::column_step(j) == own_label) {

@@ -41,9 +41,11 @@ void against_oracle() {
   int turn = 0;
   for (rlcc_dtype dtype : kDtypes) {
     for (LossShape shape : kLossShapes) {
+      const bool large = shape.vocabulary * shape.columns * std::max<int64_t>(shape.rows, 16) > 500'000;
+      if (dtype == RLCC_F16 && large) continue;  // the kernels are bf16's but for one instruction
       shape.wide = shape.columns % 2 == 0;
       run_all(shape, dtype, random, turn++);
-      if (shape.wide && shape.vocabulary < 300) {
+      if (shape.wide && !large && dtype != RLCC_F16) {
         shape.wide = false;
         run_all(shape, dtype, random, turn++);
       }
@@ -129,30 +131,22 @@ void not_finite() {
 // A loss of 1e-9 and its gradient keep their digits.
 void where_the_model_is_sure() {
   std::mt19937 random(69);
+  const double others = 299 * std::exp(-26.0), nll = std::log1p(others), share = others / (1 + others);
   for (rlcc_dtype dtype : kDtypes) {
-    LossCase c({20, 300, 40, true}, dtype, random, true);
-    for (size_t m = 0; m < 20; ++m) c.model.labels[m] = static_cast<int64_t>(m) * 13;
-    for (size_t v = 0; v < 300; ++v) c.model.bias[v] = 0;
+    LossCase c({20, 300, 40, true}, dtype, random, false);
     for (int64_t m = 0; m < 20; ++m) {
       for (int64_t e = 0; e < 40; ++e) c.model.h.set(m, e, e == 0 ? 1.0f : 0.0f);
     }
-    for (int64_t v = 0; v < 300; ++v) c.model.weight.set(v, 0, v % 13 == 0 ? 8.0f : -18.0f);
-    for (int64_t m = 1; m < 20; ++m) c.model.weight.set(m * 13, 0, -18.0f);  // only word 0 is likely
-    c.model.weight.set(273, 0, -18.0f);
-    c.model.weight.set(286, 0, -18.0f);
-    c.model.weight.set(299, 0, -18.0f);
-    c.model.labels.assign(20, 0);
-    for (const bool gradient : {true, false}) {
-      rlcc_linear_cross_entropy_params p = c.params;
-      if (!gradient) p.grad_h = nullptr;
-      CHECK_STATUS(loss_on_device(&p), RLCC_OK);
-      const double expected = std::log1p(299 * std::exp(-26.0));
-      for (float nll : c.nll) CHECK(std::fabs(nll / expected - 1) < 1e-5) << nll << " for " << expected;
+    for (int64_t v = 0; v < 300; ++v) c.model.weight.set(v, 0, v == 130 ? 8.0f : -18.0f);
+    c.model.labels.assign(20, 130);
+    for (void* grad_h : {static_cast<void*>(nullptr), c.params.grad_h}) {
+      c.params.grad_h = grad_h;
+      CHECK_STATUS(loss_on_device(&c.params), RLCC_OK);
+      for (float got : c.nll) CHECK(std::fabs(got / nll - 1) < 1e-5) << got << " for " << nll;
     }
-    // d / d h[0] = (p - 1) 8 + (1 - p) (-18)
-    const double share = 299 * std::exp(-26.0) / (1 + 299 * std::exp(-26.0));
-    for (int64_t m = 0; m < 20 && dtype != RLCC_F16; ++m) {
-      CHECK(std::fabs(c.grad_h.get(m, 0) / (-26 * share) - 1) < 2 * rounding(dtype) + 1e-5) << c.grad_h.get(m, 0);
+    for (int64_t m = 0; m < 20; ++m) {  // (softmax - 1) 8 + (1 - softmax) (-18)
+      const double allowed = (2 * rounding(dtype) + 1e-5) * 26 * share + smallest(dtype);
+      CHECK(std::fabs(c.grad_h.get(m, 0) + 26 * share) <= allowed) << c.grad_h.get(m, 0);
     }
   }
 }
@@ -192,8 +186,8 @@ void many_rows() {
   c.params.lse = nullptr;
   simt::statistics() = {};
   CHECK_STATUS(loss_on_device(&c.params), RLCC_OK);
-  const uint64_t copies = simt::statistics().copies, barriers = simt::statistics().barriers;
-  CHECK(copies == 0 && barriers < 200) << "rows that do not count cost nothing: " << copies << ", " << barriers;
+  const uint64_t barriers = simt::statistics().barriers;  // of 40 blocks of rows one has something to do
+  CHECK(barriers < 30) << "rows that do not count cost " << barriers << " barriers";
   rlcc_linear_cross_entropy_params oracle = c.params;
   oracle.nll = c.nll64.data();
   oracle.grad_h = c.grad_h64.data();
