@@ -70,12 +70,11 @@ function(rlcc_check_cuda variable)
   endif()
 endfunction()
 
-# Replaces, in the source list `variable`, the entry points that refuse by the ones that launch; adds the objects.
-function(rlcc_use_cuda variable)
-  set(sources ${${variable}})
-  list(REMOVE_ITEM sources ${RLCC_CUDA_UNAVAILABLE})
-  list(APPEND sources ${RLCC_CUDA_HOST_SOURCES})
+# Replaces, in the list `variable` (relative to the project), each .cu file by the object that nvcc makes of it for all
+# architectures; sets RLCC_CUDA_NAMES to those.
+function(rlcc_nvcc_objects variable)
   list(GET RLCC_CUDA_ARCHITECTURES -1 newest)
+  set(sources)
   set(names)
   set(flags -std=c++17 -O3 --expt-relaxed-constexpr -ccbin "${CMAKE_CXX_COMPILER}"
     -I${PROJECT_SOURCE_DIR}/csrc -I${PROJECT_SOURCE_DIR}/csrc/include
@@ -90,8 +89,11 @@ function(rlcc_use_cuda variable)
   list(APPEND flags -gencode arch=compute_${newest},code=compute_${newest})
   list(APPEND names compute_${newest})
   list(JOIN names " " names)
-  set_source_files_properties(csrc/cuda/api.cpp PROPERTIES COMPILE_DEFINITIONS "RLCC_CUDA_ARCHITECTURES=\"${names}\"")
-  foreach(source IN LISTS RLCC_CUDA_KERNELS RLCC_CUDA_DEVICE_INFO)
+  foreach(source IN LISTS ${variable})
+    if(NOT source MATCHES "\\.cu$")
+      list(APPEND sources ${source})
+      continue()
+    endif()
     get_filename_component(name ${source} NAME_WE)
     set(object ${PROJECT_BINARY_DIR}/cuda/${name}.o)
     add_custom_command(OUTPUT ${object}
@@ -100,6 +102,18 @@ function(rlcc_use_cuda variable)
       COMMENT "nvcc ${name} for ${names}" VERBATIM)
     list(APPEND sources ${object})
   endforeach()
+  set(${variable} ${sources} PARENT_SCOPE)
+  set(RLCC_CUDA_NAMES "${names}" PARENT_SCOPE)
+endfunction()
+
+# Replaces, in the source list `variable`, the entry points that refuse by the ones that launch; adds the objects.
+function(rlcc_use_cuda variable)
+  set(sources ${${variable}})
+  list(REMOVE_ITEM sources ${RLCC_CUDA_UNAVAILABLE})
+  list(APPEND sources ${RLCC_CUDA_HOST_SOURCES} ${RLCC_CUDA_KERNELS} ${RLCC_CUDA_DEVICE_INFO})
+  rlcc_nvcc_objects(sources)
+  set_source_files_properties(csrc/cuda/api.cpp PROPERTIES
+    COMPILE_DEFINITIONS "RLCC_CUDA_ARCHITECTURES=\"${RLCC_CUDA_NAMES}\"")
   set(${variable} ${sources} PARENT_SCOPE)
 endfunction()
 

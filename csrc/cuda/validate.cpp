@@ -59,6 +59,20 @@ Status validate(const rlcc_head_moments_params& params) {
   return {};
 }
 
+Status validate(const rlcc_sparse_linear_grad_x_params& params) {
+  RLCC_RETURN_IF_FAILED(validate_weight(params.weight));
+  rlcc_sparse_linear_grad_x_params visible = params;
+  visible.parallel = nullptr;
+  return restorelcc::validate(visible);
+}
+
+Status validate(const rlcc_sparse_linear_grad_values_params& params) {
+  RLCC_RETURN_IF_FAILED(validate_weight(params.weight));
+  rlcc_sparse_linear_grad_values_params visible = params;
+  visible.parallel = nullptr;
+  return restorelcc::validate(visible);
+}
+
 Status validate_workspace(const void* workspace, size_t bytes, size_t needed) {
   if (needed == 0) return {};
   if (workspace == nullptr || bytes < needed) {

@@ -265,6 +265,11 @@ SIMT_MMA(bf16, kBf16)
 SIMT_MMA(f16, kF16)
 #undef SIMT_MMA
 
+inline float exp2_approximate(float x) {  // better than the device's
+  const float result = std::exp2(x);
+  return result < 0x1p-126f ? 0.0f : result;
+}
+
 inline uint4 load_stream_16(const void* global, SIMT_CALLER) {
   simt::check_load(SIMT_SITE, global, 16);
   return *static_cast<const uint4*>(global);

@@ -116,6 +116,13 @@ RLCC_PTX_MMA_SP_M16N8K32(bf16)
 RLCC_PTX_MMA_SP_M16N8K32(f16)
 #undef RLCC_PTX_MMA_SP_M16N8K32
 
+// ---- 2^x, to 2 units of the last place; a result below 2^-126 is 0.
+__device__ __forceinline__ float exp2_approximate(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 // ---- 16 bytes at a time (aligned to 16). `stream`: read once, so L1 is not told; `cached`: read by many
 // blocks. Both take the read-only path: nothing may write there while the kernel runs.
 __device__ __forceinline__ uint4 load_stream_16(const void* global) {
