@@ -61,7 +61,7 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe(
-            "best", RefitSettings(), TuningObjective(distill=0.5),
+            "best", RefitSettings(), TuningObjective(distill=0.3),
             TrainingSettings(learning_rates=(0.001,), epochs=2.0, patience=6),  # measured: docs/findings.md
         ),
         Recipe("fast", RefitSettings()),
