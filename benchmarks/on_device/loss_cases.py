@@ -1,8 +1,8 @@
 """linear_cross_entropy, its gradient, and head_contrast.
 
-Budget, as in tests/cpp/cross_entropy_cases.h: a logit may be off by 32 · 2⁻²⁴ max_v (Σ|h||W| + |bias|); a loss by as much and its
-own rounding; a probability by twice as much, relative, and by a rounding to the dtype, and a gradient by that share of its
-terms, where the probability and the label's 1 count apart.
+Budget, as in tests/cpp/cross_entropy_cases.h: a logit may be off by 32 · 2⁻²⁴ max_v (Σ|h||W| + |bias|); a loss by as
+much and its own rounding; a probability by twice as much, relative, and by a rounding to the dtype, and a gradient by
+that share of its terms, where the probability and the label's 1 count apart.
 """
 
 from __future__ import annotations
