@@ -62,7 +62,7 @@ class Contest:
         """The contender, or why not."""
         try:
             self.contenders[name] = make()
-        except (RefusedError, ImportError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        except (RefusedError, ImportError, RuntimeError, TypeError, ValueError) as error:
             self.refused[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
     def wrong(self, name: str) -> str | None:

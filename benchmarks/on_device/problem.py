@@ -114,7 +114,7 @@ def _run(problem: Problem, queue: Queue, verdict: Verdict) -> str | None:
             places[name].copy_(problem.params.arrays[name])
         run()
         device.wait()
-        return {name: places[name].cpu() for name in problem.outputs}
+        return {name: places[name].to("cpu", copy=True) for name in problem.outputs}
 
     got = again(call)
     for name, output in problem.outputs.items():
