@@ -96,8 +96,8 @@ rlcc_status rlcc_cuda_head_moments_workspace(const rlcc_head_moments_params* par
   });
 }
 
-rlcc_status rlcc_cuda_head_moments(const rlcc_head_moments_params* params, void* workspace, size_t workspace_bytes,
-                                   void* stream) {
+rlcc_status rlcc_cuda_head_moments(const rlcc_head_moments_params* params, void* workspace,
+                                   size_t workspace_bytes, void* stream) {
   return guarded([&]() -> Status {
     if (params == nullptr) return invalid("params is null");
     return cuda::head_moments(*params, workspace, workspace_bytes, stream);

@@ -37,6 +37,8 @@ struct Pair {
 };
 
 // high + value exactly (Knuth's two-sum, six additions, for any magnitudes), then one rounding of 2^-24 of low.
+// n of them err by at most (n 2^-24)^2 of the sum of magnitudes: 1.6e-7, what 14 * 2^-24 leave of 1e-6, after
+// 80,000 tokens.
 __device__ __forceinline__ void add_to_pair(Pair& pair, float value) {
   const float sum = __fadd_rn(pair.high, value);
   const float value_part = __fadd_rn(sum, -pair.high);

@@ -31,7 +31,9 @@ rlcc_status rlcc_cuda_sparse_linear(const rlcc_sparse_linear_params*, void*, siz
   return restorelcc::refuse();
 }
 
-rlcc_status rlcc_cuda_head_moments_workspace(const rlcc_head_moments_params*, size_t*) { return restorelcc::refuse(); }
+rlcc_status rlcc_cuda_head_moments_workspace(const rlcc_head_moments_params*, size_t*) {
+  return restorelcc::refuse();
+}
 
 rlcc_status rlcc_cuda_head_moments(const rlcc_head_moments_params*, void*, size_t, void*) {
   return restorelcc::refuse();

@@ -53,8 +53,8 @@ Status validate(const rlcc_head_moments_params& params) {
   RLCC_RETURN_IF_FAILED(restorelcc::validate(visible));
   const int64_t tiles = plan_head_moments(params.tokens, 1, params.head_dim).tiles;
   if (params.heads > 0 && tiles > kMostBlocks / params.heads) {
-    return invalid("gram of [", params.heads, ", ", params.head_dim, ", ", params.head_dim, "] takes more than ",
-                   kMostBlocks, " blocks of threads; use fewer heads per call");
+    return invalid("gram of [", params.heads, ", ", params.head_dim, ", ", params.head_dim,
+                   "] takes more than ", kMostBlocks, " blocks of threads; use fewer heads per call");
   }
   return {};
 }

@@ -33,11 +33,12 @@ RLCC_API rlcc_status rlcc_cuda_sparse_linear_workspace(const rlcc_sparse_linear_
 RLCC_API rlcc_status rlcc_cuda_sparse_linear(const rlcc_sparse_linear_params* params, void* workspace,
                                              size_t workspace_bytes, void* stream);
 
-/* Differences are rounded to fp32, as are the products' sums over 12 tokens; between those, additions are worth 48 bits
- * or fp64. |gram[h, i, j] - exact| <= 1e-6 sum_t |dz_i dz_j|, and |total[h, d] - exact| <= 1e-6 sum_t |dz_d|, as long as
- * sums of products stay inside fp32's range: above 3.4e38 they are Inf, below 1.2e-38 they lose digits. The bits depend
+/* Differences are rounded to fp32, as are the products' sums over 12 tokens; between those, additions are worth
+ * 48 bits or fp64. |gram[h, i, j] - exact| <= 1e-6 sum_t |dz_i dz_j|, and |total[h, d] - exact| <= 1e-6 sum_t
+ * |dz_d|, for up to 80,000 tokens in a call even if all roundings go the same way, and as long as sums of
+ * products stay inside fp32's range: above 3.4e38 they are Inf, below 1.2e-38 they lose digits. The bits depend
  * on the shape alone, and gram stays exactly symmetric. The workspace is at most 34.1 MB (1024 tiles of 64 x 64
- * doubles), and none is needed where all heads' triangles have more than 512 tiles. */
+ * doubles), and none is needed where the triangles of all heads have more than 512 tiles. */
 RLCC_API rlcc_status rlcc_cuda_head_moments_workspace(const rlcc_head_moments_params* params, size_t* bytes);
 RLCC_API rlcc_status rlcc_cuda_head_moments(const rlcc_head_moments_params* params, void* workspace,
                                             size_t workspace_bytes, void* stream);
