@@ -30,7 +30,8 @@ Status sparse_linear_workspace(const rlcc_sparse_linear_params& p, size_t* bytes
   return {};
 }
 
-Status sparse_linear(const rlcc_sparse_linear_params& p, void* workspace, size_t workspace_bytes, void* stream) {
+Status sparse_linear(const rlcc_sparse_linear_params& p, void* workspace, size_t workspace_bytes,
+                     void* stream) {
   RLCC_RETURN_IF_FAILED(validate(p));
   if (p.x_rows == 0 || p.weight.rows == 0) return {};
   DeviceInfo device{};
@@ -58,8 +59,8 @@ rlcc_status rlcc_cuda_sparse_linear_workspace(const rlcc_sparse_linear_params* p
   });
 }
 
-rlcc_status rlcc_cuda_sparse_linear(const rlcc_sparse_linear_params* params, void* workspace, size_t workspace_bytes,
-                                    void* stream) {
+rlcc_status rlcc_cuda_sparse_linear(const rlcc_sparse_linear_params* params, void* workspace,
+                                    size_t workspace_bytes, void* stream) {
   return guarded([&]() -> Status {
     if (params == nullptr) return invalid("params is null");
     return cuda::sparse_linear(*params, workspace, workspace_bytes, stream);

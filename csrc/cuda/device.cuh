@@ -1,6 +1,7 @@
-// The only include of a kernel file. Under nvcc each wrapper below is one PTX instruction; under a host compiler the
-// same names come from an emulator that runs one fibre per CUDA thread, found by the include path (tests/simt), so
-// that the very same kernel text is compiled for the GPU and run on a CPU. csrc itself knows no emulator.
+// The only include of a kernel file. Under nvcc each wrapper below is one PTX instruction; under a host
+// compiler the same names come from an emulator that runs one fibre per CUDA thread, found by the include path
+// (tests/simt), so that the very same kernel text is compiled for the GPU and run on a CPU. csrc itself knows
+// no emulator.
 //
 // A kernel file uses, beside C++17 and the CUDA built-ins that the emulator's README lists:
 //

@@ -9,8 +9,8 @@ using LaunchError = const char*;
 }  // namespace restorelcc::cuda
 
 // Returns the error of `expression` (a LaunchError) from the enclosing function.
-#define RLCC_RETURN_IF_NOT_LAUNCHED(expression)                                  \
-  do {                                                                           \
-    const ::restorelcc::cuda::LaunchError rlcc_error_of_launch = (expression);   \
-    if (rlcc_error_of_launch != nullptr) return rlcc_error_of_launch;            \
+#define RLCC_RETURN_IF_NOT_LAUNCHED(expression)                                \
+  do {                                                                         \
+    const ::restorelcc::cuda::LaunchError rlcc_error_of_launch = (expression); \
+    if (rlcc_error_of_launch != nullptr) return rlcc_error_of_launch;          \
   } while (0)

@@ -6,7 +6,8 @@
 
 namespace restorelcc::cuda {
 
-// At most kDecodeMostRowsOfX rows of x. workspace: decode_workspace_bytes(plan, ...), may be null when that is 0.
+// At most kDecodeMostRowsOfX rows of x. workspace: decode_workspace_bytes(plan, ...), may be null when that is
+// 0.
 LaunchError launch_sparse_linear_decode(const rlcc_sparse_linear_params& params, const DecodePlan& plan,
                                         float* workspace, void* stream);
 

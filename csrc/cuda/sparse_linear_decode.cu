@@ -2,24 +2,31 @@
 //
 //   y[m, n] = sum_k x[m, k] W[n, k] + comp_rows[comp_index[m], n] + bias[n] + residual[m, n],     m < M <= 16
 //
-// At M = 1 a dense weight at 50 % costs 1.125 bytes (bf16) and must cost few instructions: an H100 has issue slots for
-// 9.9 lane-instructions per dense weight in the time its memory takes, an A100 for 10.8. So, counted per dense weight:
+// At M = 1 a dense weight at 50 % costs 1.125 bytes (bf16) and must cost few instructions: an H100 has issue
+// slots for 9.9 lane-instructions per dense weight in the time its memory takes, an A100 for 10.8. So, counted
+// per dense weight:
 //
-//  - A warp takes kDecodeRows rows of W and streams along the columns on its own, without block barriers. One 16-byte
-//    load per lane brings the mask of 4 x 1024 columns; population counts and a scan over the 8 lanes of each row give,
-//    for each 32 bits of mask, where its values begin (about 0.3 instructions per dense weight, all of this).
-//  - The values of half a segment follow by 16-byte cp.async while the half before is multiplied: exactly the bytes of
+//  - A warp takes kDecodeRows rows of W and streams along the columns on its own, without block barriers. One
+//  16-byte
+//    load per lane brings the mask of 4 x 1024 columns; population counts and a scan over the 8 lanes of each
+//    row give, for each 32 bits of mask, where its values begin (about 0.3 instructions per dense weight, all
+//    of this).
+//  - The values of half a segment follow by 16-byte cp.async while the half before is multiplied: exactly the
+//  bytes of
 //    the survivors, at any density.
-//  - A lane multiplies 8 neighbouring columns of each row, one after the other: test the bit, load the value and step on
-//    if it is set, multiply (5 to 6 instructions). Neighbouring lanes' values lie side by side, so a load of one value by
-//    32 lanes touches the 256 bytes that hold 128 survivors: two passes through the banks. (To walk over survivors only,
-//    by find-first-set, needs 5 instructions per survivor, thus 2.5 per dense weight. But lanes with few survivors wait
-//    for those with many, and x gathered at random costs four passes through the banks; the load unit would bind.)
+//  - A lane multiplies 8 neighbouring columns of each row, one after the other: test the bit, load the value
+//  and step on
+//    if it is set, multiply (5 to 6 instructions). Neighbouring lanes' values lie side by side, so a load of
+//    one value by 32 lanes touches the 256 bytes that hold 128 survivors: two passes through the banks. (To
+//    walk over survivors only, by find-first-set, needs 5 instructions per survivor, thus 2.5 per dense weight.
+//    But lanes with few survivors wait for those with many, and x gathered at random costs four passes through
+//    the banks; the load unit would bind.)
 //  - A pruned weight takes part as +0, as in the dense product: 0 * Inf is NaN.
 //
-// Int8 values are turned into floats in two instructions, without the slow integer conversion; a group of 128 columns
-// shares one scale, so each lane scales its sum of 8.
+// Int8 values are turned into floats in two instructions, without the slow integer conversion; a group of 128
+// columns shares one scale, so each lane scales its sum of 8.
 #include "cuda/device.cuh"
+#include "cuda/epilogue.cuh"
 #include "cuda/sparse_linear.h"
 
 namespace restorelcc::cuda {
@@ -27,19 +34,19 @@ namespace {
 
 constexpr unsigned kWholeWarp = 0xffffffffu;
 constexpr int kLane = 32;
-constexpr int kColumns = 8;                         // of one lane at a time
-constexpr int kStep = kLane * kColumns;             // of a warp
-constexpr int kWords = kDecodeSegment / 32;         // of mask, 32 bits each
-constexpr int kRowLanes = kLane / kDecodeRows;      // lanes that count and copy for one row
-constexpr int kLaneWords = kWords / kRowLanes;      // of mask per lane: 16 bytes
+constexpr int kColumns = 8;                     // of one lane at a time
+constexpr int kStep = kLane * kColumns;         // of a warp
+constexpr int kWords = kDecodeSegment / 32;     // of mask, 32 bits each
+constexpr int kRowLanes = kLane / kDecodeRows;  // lanes that count and copy for one row
+constexpr int kLaneWords = kWords / kRowLanes;  // of mask per lane: 16 bytes
 static_assert(kLaneWords == 4 && kDecodeStage % kStep == 0, "one 16-byte load; whole steps");
 
 struct Arguments {
   rlcc_sparse_linear_params p;
   int columns, part_columns, warps_along_k;
   int words, scale_groups;  // 64-bit words of mask, and scales, per row
-  bool wide_mask, wide_x;  // may be loaded 16 bytes at a time
-  float* partials;         // [splits, M, N], or null: y is written
+  bool wide_mask, wide_x;   // may be loaded 16 bytes at a time
+  float* partials;          // [splits, M, N], or null: y is written
 };
 
 // ---- Values: from shared memory to fp32.
@@ -76,23 +83,10 @@ struct Value<RLCC_I8> {
   }
 };
 
-// ---- Elements of x's dtype.
+// ---- x.
 
-__device__ __forceinline__ float load_element(const void* data, rlcc_dtype dtype, int64_t index) {
-  if (dtype == RLCC_F32) return static_cast<const float*>(data)[index];
-  const uint16_t bits = static_cast<const uint16_t*>(data)[index];
-  return dtype == RLCC_BF16 ? float_of_bf16(bits) : float_of_f16(bits);
-}
-
-__device__ __forceinline__ void store_element(void* data, rlcc_dtype dtype, int64_t index, float value) {
-  if (dtype == RLCC_F32) {
-    static_cast<float*>(data)[index] = value;
-  } else {
-    static_cast<uint16_t*>(data)[index] = dtype == RLCC_BF16 ? bf16_of_float(value) : f16_of_float(value);
-  }
-}
-
-// 16 bytes of x, `valid` elements of them from inside of the row (more or fewer than fit; +0 stands for the others).
+// 16 bytes of x, `valid` elements of them from inside of the row (more or fewer than fit; +0 stands for the
+// others).
 template <class Element>
 __device__ __forceinline__ void load_x_16(const Element* at, bool wide, int valid, uint32_t (&words)[4]) {
   constexpr int kElements = 16 / sizeof(Element), kPerWord = 4 / sizeof(Element);
@@ -142,20 +136,6 @@ __device__ __forceinline__ void load_x(const Arguments& a, int m, int k, float (
   }
 }
 
-// ---- The end of a sum.
-
-// sum + comp + bias + residual, rounded once. A comp_index from outside of [0, G) gives NaN.
-__device__ __forceinline__ void finish(const rlcc_sparse_linear_params& p, int m, int64_t n, float sum) {
-  if (p.comp_rows != nullptr) {
-    const int64_t group = p.comp_index != nullptr ? p.comp_index[m] : 0;
-    const bool known = group >= 0 && group < p.groups;
-    sum += known ? p.comp_rows[group * p.weight.rows + n] : __uint_as_float(0x7fc00000u);
-  }
-  if (p.bias != nullptr) sum += p.bias[n];
-  if (p.residual != nullptr) sum += load_element(p.residual, p.x_dtype, m * p.residual_stride + n);
-  store_element(p.y, p.x_dtype, m * p.y_stride + n, sum);
-}
-
 // ---- The stream of one warp.
 
 // 32 bits of mask and where, in the block's shared memory, the values of the first one begin.
@@ -166,7 +146,7 @@ struct alignas(8) MaskWord {
 // What a warp keeps in shared memory.
 template <int kBytes>
 struct alignas(16) Staged {
-  MaskWord words[2][kDecodeRows][kWords];  // of the segment in turn
+  MaskWord words[2][kDecodeRows][kWords];                            // of the segment in turn
   unsigned char values[2][kDecodeRows][decode_stage_bytes(kBytes)];  // of its first and its second half
 };
 
@@ -201,7 +181,8 @@ __device__ __forceinline__ int64_t count_before(const Arguments& a, const uint64
   const int lane = static_cast<int>(threadIdx.x) % kRowLanes;
   int64_t survivors = 0;
 #pragma unroll 1
-  for (int k = lane * kDecodePartMultiple; k < end; k += kDecodeSegment) survivors += count(load_mask(a, row, k, end));
+  for (int k = lane * kDecodePartMultiple; k < end; k += kDecodeSegment)
+    survivors += count(load_mask(a, row, k, end));
 #pragma unroll
   for (int bits = 1; bits < kRowLanes; bits *= 2) survivors += __shfl_xor_sync(kWholeWarp, survivors, bits);
   return survivors;
@@ -211,7 +192,8 @@ __device__ __forceinline__ int64_t count_before(const Arguments& a, const uint64
 template <int kBytes>
 __device__ __forceinline__ void count_segment(Staged<kBytes>& staged, uint32_t staged_at, int turn, uint4 mask,
                                               RowCursor& row) {
-  const int r = static_cast<int>(threadIdx.x) % kLane / kRowLanes, i = static_cast<int>(threadIdx.x) % kRowLanes;
+  const int r = static_cast<int>(threadIdx.x) % kLane / kRowLanes,
+            i = static_cast<int>(threadIdx.x) % kRowLanes;
   const int own = count(mask);
   int through = own;  // survivors up to and with this lane's 128 columns
 #pragma unroll
@@ -224,8 +206,10 @@ __device__ __forceinline__ void count_segment(Staged<kBytes>& staged, uint32_t s
   row.whole = __shfl_sync(kWholeWarp, through, kRowLanes - 1, kRowLanes);
 
   const int stage = i / (kRowLanes / 2), skipped = stage == 0 ? 0 : row.half;
-  uint32_t at = staged_at + static_cast<uint32_t>(&staged.values[stage][r][0] - reinterpret_cast<unsigned char*>(&staged));
-  at += static_cast<uint32_t>((row.begin + skipped) * kBytes) % 16 + static_cast<uint32_t>(through - own - skipped) * kBytes;
+  uint32_t at = staged_at +
+                static_cast<uint32_t>(&staged.values[stage][r][0] - reinterpret_cast<unsigned char*>(&staged));
+  at += static_cast<uint32_t>((row.begin + skipped) * kBytes) % 16 +
+        static_cast<uint32_t>(through - own - skipped) * kBytes;
   MaskWord* const words = &staged.words[turn][r][i * kLaneWords];
   const uint32_t bits[4] = {mask.x, mask.y, mask.z, mask.w};
 #pragma unroll
@@ -235,25 +219,32 @@ __device__ __forceinline__ void count_segment(Staged<kBytes>& staged, uint32_t s
   }
 }
 
-// Queues the values of one half of the segment that was counted. Copies are whole 16 bytes: they begin up to 15 bytes
-// early and end up to 15 late, within the row, whose values begin and end at a multiple of 16.
+// Queues the values of one half of the segment that was counted. Copies are whole 16 bytes: they begin up to 15
+// bytes early and end up to 15 late, within the row, whose values begin and end at a multiple of 16.
 template <int kBytes>
 __device__ __forceinline__ void copy_stage(Staged<kBytes>& staged, int stage, const RowCursor& row) {
-  const int r = static_cast<int>(threadIdx.x) % kLane / kRowLanes, i = static_cast<int>(threadIdx.x) % kRowLanes;
+  const int r = static_cast<int>(threadIdx.x) % kLane / kRowLanes,
+            i = static_cast<int>(threadIdx.x) % kRowLanes;
   const int64_t begin = (row.begin + (stage == 0 ? 0 : row.half)) * kBytes;
   const int count = stage == 0 ? row.half : row.whole - row.half;
   const int bytes = count == 0 ? 0 : static_cast<int>(begin % 16) + count * kBytes;
-  const unsigned char* const from = row.values + begin / 16 * 16;
+  const unsigned char* from = row.values + begin / 16 * 16 + i * 16;
+  unsigned char* to = &staged.values[stage][r][i * 16];
 #pragma unroll 1
-  for (int at = i * 16; at < bytes; at += kRowLanes * 16) ptx::cp_async_16(&staged.values[stage][r][at], from + at);
+  for (int left = bytes - i * 16; left > 0; left -= kRowLanes * 16) {
+    ptx::cp_async_16(to, from);
+    from += kRowLanes * 16;
+    to += kRowLanes * 16;
+  }
   ptx::cp_async_commit();
 }
 
 // The main loop: sums += W x over the columns [k, k + kDecodeStage) of the warp's rows.
 template <rlcc_dtype kDtype, int kRowsOfX>
 __device__ __forceinline__ void multiply_stage(const Arguments& a, const unsigned char* shared,
-                                               const MaskWord (&words)[kDecodeRows][kWords], int stage, int64_t row,
-                                               int k, int end, float (&sums)[kDecodeRows][kRowsOfX]) {
+                                               const MaskWord (&words)[kDecodeRows][kWords], int stage,
+                                               int64_t row, int k, int end,
+                                               float (&sums)[kDecodeRows][kRowsOfX]) {
   const int lane = static_cast<int>(threadIdx.x) % kLane;
   const int shift = lane % 4 * kColumns;
   const uint32_t before = (1u << shift) - 1;
@@ -285,7 +276,9 @@ __device__ __forceinline__ void multiply_stage(const Arguments& a, const unsigne
 #pragma unroll
       for (int r = 0; r < kDecodeRows; ++r) {
         const bool inside = row + r < a.p.weight.rows && k < a.columns;
-        scale[r] = inside ? float_of_bf16(a.p.weight.scales[(row + r) * a.scale_groups + k / RLCC_SCALE_COLUMNS]) : 0.0f;
+        scale[r] = inside
+                       ? float_of_bf16(a.p.weight.scales[(row + r) * a.scale_groups + k / RLCC_SCALE_COLUMNS])
+                       : 0.0f;
       }
     }
 #pragma unroll
@@ -329,7 +322,8 @@ __global__ void __launch_bounds__(256, 1) sparse_linear_decode(const __grid_cons
     const int64_t own_row = row + lane / kRowLanes;
     if (own_row < a.p.weight.rows) {
       cursor.mask = a.p.weight.mask + own_row * a.words;
-      cursor.values = static_cast<const unsigned char*>(a.p.weight.values) + a.p.weight.row_offsets[own_row] * kBytes;
+      cursor.values =
+          static_cast<const unsigned char*>(a.p.weight.values) + a.p.weight.row_offsets[own_row] * kBytes;
     }
     cursor.begin = count_before(a, cursor.mask, begin);
     const int lane_begin = begin + lane % kRowLanes * (kDecodeSegment / kRowLanes);
@@ -359,14 +353,16 @@ __global__ void __launch_bounds__(256, 1) sparse_linear_decode(const __grid_cons
 #pragma unroll
     for (int m = 0; m < kRowsOfX; ++m) {
 #pragma unroll
-      for (int bits = kLane / 2; bits > 0; bits /= 2) sums[r][m] += __shfl_xor_sync(kWholeWarp, sums[r][m], bits);
+      for (int bits = kLane / 2; bits > 0; bits /= 2)
+        sums[r][m] += __shfl_xor_sync(kWholeWarp, sums[r][m], bits);
       if (lane == 0) partial[(warp * kRowsOfX + m) * kDecodeRows + r] = sums[r][m];
     }
   }
   __syncthreads();
   const int rows_of_x = static_cast<int>(a.p.x_rows);
 #pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < groups * kDecodeRows * rows_of_x; i += static_cast<int>(blockDim.x)) {
+  for (int i = static_cast<int>(threadIdx.x); i < groups * kDecodeRows * rows_of_x;
+       i += static_cast<int>(blockDim.x)) {
     const int r = i % kDecodeRows, group = i / kDecodeRows % groups, m = i / kDecodeRows / groups;
     const int64_t n = block_row + group * kDecodeRows + r;
     if (n >= a.p.weight.rows) continue;
@@ -398,7 +394,8 @@ bool aligned_to_16(const void* data) { return reinterpret_cast<uintptr_t>(data) 
 template <rlcc_dtype kDtype>
 LaunchError launch_for(const Arguments& a, const DecodePlan& plan, void* stream) {
   const int64_t row_groups = divide_up(a.p.weight.rows, kDecodeRows);
-  const dim3 grid(static_cast<unsigned>(divide_up(row_groups, plan.groups)), static_cast<unsigned>(plan.splits));
+  const dim3 grid(static_cast<unsigned>(divide_up(row_groups, plan.groups)),
+                  static_cast<unsigned>(plan.splits));
   const unsigned threads = static_cast<unsigned>(plan.warps() * kLane);
   const size_t bytes = static_cast<size_t>(plan.warps()) * sizeof(Staged<Value<kDtype>::kBytes>);
   if (a.p.x_rows == 1) return launch(sparse_linear_decode<kDtype, 1>, grid, threads, bytes, stream, a);
@@ -432,7 +429,8 @@ LaunchError launch_sparse_linear_decode(const rlcc_sparse_linear_params& params,
   a.partials = plan.splits > 1 ? workspace : nullptr;
   RLCC_RETURN_IF_NOT_LAUNCHED(launch_for_dtype(a, plan, stream));
   if (plan.splits == 1) return nullptr;
-  const dim3 grid(static_cast<unsigned>(divide_up(params.weight.rows, 256)), static_cast<unsigned>(params.x_rows));
+  const dim3 grid(static_cast<unsigned>(divide_up(params.weight.rows, 256)),
+                  static_cast<unsigned>(params.x_rows));
   return launch(sparse_linear_combine, grid, 256, 0, stream, a, plan.splits);
 }
 

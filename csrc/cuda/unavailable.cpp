@@ -11,9 +11,10 @@ namespace {
 
 rlcc_status refuse() {
   return guarded([] {
-    return failure(RLCC_UNSUPPORTED,
-                   "this build of restorelcc has no CUDA kernels; build it where nvcc is found (-DRLCC_CUDA=ON says "
-                   "what is missing), or move the tensors to the CPU");
+    return failure(
+        RLCC_UNSUPPORTED,
+        "this build of restorelcc has no CUDA kernels; build it where nvcc is found (-DRLCC_CUDA=ON says "
+        "what is missing), or move the tensors to the CPU");
   });
 }
 
@@ -38,21 +39,23 @@ rlcc_status rlcc_cuda_sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_param
   return restorelcc::refuse();
 }
 
-rlcc_status rlcc_cuda_sparse_linear_grad_values_workspace(const rlcc_sparse_linear_grad_values_params*, size_t*) {
+rlcc_status rlcc_cuda_sparse_linear_grad_values_workspace(const rlcc_sparse_linear_grad_values_params*,
+                                                          size_t*) {
   return restorelcc::refuse();
 }
 
-rlcc_status rlcc_cuda_sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params*, void*, size_t, void*) {
+rlcc_status rlcc_cuda_sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params*, void*, size_t,
+                                                void*) {
   return restorelcc::refuse();
 }
 
-rlcc_status rlcc_cuda_sparse_linear_2to4_workspace(const rlcc_sparse_linear_params*, const rlcc_cuda_weight_2to4*,
-                                                   size_t*) {
+rlcc_status rlcc_cuda_sparse_linear_2to4_workspace(const rlcc_sparse_linear_params*,
+                                                   const rlcc_cuda_weight_2to4*, size_t*) {
   return restorelcc::refuse();
 }
 
-rlcc_status rlcc_cuda_sparse_linear_2to4(const rlcc_sparse_linear_params*, const rlcc_cuda_weight_2to4*, void*, size_t,
-                                         void*) {
+rlcc_status rlcc_cuda_sparse_linear_2to4(const rlcc_sparse_linear_params*, const rlcc_cuda_weight_2to4*, void*,
+                                         size_t, void*) {
   return restorelcc::refuse();
 }
 

@@ -9,12 +9,14 @@ namespace {
 
 Status validate_weight(const rlcc_packed_weight& weight) {
   if (weight.trusted != 1) {
-    return invalid("weight.trusted is ", weight.trusted,
-                   ", must be 1 for a weight in device memory; check it with rlcc_packed_validate before the upload");
+    return invalid(
+        "weight.trusted is ", weight.trusted,
+        ", must be 1 for a weight in device memory; check it with rlcc_packed_validate before the upload");
   }
   RLCC_RETURN_IF_FAILED(validate_shape(weight));
   if (weight.columns > kMostColumns) {
-    return failure(RLCC_UNSUPPORTED, "weight has ", weight.columns, " columns, the CUDA kernels take ", kMostColumns);
+    return failure(RLCC_UNSUPPORTED, "weight has ", weight.columns, " columns, the CUDA kernels take ",
+                   kMostColumns);
   }
   if (reinterpret_cast<uintptr_t>(weight.values) % RLCC_VALUE_ALIGNMENT_BYTES != 0) {
     return invalid("weight.values is not aligned to ", RLCC_VALUE_ALIGNMENT_BYTES, " bytes");
@@ -26,8 +28,8 @@ Status validate_weight(const rlcc_packed_weight& weight) {
 
 Status validate(const rlcc_sparse_linear_params& params) {
   RLCC_RETURN_IF_FAILED(validate_weight(params.weight));
-  RLCC_RETURN_IF_FAILED(validate_array("comp_index", params.comp_index,
-                                       params.comp_index != nullptr ? params.x_rows : 0, 8));
+  RLCC_RETURN_IF_FAILED(
+      validate_array("comp_index", params.comp_index, params.comp_index != nullptr ? params.x_rows : 0, 8));
   rlcc_sparse_linear_params visible = params;
   visible.parallel = nullptr;    // not looked at
   visible.comp_index = nullptr;  // its entries are not for the host; what it stands for is checked below

@@ -1,5 +1,5 @@
-// What must hold before a launcher may trust a parameter struct whose arrays are in device memory: everything that the
-// CPU's validation asks for and a host can see.
+// What must hold before a launcher may trust a parameter struct whose arrays are in device memory: everything
+// that the CPU's validation asks for and a host can see.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,5 @@
-// The CUDA entry points where nothing can be launched: a build without kernels, or a machine without a device, loads,
-// answers RLCC_UNSUPPORTED in words, and goes on. (With a device there is nothing to see here.)
+// The CUDA entry points where nothing can be launched: a build without kernels, or a machine without a device,
+// loads, answers RLCC_UNSUPPORTED in words, and goes on. (With a device there is nothing to see here.)
 #include <cstring>
 
 #include "matrices.h"

@@ -9,7 +9,8 @@
 
 namespace restorelcc::test {
 
-// A race detector costs 50 times the time, and finds a race whatever the numbers and the schedule: few cases do.
+// A race detector costs 50 times the time, and finds a race whatever the numbers and the schedule: few cases
+// do.
 #if defined(__SANITIZE_THREAD__)
 constexpr bool kSlow = true;
 #else
@@ -38,9 +39,9 @@ void under_every_schedule(int seeds, const Body& body) {
 
 }  // namespace restorelcc::test
 
-#define CHECK_LAUNCHED(expression)                                                       \
-  do {                                                                                   \
-    const char* const rlcc_error = (expression);                                         \
+#define CHECK_LAUNCHED(expression)                                                         \
+  do {                                                                                     \
+    const char* const rlcc_error = (expression);                                           \
     CHECK(rlcc_error == nullptr) << #expression << ": " << (rlcc_error ? rlcc_error : ""); \
   } while (0)
 // The launch fails, and says `words`.

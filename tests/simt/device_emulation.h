@@ -1,5 +1,5 @@
-// The CUDA that csrc/cuda/device.cuh promises to kernels, on the emulated machine. Needs no CUDA header. What is not
-// here does not compile, which is the intention: README.md says how to add to it.
+// The CUDA that csrc/cuda/device.cuh promises to kernels, on the emulated machine. Needs no CUDA header. What
+// is not here does not compile, which is the intention: README.md says how to add to it.
 #pragma once
 
 #include <algorithm>
@@ -33,14 +33,10 @@ struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
-#define SIMT_VECTOR_TYPE(T, name)                                                       \
-  struct alignas(2 * sizeof(T)) name##2 {                                               \
-    T x, y;                                                                             \
-  };                                                                                    \
-  struct alignas(4 * sizeof(T)) name##4 {                                               \
-    T x, y, z, w;                                                                       \
-  };                                                                                    \
-  inline name##2 make_##name##2(T x, T y) { return {x, y}; }                            \
+#define SIMT_VECTOR_TYPE(T, name)                            \
+  struct alignas(2 * sizeof(T)) name##2 { T x, y; };         \
+  struct alignas(4 * sizeof(T)) name##4 { T x, y, z, w; };   \
+  inline name##2 make_##name##2(T x, T y) { return {x, y}; } \
   inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 SIMT_VECTOR_TYPE(int, int)
 SIMT_VECTOR_TYPE(unsigned, uint)
@@ -59,9 +55,15 @@ constexpr int warpSize = 32;
 // ---- barriers and warps
 inline void __syncthreads(SIMT_CALLER) { simt::sync_block(SIMT_SITE); }
 inline void __syncwarp(unsigned mask = 0xffffffffu, SIMT_CALLER) { simt::sync_warp(SIMT_SITE, mask); }
-inline unsigned __ballot_sync(unsigned mask, int vote, SIMT_CALLER) { return simt::ballot(SIMT_SITE, mask, vote != 0); }
-inline int __any_sync(unsigned mask, int vote, SIMT_CALLER) { return simt::ballot(SIMT_SITE, mask, vote != 0) != 0; }
-inline int __all_sync(unsigned mask, int vote, SIMT_CALLER) { return simt::ballot(SIMT_SITE, mask, vote == 0) == 0; }
+inline unsigned __ballot_sync(unsigned mask, int vote, SIMT_CALLER) {
+  return simt::ballot(SIMT_SITE, mask, vote != 0);
+}
+inline int __any_sync(unsigned mask, int vote, SIMT_CALLER) {
+  return simt::ballot(SIMT_SITE, mask, vote != 0) != 0;
+}
+inline int __all_sync(unsigned mask, int vote, SIMT_CALLER) {
+  return simt::ballot(SIMT_SITE, mask, vote == 0) == 0;
+}
 template <class T>
 inline unsigned __match_any_sync(unsigned mask, T value, SIMT_CALLER) {
   uint64_t bits = 0;
@@ -111,15 +113,23 @@ inline T simt_atomic(T* place, Change change) {
   } while (!__atomic_compare_exchange(place, &old, &changed, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
   return old;
 }
-#define SIMT_ATOMICS(T)                                                                                          \
-  inline T atomicAdd(T* place, T value) { return simt_atomic(place, [=](T old) { return old + value; }); }       \
-  inline T atomicMax(T* place, T value) { return simt_atomic(place, [=](T old) { return std::max(old, value); }); } \
-  inline T atomicMin(T* place, T value) { return simt_atomic(place, [=](T old) { return std::min(old, value); }); }
+#define SIMT_ATOMICS(T)                                                     \
+  inline T atomicAdd(T* place, T value) {                                   \
+    return simt_atomic(place, [=](T old) { return old + value; });          \
+  }                                                                         \
+  inline T atomicMax(T* place, T value) {                                   \
+    return simt_atomic(place, [=](T old) { return std::max(old, value); }); \
+  }                                                                         \
+  inline T atomicMin(T* place, T value) {                                   \
+    return simt_atomic(place, [=](T old) { return std::min(old, value); }); \
+  }
 SIMT_ATOMICS(int)
 SIMT_ATOMICS(unsigned)
 SIMT_ATOMICS(unsigned long long)
 #undef SIMT_ATOMICS
-inline float atomicAdd(float* place, float value) { return simt_atomic(place, [=](float old) { return old + value; }); }
+inline float atomicAdd(float* place, float value) {
+  return simt_atomic(place, [=](float old) { return old + value; });
+}
 inline double atomicAdd(double* place, double value) {
   return simt_atomic(place, [=](double old) { return old + value; });
 }
@@ -167,8 +177,8 @@ inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __dadd_rn(double a, double b) { return a + b; }
-#define SIMT_MIN_MAX(T)                              \
-  inline T min(T a, T b) { return std::min(a, b); }  \
+#define SIMT_MIN_MAX(T)                             \
+  inline T min(T a, T b) { return std::min(a, b); } \
   inline T max(T a, T b) { return std::max(a, b); }
 SIMT_MIN_MAX(int)
 SIMT_MIN_MAX(unsigned)
@@ -203,8 +213,8 @@ inline uint32_t f16x2_of_floats(float low, float high) {
 }
 
 template <class... Parameters, class... Arguments>
-[[nodiscard]] LaunchError launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_shared_bytes,
-                                 void* /*stream*/, Arguments... arguments) {
+[[nodiscard]] LaunchError launch(void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                                 size_t dynamic_shared_bytes, void* /*stream*/, Arguments... arguments) {
   // By value, as a launch passes them.
   return simt::run({grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, dynamic_shared_bytes,
                    [=] { kernel(static_cast<Parameters>(arguments)...); });
@@ -228,28 +238,28 @@ inline void cp_async_wait_group() {
   simt::wait_for_copies(kNewest);
 }
 
-#define SIMT_LDMATRIX(count)                                                                               \
-  inline void ldmatrix_x##count(uint32_t(&r)[count], const void* row, SIMT_CALLER) {                       \
-    simt::load_matrices(SIMT_SITE, r, row, count, false);                                                  \
-  }                                                                                                        \
-  inline void ldmatrix_x##count##_transposed(uint32_t(&r)[count], const void* row, SIMT_CALLER) {          \
-    simt::load_matrices(SIMT_SITE, r, row, count, true);                                                   \
+#define SIMT_LDMATRIX(count)                                                                       \
+  inline void ldmatrix_x##count(uint32_t (&r)[count], const void* row, SIMT_CALLER) {              \
+    simt::load_matrices(SIMT_SITE, r, row, count, false);                                          \
+  }                                                                                                \
+  inline void ldmatrix_x##count##_transposed(uint32_t (&r)[count], const void* row, SIMT_CALLER) { \
+    simt::load_matrices(SIMT_SITE, r, row, count, true);                                           \
   }
 SIMT_LDMATRIX(1)
 SIMT_LDMATRIX(2)
 SIMT_LDMATRIX(4)
 #undef SIMT_LDMATRIX
 
-#define SIMT_MMA(type, half)                                                                                  \
-  inline void mma_m16n8k16_##type(float(&d)[4], const uint32_t(&a)[4], const uint32_t(&b)[2],                 \
-                                  const float(&c)[4], SIMT_CALLER) {                                          \
-    simt::multiply_m16n8k16(SIMT_SITE, simt::Half::half, d, a, b, c);                                         \
-  }                                                                                                           \
-  template <int kSelector>                                                                                    \
-  inline void mma_sp_m16n8k32_##type(float(&d)[4], const uint32_t(&a)[4], const uint32_t(&b)[4],              \
-                                     const float(&c)[4], uint32_t metadata, SIMT_CALLER) {                    \
-    static_assert(kSelector == 0 || kSelector == 1, "two pairs of lanes in a quad");                          \
-    simt::multiply_sparse_m16n8k32(SIMT_SITE, simt::Half::half, d, a, b, c, metadata, kSelector);             \
+#define SIMT_MMA(type, half)                                                                        \
+  inline void mma_m16n8k16_##type(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],    \
+                                  const float (&c)[4], SIMT_CALLER) {                               \
+    simt::multiply_m16n8k16(SIMT_SITE, simt::Half::half, d, a, b, c);                               \
+  }                                                                                                 \
+  template <int kSelector>                                                                          \
+  inline void mma_sp_m16n8k32_##type(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[4], \
+                                     const float (&c)[4], uint32_t metadata, SIMT_CALLER) {         \
+    static_assert(kSelector == 0 || kSelector == 1, "two pairs of lanes in a quad");                \
+    simt::multiply_sparse_m16n8k32(SIMT_SITE, simt::Half::half, d, a, b, c, metadata, kSelector);   \
   }
 SIMT_MMA(bf16, kBf16)
 SIMT_MMA(f16, kF16)

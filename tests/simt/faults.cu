@@ -1,5 +1,6 @@
-// Planted bugs, one kernel each, and how each kind is found. They stay: an emulator that no longer finds one of them has
-// lost what it is for. With a name as argument only that bug runs, for the sanitizers' tests, which expect its report.
+// Planted bugs, one kernel each, and how each kind is found. They stay: an emulator that no longer finds one of
+// them has lost what it is for. With a name as argument only that bug runs, for the sanitizers' tests, which
+// expect its report.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -156,7 +157,8 @@ bool is_all_six(const std::vector<int>& out) {
 
 // How many schedules give a wrong result.
 template <class Kernel, class Right>
-int wrong_schedules(Kernel kernel, unsigned threads, const Right& right, bool* fifo = nullptr, bool* lifo = nullptr) {
+int wrong_schedules(Kernel kernel, unsigned threads, const Right& right, bool* fifo = nullptr,
+                    bool* lifo = nullptr) {
   int wrong = 0;
   under_every_schedule(10, [&](const std::string& name) {
     std::vector<int> out(threads);
@@ -202,8 +204,10 @@ void found_by_the_machine() {
     CHECK_FAULT(launch(shuffle_from_outside_of_mask, 1, 32, 0, nullptr, out.data()), "not in mask");
     CHECK_FAULT(launch(barrier_of_some, 1, 64, 0, nullptr, out.data()), "wait for each other");
     const char* const ended = launch(shuffle_with_ended_lane, 1, 32, 0, nullptr, out.data());
-    CHECK(ended != nullptr && (std::strstr(ended, "lane 3 of mask") || std::strstr(ended, "wait for each other")));
-    CHECK_FAULT(launch(never_waited_for, 1, 32, 256, nullptr, floats.data(), floats.data()), "never waited for");
+    CHECK(ended != nullptr &&
+          (std::strstr(ended, "lane 3 of mask") || std::strstr(ended, "wait for each other")));
+    CHECK_FAULT(launch(never_waited_for, 1, 32, 256, nullptr, floats.data(), floats.data()),
+                "never waited for");
     CHECK_FAULT(launch(copy_to, 1, 1, 64, nullptr, in, 4, 0), "misaligned cp.async to shared");
     CHECK_FAULT(launch(copy_to, 1, 1, 64, nullptr, in, 0, 4), "misaligned cp.async from global");
     CHECK_FAULT(launch(copy_to, 1, 1, 64, nullptr, in, 64, 0), "outside of shared memory");
@@ -237,7 +241,8 @@ int run_one(const std::string& name) {
   const char* error = nullptr;
   simt::options().order = simt::Order::kFifo;  // a race is one whatever the order
   if (name == "barrier_after_write") error = launch(no_barrier_after_write, 1, 128, 0, nullptr, out.data());
-  if (name == "barrier_before_rewrite") error = launch(no_barrier_before_rewrite, 1, 128, 0, nullptr, out.data());
+  if (name == "barrier_before_rewrite")
+    error = launch(no_barrier_before_rewrite, 1, 128, 0, nullptr, out.data());
   if (name == "warp_barrier") error = launch(no_warp_barrier, 1, 32, 0, nullptr, out.data());
   if (name == "dynamic_overrun") error = launch(dynamic_overrun, 1, 32, 128, nullptr, out.data(), 1);
   if (name == "array_overrun") error = launch(array_overrun, 1, 32, 0, nullptr, out.data(), 1);

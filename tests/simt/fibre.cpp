@@ -1,4 +1,5 @@
-// Compiled without sanitizers; SIMT_SANITIZE_ADDRESS and SIMT_SANITIZE_THREAD say what the rest of the program has.
+// Compiled without sanitizers; SIMT_SANITIZE_ADDRESS and SIMT_SANITIZE_THREAD say what the rest of the program
+// has.
 #include "fibre.h"
 
 #include <sys/mman.h>
@@ -55,8 +56,8 @@ __attribute__((naked, noinline)) void switch_stack(void** /*from*/, void* /*to*/
 }  // namespace
 
 Fibre::Fibre() {
-  void* const found = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
-                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const found =
+      mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (found == MAP_FAILED) throw std::bad_alloc();
   memory_ = static_cast<char*>(found);
   mprotect(memory_, kGuardBytes, PROT_NONE);

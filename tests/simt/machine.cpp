@@ -1,5 +1,5 @@
-// Compiled without sanitizers: what is done here on behalf of a kernel's threads is no access of theirs. SIMT_SANITIZE_ADDRESS and
-// SIMT_SANITIZE_THREAD say what the rest of the program has.
+// Compiled without sanitizers: what is done here on behalf of a kernel's threads is no access of theirs.
+// SIMT_SANITIZE_ADDRESS and SIMT_SANITIZE_THREAD say what the rest of the program has.
 #include "machine.h"
 
 #include <cstdarg>
@@ -70,9 +70,9 @@ const std::function<void()>* g_body = nullptr;
 std::string g_error;
 Scheduler g_scheduler;
 
-// What TSan learns: a synchronisation orders what came before it in one thread before what comes after it in another.
-// Each one has a tag of its own: with a single tag, a thread that hurries on to its next barrier would be ordered before
-// one that has yet to leave this one. Tags are reused when all threads have left long ago.
+// What TSan learns: a synchronisation orders what came before it in one thread before what comes after it in
+// another. Each one has a tag of its own: with a single tag, a thread that hurries on to its next barrier would
+// be ordered before one that has yet to leave this one. Tags are reused when all threads have left long ago.
 constexpr unsigned kTags = 8;
 char g_barrier_tags[kTags], g_warp_tags[kMostThreads / kWarp][kTags];
 unsigned g_barrier_turn = 0, g_warp_turn[kMostThreads / kWarp];
@@ -113,14 +113,14 @@ std::string describe(Index index) {
 }
 
 void deadlock() {
-  g_error = "block " + describe(position.block) + ": " + std::to_string(g_done) + " of " + std::to_string(g_count) +
-            " threads have ended, the others wait for each other:";
+  g_error = "block " + describe(position.block) + ": " + std::to_string(g_done) + " of " +
+            std::to_string(g_count) + " threads have ended, the others wait for each other:";
   int told = 0;
   for (unsigned i = 0; i < g_count && told < 4; ++i) {
     const Thread& t = *g_threads[i];
     if (t.state == State::kDone) continue;
-    g_error += std::string(told++ > 0 ? "," : "") + " thread " + describe(t.index) + " at " + file_name(t.site) + ":" +
-               std::to_string(t.site.line);
+    g_error += std::string(told++ > 0 ? "," : "") + " thread " + describe(t.index) + " at " +
+               file_name(t.site) + ":" + std::to_string(t.site.line);
   }
 }
 
@@ -203,8 +203,8 @@ void fault(Site site, const char* format, ...) {
   va_start(arguments, format);
   std::vsnprintf(what, sizeof(what), format, arguments);
   va_end(arguments);
-  g_error = "block " + describe(position.block) + " thread " + describe(position.thread) + " at " + file_name(site) +
-            ":" + std::to_string(site.line) + ": " + what;
+  g_error = "block " + describe(position.block) + " thread " + describe(position.thread) + " at " +
+            file_name(site) + ":" + std::to_string(site.line) + ": " + what;
   g_current->state = State::kDone;
   suspend();  // for good: the launch is over
   __builtin_trap();
@@ -259,7 +259,8 @@ void meet(Collective what, Site site, unsigned mask, void* slot, void (*together
     self->order_tag = other.order_tag;
   }
   const bool orders_memory = what == Collective::kSyncWarp;  // a shuffle does not
-  if (self->order_tag == nullptr) self->order_tag = &g_warp_tags[first / kWarp][g_warp_turn[first / kWarp]++ % kTags];
+  if (self->order_tag == nullptr)
+    self->order_tag = &g_warp_tags[first / kWarp][g_warp_turn[first / kWarp]++ % kTags];
   char* const tag = self->order_tag;
   if (orders_memory) __tsan_release(tag);
   self->state = State::kAtWarp;
@@ -327,7 +328,8 @@ unsigned match_any(Site site, unsigned mask, uint64_t value) {
       if ((lanes.mask >> i & 1) == 0) continue;
       Slot& own = *static_cast<Slot*>(lanes.slot[i]);
       for (unsigned j = 0; j < kWarp; ++j) {
-        if ((lanes.mask >> j & 1) != 0 && static_cast<Slot*>(lanes.slot[j])->value == own.value) own.result |= 1u << j;
+        if ((lanes.mask >> j & 1) != 0 && static_cast<Slot*>(lanes.slot[j])->value == own.value)
+          own.result |= 1u << j;
       }
     }
   });
@@ -363,7 +365,8 @@ void copy_async(Site site, void* shared, const void* global, int size, int bytes
   check_aligned(site, shared, static_cast<size_t>(size), "cp.async to shared memory");
   check_aligned(site, global, static_cast<size_t>(size), "cp.async from global memory");
   if (bytes < 0 || bytes > size) fault(site, "cp.async of %d bytes into %d", bytes, size);
-  if (!shared_memory().holds(shared, static_cast<size_t>(size))) fault(site, "cp.async outside of shared memory");
+  if (!shared_memory().holds(shared, static_cast<size_t>(size)))
+    fault(site, "cp.async outside of shared memory");
   ++statistics().copies;
   const Copy copy{shared, global, size, bytes};
   g_current->copies.push_back(copy);

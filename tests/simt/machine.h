@@ -1,6 +1,7 @@
-// The machine under the emulated CUDA built-ins: one fibre per CUDA thread, one operating-system thread for all of them.
-// Blocks run one after the other; inside a block a thread runs until it has to wait for others, and the order in which
-// waiting threads go on is chosen by Options. Kernels meet this only through device_emulation.h.
+// The machine under the emulated CUDA built-ins: one fibre per CUDA thread, one operating-system thread for all
+// of them. Blocks run one after the other; inside a block a thread runs until it has to wait for others, and
+// the order in which waiting threads go on is chosen by Options. Kernels meet this only through
+// device_emulation.h.
 #pragma once
 
 #include <cstddef>
@@ -78,20 +79,30 @@ void wait_for_copies(int newest);  // all groups but the newest ones have arrive
 enum class Half { kBf16, kF16 };
 void load_matrices(Site site, uint32_t* registers, const void* row, int count, bool transposed);
 void multiply_m16n8k16(Site site, Half type, float* d, const uint32_t* a, const uint32_t* b, const float* c);
-void multiply_sparse_m16n8k32(Site site, Half type, float* d, const uint32_t* a, const uint32_t* b, const float* c,
-                              uint32_t metadata, int selector);
+void multiply_sparse_m16n8k32(Site site, Half type, float* d, const uint32_t* a, const uint32_t* b,
+                              const float* c, uint32_t metadata, int selector);
 
 // Faults unless `pointer` is a multiple of `bytes`; tells a race detector of the access.
 void check_load(Site site, const void* pointer, size_t bytes);
 void check_store(Site site, void* pointer, size_t bytes);
 
 // ---- for tensor_core.cpp
-enum class Collective { kNone, kSyncWarp, kShuffle, kBallot, kMatch, kLoadMatrices, kMultiply, kMultiplySparse };
+enum class Collective {
+  kNone,
+  kSyncWarp,
+  kShuffle,
+  kBallot,
+  kMatch,
+  kLoadMatrices,
+  kMultiply,
+  kMultiplySparse
+};
 struct Lanes {
   void* slot[32];  // of each lane in the mask: what it handed to meet()
   unsigned mask;
 };
 // Waits for all lanes of `mask` to come here; the last one runs `together` on what each brought.
-void meet(Collective what, Site site, unsigned mask, void* slot, void (*together)(const Lanes& lanes, Site site));
+void meet(Collective what, Site site, unsigned mask, void* slot,
+          void (*together)(const Lanes& lanes, Site site));
 
 }  // namespace simt

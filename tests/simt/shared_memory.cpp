@@ -22,7 +22,8 @@ constexpr int kMark = 0xa5;
 alignas(1024) unsigned char g_memory[kBytes];
 
 // By hand: memset() would be seen by the sanitizers, even from here.
-__attribute__((optimize("no-tree-loop-distribute-patterns"))) void fill(unsigned char* at, int byte, size_t count) {
+__attribute__((optimize("no-tree-loop-distribute-patterns"))) void fill(unsigned char* at, int byte,
+                                                                        size_t count) {
   for (size_t i = 0; i < count; ++i) at[i] = static_cast<unsigned char>(byte);
 }
 

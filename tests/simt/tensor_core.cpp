@@ -1,5 +1,5 @@
-// ldmatrix, mma and mma.sp by their definition. Products and sums are formed in fp64 and rounded once: the rounding of a
-// real tensor core is not modelled. Compiled without sanitizers, as machine.cpp.
+// ldmatrix, mma and mma.sp by their definition. Products and sums are formed in fp64 and rounded once: the
+// rounding of a real tensor core is not modelled. Compiled without sanitizers, as machine.cpp.
 #include <cstring>
 
 #include "core/element.h"
@@ -65,7 +65,9 @@ struct MultiplySlot {
   int selector;
 };
 
-const MultiplySlot& slot_of(const Lanes& lanes, int lane) { return *static_cast<const MultiplySlot*>(lanes.slot[lane]); }
+const MultiplySlot& slot_of(const Lanes& lanes, int lane) {
+  return *static_cast<const MultiplySlot*>(lanes.slot[lane]);
+}
 
 // The column that the kept value `column` of `row` stands for.
 int dense_column(const Lanes& lanes, Site site, int row, int column) {
@@ -74,8 +76,8 @@ int dense_column(const Lanes& lanes, Site site, int row, int column) {
   const uint32_t metadata = slot_of(lanes, lane).metadata >> (row / 8 * 16 + four % 4 * 4);
   const int low = static_cast<int>(metadata & 3), high = static_cast<int>(metadata >> 2 & 3);
   if (low >= high) {
-    fault(site, "mma.sp: metadata (%d, %d) of row %d, columns %d to %d, is not ascending", low, high, row, four * 4,
-          four * 4 + 3);
+    fault(site, "mma.sp: metadata (%d, %d) of row %d, columns %d to %d, is not ascending", low, high, row,
+          four * 4, four * 4 + 3);
   }
   return four * 4 + (column % 2 == 0 ? low : high);
 }
@@ -88,7 +90,8 @@ void multiply_together(const Lanes& lanes, Site site) {
     const MultiplySlot& slot = slot_of(lanes, lane);
     for (int i = 0; i < 8; ++i) {  // the 16 x 16 values of a
       const int row = lane / 4 + i / 2 % 2 * 8, column = lane % 4 * 2 + i % 2 + i / 4 * 8;
-      a[row][kSparse ? dense_column(lanes, site, row, column) : column] = half_of(slot.type, slot.a[i / 2], i % 2);
+      a[row][kSparse ? dense_column(lanes, site, row, column) : column] =
+          half_of(slot.type, slot.a[i / 2], i % 2);
     }
     for (int i = 0; i < kDepth / 4; ++i) {
       b[lane % 4 * 2 + i % 2 + i / 2 * 8][lane / 4] = half_of(slot.type, slot.b[i / 2], i % 2);
@@ -123,8 +126,8 @@ void multiply_m16n8k16(Site site, Half type, float* d, const uint32_t* a, const 
   std::memcpy(d, sums, sizeof(sums));
 }
 
-void multiply_sparse_m16n8k32(Site site, Half type, float* d, const uint32_t* a, const uint32_t* b, const float* c,
-                              uint32_t metadata, int selector) {
+void multiply_sparse_m16n8k32(Site site, Half type, float* d, const uint32_t* a, const uint32_t* b,
+                              const float* c, uint32_t metadata, int selector) {
   float sums[4];
   MultiplySlot slot{a, b, c, sums, type, metadata, selector};
   meet(Collective::kMultiplySparse, site, kWholeWarp, &slot, multiply_together<32, true>);

@@ -21,7 +21,8 @@ __global__ void block_sum(const float* x, int count, float* out) {
   __syncthreads();
   if (threadIdx.x < 32) {
     sum = threadIdx.x < 8 ? partial[threadIdx.x] : 0.0f;
-    for (int bits = 4; bits > 0; bits /= 2) sum += __shfl_down_sync(0xffffffffu, sum, static_cast<unsigned>(bits));
+    for (int bits = 4; bits > 0; bits /= 2)
+      sum += __shfl_down_sync(0xffffffffu, sum, static_cast<unsigned>(bits));
     if (threadIdx.x == 0) out[blockIdx.x] = sum;
   }
 }
@@ -88,9 +89,12 @@ __global__ void multiply(const uint16_t* a, const uint16_t* b, float* c) {
 
 // c[16, 8] = a b, a[16, 32] at two of four given as values[16, 16] and metadata[16, 2], bt[8, 32].
 template <int kSelector>
-__global__ void multiply_sparse(const uint16_t* values, const uint16_t* metadata, const uint16_t* bt, float* c) {
+__global__ void multiply_sparse(const uint16_t* values, const uint16_t* metadata, const uint16_t* bt,
+                                float* c) {
   const unsigned lane = threadIdx.x, g = lane / 4, t = lane % 4;
-  const auto pair = [](const uint16_t* p) { return static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 16; };
+  const auto pair = [](const uint16_t* p) {
+    return static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 16;
+  };
   uint32_t a[4], b[4];
   for (unsigned i = 0; i < 4; ++i) {
     a[i] = pair(values + (g + i % 2 * 8) * 16 + t * 2 + i / 2 * 8);
@@ -98,7 +102,8 @@ __global__ void multiply_sparse(const uint16_t* values, const uint16_t* metadata
   }
   // Only the lanes that the selector names have metadata to give.
   uint32_t e = 0x12345678u;
-  if (t / 2 == kSelector) e = metadata[g * 2 + t % 2] | static_cast<uint32_t>(metadata[(g + 8) * 2 + t % 2]) << 16;
+  if (t / 2 == kSelector)
+    e = metadata[g * 2 + t % 2] | static_cast<uint32_t>(metadata[(g + 8) * 2 + t % 2]) << 16;
   float sums[4] = {};
   ptx::mma_sp_m16n8k32_f16<kSelector>(sums, a, b, sums, e);
   for (unsigned i = 0; i < 4; ++i) c[(g + i / 2 * 8) * 8 + t * 2 + i % 2] = sums[i];

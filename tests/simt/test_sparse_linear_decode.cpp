@@ -1,5 +1,6 @@
-// sparse_linear on the emulated device, through the C entry point, against the float64 oracle: the cases and the budget
-// of tests/cpp/test_sparse_linear.cpp (x is never rounded to 8 bits here). The bits must not depend on the schedule.
+// sparse_linear on the emulated device, through the C entry point, against the float64 oracle: the cases and
+// the budget of tests/cpp/test_sparse_linear.cpp (x is never rounded to 8 bits here). The bits must not depend
+// on the schedule.
 #include <cmath>
 #include <vector>
 
@@ -72,8 +73,8 @@ void long_rows() {
   std::mt19937 random(30);
   for (rlcc_dtype values : kValues) {
     simt::options().multiprocessors = kUncut;
-    const Packed w(
-        random_weight(9, 4500, dense_dtype(values), random, half_with_full_and_empty_row(random)), values);
+    const Packed w(random_weight(9, 4500, dense_dtype(values), random, half_with_full_and_empty_row(random)),
+                   values);
     LinearCase c(w, 1, dense_dtype(values), random, 0, true, true);
     run(c, w, describe("long_rows", "cuda", w, 1, dense_dtype(values)));
   }
@@ -84,11 +85,13 @@ void long_rows() {
 void every_plan() {
   std::mt19937 random(22);
   simt::options().multiprocessors = 132;
-  for (const auto& [outputs, columns] : {std::pair<int64_t, int64_t>{3, 9000}, {5, 4160}, {700, 520}, {9, 1024}}) {
+  for (const auto& [outputs, columns] :
+       {std::pair<int64_t, int64_t>{3, 9000}, {5, 4160}, {700, 520}, {9, 1024}}) {
     for (rlcc_dtype values : kValues) {
       if (kSlow && values != RLCC_BF16) continue;
       const Packed w(
-          random_weight(outputs, columns, dense_dtype(values), random, half_with_full_and_empty_row(random)), values);
+          random_weight(outputs, columns, dense_dtype(values), random, half_with_full_and_empty_row(random)),
+          values);
       for (int64_t rows : {1, 3}) {
         LinearCase c(w, rows, dense_dtype(values), random, 2, true, true);
         run(c, w, describe("every_plan", "cuda", w, rows, dense_dtype(values)));
@@ -140,7 +143,8 @@ void special_values() {
   const float specials[] = {INFINITY, -INFINITY, NAN, 0.0f, -0.0f};
   for (rlcc_dtype dtype : kDtypes) {
     Matrix dense = random_weight(12, 600, dtype, random, half_with_full_and_empty_row(random));
-    for (size_t i = 0; i < 5; ++i) dense.set(static_cast<int64_t>(i) + 2, 100 * static_cast<int64_t>(i), specials[i]);
+    for (size_t i = 0; i < 5; ++i)
+      dense.set(static_cast<int64_t>(i) + 2, 100 * static_cast<int64_t>(i), specials[i]);
     const Packed w(dense);
     for (int64_t rows : {1, 5}) {
       LinearCase c(w, rows, dtype, random, 0, false, false);
@@ -174,7 +178,8 @@ void the_bits_are_the_same() {
     for (rlcc_dtype values : {RLCC_BF16, RLCC_I8}) {
       if (kSlow && values == RLCC_I8) continue;
       const Packed w(
-          random_weight(outputs, columns, dense_dtype(values), random, half_with_full_and_empty_row(random)), values);
+          random_weight(outputs, columns, dense_dtype(values), random, half_with_full_and_empty_row(random)),
+          values);
       LinearCase c(w, 2, RLCC_BF16, random, 2, true, true);
       simt::options().multiprocessors = processors;
       run(c, w, describe("schedules", "cuda", w, 2, RLCC_BF16));
@@ -228,7 +233,8 @@ void refused() {
     CHECK(bytes > 0);
     Workspace workspace(bytes);
     CHECK_STATUS(rlcc_cuda_sparse_linear(&c.params, nullptr, 0, nullptr), RLCC_INVALID_ARGUMENT);
-    CHECK_STATUS(rlcc_cuda_sparse_linear(&c.params, workspace.get(), bytes - 1, nullptr), RLCC_INVALID_ARGUMENT);
+    CHECK_STATUS(rlcc_cuda_sparse_linear(&c.params, workspace.get(), bytes - 1, nullptr),
+                 RLCC_INVALID_ARGUMENT);
     wrong(c);
     CHECK_STATUS(rlcc_cuda_sparse_linear(&c.params, workspace.get(), bytes, nullptr), RLCC_INVALID_ARGUMENT);
     CHECK(c.y == c.expected);  // untouched

@@ -1,5 +1,5 @@
-// 16-bit floats to and from fp32 under nvcc: one instruction each, to nearest with ties to even. By hand because
-// cuda_fp16.h and cuda_bf16.h cost each translation unit seconds, once per architecture.
+// 16-bit floats to and from fp32 under nvcc: one instruction each, to nearest with ties to even. By hand
+// because cuda_fp16.h and cuda_bf16.h cost each translation unit seconds, once per architecture.
 #pragma once
 
 #include <cstdint>
@@ -11,14 +11,18 @@ __device__ __forceinline__ float float_of_bf16(uint16_t bits) {
 }
 // The two halves of a register, low and high.
 __device__ __forceinline__ float float_of_bf16_low(uint32_t pair) { return __uint_as_float(pair << 16); }
-__device__ __forceinline__ float float_of_bf16_high(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
+__device__ __forceinline__ float float_of_bf16_high(uint32_t pair) {
+  return __uint_as_float(pair & 0xffff0000u);
+}
 
 __device__ __forceinline__ float float_of_f16(uint16_t bits) {
   float value;
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
   return value;
 }
-__device__ __forceinline__ float float_of_f16_low(uint32_t pair) { return float_of_f16(static_cast<uint16_t>(pair)); }
+__device__ __forceinline__ float float_of_f16_low(uint32_t pair) {
+  return float_of_f16(static_cast<uint16_t>(pair));
+}
 __device__ __forceinline__ float float_of_f16_high(uint32_t pair) {
   return float_of_f16(static_cast<uint16_t>(pair >> 16));
 }
