@@ -92,20 +92,28 @@ RLCC_API rlcc_status rlcc_cuda_sparse_linear_2to4(const rlcc_sparse_linear_param
  * grad_h, W is read once per chunk of the vocabulary and multiplied twice. The workspace grows with M E, with grad_h (its
  * fp32 sums and 64 MiB or so of exponentials); else with M alone. Rows of h and W that are 16-byte aligned are read 16
  * bytes at a time, others element by element. At most 2^30 rows and words, 2^28 columns. */
+
+/* A label that is neither in [0, V) nor ignore_index makes nll and the row of grad_h NaN; lse does not depend
+ * on it. With grad_h, W is read once per chunk of the vocabulary and multiplied twice. The workspace grows with
+ * M E, with grad_h (its fp32 sums and 64 MiB or so of exponentials); else with M alone. Rows of h and W that
+ * are 16-byte aligned are read 16 bytes at a time, others element by element. At most 2^30 rows and words, 2^28
+ * columns. */
 RLCC_API rlcc_status rlcc_cuda_linear_cross_entropy_workspace(const rlcc_linear_cross_entropy_params* params,
                                                               size_t* bytes);
-RLCC_API rlcc_status rlcc_cuda_linear_cross_entropy(const rlcc_linear_cross_entropy_params* params, void* workspace,
-                                                    size_t workspace_bytes, void* stream);
+RLCC_API rlcc_status rlcc_cuda_linear_cross_entropy(const rlcc_linear_cross_entropy_params* params,
+                                                    void* workspace, size_t workspace_bytes, void* stream);
 
-/* The gradient of the logits is rounded to head.dtype before it is multiplied by W and h. A label from outside, as above,
- * makes the row of grad_h, all of grad_weight and all of grad_bias NaN. */
+/* The gradient of the logits is rounded to head.dtype before it is multiplied by W and h. A label from outside,
+ * as above, makes the row of grad_h, all of grad_weight and all of grad_bias NaN. */
+RLCC_API rlcc_status rlcc_cuda_linear_cross_entropy_backward_workspace(
+    const rlcc_linear_cross_entropy_backward_params* params, size_t* bytes);
 RLCC_API rlcc_status
-rlcc_cuda_linear_cross_entropy_backward_workspace(const rlcc_linear_cross_entropy_backward_params* params, size_t* bytes);
-RLCC_API rlcc_status rlcc_cuda_linear_cross_entropy_backward(const rlcc_linear_cross_entropy_backward_params* params,
-                                                             void* workspace, size_t workspace_bytes, void* stream);
+rlcc_cuda_linear_cross_entropy_backward(const rlcc_linear_cross_entropy_backward_params* params,
+                                        void* workspace, size_t workspace_bytes, void* stream);
 
-/* A label from outside, as above, makes the contrast of its segment NaN, in every group; a segment >= segment_count makes
- * all contrasts NaN. weights are used as they are: NaN, infinite and negative ones are not refused. */
+/* A label from outside, as above, makes the contrast of its segment NaN, in every group; a segment >=
+ * segment_count makes all contrasts NaN. weights are used as they are: NaN, infinite and negative ones are not
+ * refused. */
 RLCC_API rlcc_status rlcc_cuda_head_contrast_workspace(const rlcc_head_contrast_params* params, size_t* bytes);
 RLCC_API rlcc_status rlcc_cuda_head_contrast(const rlcc_head_contrast_params* params, void* workspace,
                                              size_t workspace_bytes, void* stream);
