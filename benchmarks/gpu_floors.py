@@ -1,6 +1,8 @@
 """The calculated tables of docs/cuda.md: bytes, FLOPs, floors, limits on issue. Nothing here was measured.
 
-python benchmarks/gpu_floors.py [--write docs/cuda.md]
+python benchmarks/gpu_floors.py [--write docs/cuda.md] [--gate build/cuda/static_gate.md]
+
+--gate also puts the static gate's table (make test-cuda writes it) in its place there.
 """
 
 from __future__ import annotations
@@ -92,25 +94,34 @@ def roof_table() -> str:
 TABLES = {"roofs": roof_table, "floors": floor_table, "issue": issue_table}
 
 
+def with_table(text: str, name: str, table: str) -> str:
+    """The text with `table` between `<!-- NAME: begin -->` and `<!-- NAME: end -->`."""
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    if begin not in text or end not in text:
+        raise ValueError(f"there is no place for the table {name}")
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}{table.strip()}\n{end}{rest.partition(end)[2]}"
+
+
 def with_tables(text: str) -> str:
-    """The text with what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->` made anew."""
+    """The text with all calculated tables made anew."""
     for name, table in TABLES.items():
-        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-        if begin not in text or end not in text:
-            raise ValueError(f"there is no place for the table {name}")
-        before, _, rest = text.partition(begin)
-        text = before + begin + table() + "\n" + end + rest.partition(end)[2]
+        text = with_table(text, name, table())
     return text
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, help="Markdown whose tables are to be made anew")
+    parser.add_argument("--gate", type=Path, help="what static_gate.py --table wrote")
     arguments = parser.parse_args()
     if arguments.write is None:
         print("\n\n".join(table() for table in TABLES.values()))
         return
-    arguments.write.write_text(with_tables(arguments.write.read_text(encoding="utf-8")), encoding="utf-8")
+    text = with_tables(arguments.write.read_text(encoding="utf-8"))
+    if arguments.gate is not None:
+        text = with_table(text, "gate", arguments.gate.read_text(encoding="utf-8"))
+    arguments.write.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
