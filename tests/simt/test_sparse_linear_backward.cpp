@@ -68,14 +68,14 @@ void ragged_shapes() {
   std::mt19937 random(41);
   size_t turn = 0;
   for (rlcc_dtype values : kValues) {
-    for (int64_t columns : {1, 31, 64, 129, 449}) {
+    for (int64_t columns : {1, 31, 129, 449}) {
       for (int64_t outputs : {1, 17, 129}) {
         const Packed w(
             random_weight(outputs, columns, dense_dtype(values), random, half_with_full_and_empty_row(random)),
             values);
-        for (int64_t rows : {0, 1, 5, 17, 65}) {
-          if (outputs * columns * rows > 500'000 && turn % 3 != 0) continue;
-          both(w, rows, kDtypes[turn++ % 3], random, "ragged");
+        for (int64_t rows : {1, 17, 65}) {
+          if (outputs * columns * rows > 200'000 && ++turn % 2 != 0) continue;
+          both(w, rows, kDtypes[++turn % 3], random, "ragged");
         }
       }
     }
@@ -89,7 +89,7 @@ void every_plan() {
     int64_t rows, outputs, columns;
     int multiprocessors;
   };
-  for (const Shape& s : {Shape{130, 70, 129, 1}, {3, 1100, 70, 132}, {2, 3, 4300, 4}}) {
+  for (const Shape& s : {Shape{130, 70, 129, 1}, {100, 40, 129, 1}, {3, 1100, 70, 132}, {2, 3, 4300, 4}}) {
     for (const auto& [values, dtype] : kPairs) {
       const Packed w(random_weight(s.outputs, s.columns, dense_dtype(values), random,
                                    half_with_full_and_empty_row(random)),
@@ -164,6 +164,7 @@ void the_bits_are_the_same() {
       Packed other(random_weight(1, 1, RLCC_F32, random, half_with_full_and_empty_row(random)));
       GradValuesCase v(has_gradient ? w : other, s.rows, dtype, random);
       simt::options().multiprocessors = s.multiprocessors;
+      if (s.multiprocessors == 132 && values == RLCC_I8) continue;  // as bf16, and slower
       run(x, w, describe("schedules", "grad_x", w, s.rows, dtype));
       run(v, has_gradient ? w : other, describe("schedules", "grad_values", w, s.rows, dtype));
       const Matrix first = x.grad_x;
