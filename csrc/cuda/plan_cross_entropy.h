@@ -31,7 +31,7 @@ inline int loss_tile_columns(rlcc_dtype dtype) { return dtype == RLCC_F32 ? 64 :
 // Blocks that run at once, by registers and shared memory (tile_product.cuh's kBlocks; a multiprocessor with
 // 100 KiB holds one wide block instead of two, which only doubles the waves).
 inline int64_t loss_slots(int tile_rows, const DeviceInfo& device) {
-  return int64_t{tile_rows == kLossFewRows ? 6 : 2} * device.multiprocessors;
+  return int64_t{tile_rows == kLossFewRows ? 5 : 2} * device.multiprocessors;
 }
 
 // Parts that `work` units, which a block does one after the other, are cut into where `blocks` blocks exist

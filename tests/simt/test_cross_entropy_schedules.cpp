@@ -64,7 +64,10 @@ void the_bits_are_the_same(const LossShape& shape, rlcc_dtype dtype, int multipr
   cases.loss.run(name, loss_on_device);
   cases.gradient.run(name, gradient_on_device);
   cases.contrast.run(name, contrast_on_device);
+  simt::statistics() = {};
   const Outputs expected = cases.run();
+  CHECK(simt::statistics().ldmatrix_conflicts == 0) << simt::statistics().ldmatrix_conflicts;
+  CHECK((simt::statistics().mma > 0) == (dtype != RLCC_F32));
   under_every_schedule(seeds, [&](const std::string& schedule) {
     simt::options().multiprocessors = multiprocessors;
     CHECK(cases.run() == expected) << name << " " << schedule;
