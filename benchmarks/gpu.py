@@ -1,6 +1,6 @@
 """One command on a machine with an NVIDIA GPU: builds, checks everything on the device, and times it.
 
-    python benchmarks/gpu.py --json gpu.json --png gpu.png          about 15 minutes; --quick: about 3
+    python benchmarks/gpu.py --json gpu.json --png gpu.png          (--quick: a short run)
 
 1. builds librestorelcc for the device's architecture (build/gpu; --skip-build takes what is there),
 2. says what the device is: name, driver, clocks,
