@@ -2,6 +2,7 @@
 # make test             C++ tests (ctest), then Python tests (pytest)
 # make test-cuda        CUDA kernels: compiled by nvcc for every architecture and held against budgets, run in the
 #                       emulator, under sanitizers
+# make gpu              on a machine with an NVIDIA GPU: checks and times everything there (ARGS="--quick --json ...")
 # make bench            the Python op against torch
 # make bench-cpp        the kernels alone, against the read bandwidth (ARGS="--help")
 # make roofline         draws what bench-cpp wrote: JSON=... PNG=...
@@ -31,7 +32,7 @@ export PATH := $(BIN):$(PATH)
 
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc restorelcc_ext cmake -type f 2>/dev/null)
 
-.PHONY: demo test test-cpp test-python test-cuda bench bench-cpp roofline fuzz fuzz-files lint clean
+.PHONY: demo test test-cpp test-python test-cuda gpu bench bench-cpp roofline fuzz fuzz-files lint clean
 
 demo: $(VENV)/.package $(VENV)/.model
 	$(BIN)/restorelcc demo $(if $(QUICK),--quick) $(ARGS)
@@ -51,7 +52,7 @@ SIMT += -DRLCC_CUTLASS="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.g
 test-cuda: $(VENV)/.nvcc $(VENV)/.cuda
 	cmake -S . -B build/cuda -G Ninja -DCMAKE_BUILD_TYPE=Release -DRLCC_BUILD_TESTS=ON -DRLCC_BUILD_FUZZ=OFF \
 	  -DRLCC_CUDA=ON -DRLCC_X86_VECTORS=OFF $(CMAKE_ARGS)
-	cmake --build build/cuda --target restorelcc test_abi test_cuda_border
+	cmake --build build/cuda --target restorelcc rlcc_cuda_instructions test_abi test_cuda_border
 	ctest --test-dir build/cuda --output-on-failure -R 'symbols|abi|cuda_border'
 	RLCC_CUDA_LANE=1 $(BIN)/python -m pytest -q tests/cuda
 	$(BIN)/python tests/cuda/static_gate.py build/cuda/librestorelcc.so --table build/cuda/static_gate.md
@@ -61,6 +62,11 @@ test-cuda: $(VENV)/.nvcc $(VENV)/.cuda
 	  cmake --build $$build --target rlcc_simt_tests && \
 	  ctest --test-dir $$build --output-on-failure --parallel $(WORKERS) -R '^simt\.' || exit 1; \
 	done
+	RLCC_CUDA_LANE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/device
+
+gpu: $(VENV)/.nvcc
+	$(PIP) install --quiet matplotlib
+	$(BIN)/python benchmarks/gpu.py --json gpu.json --png gpu.png $(ARGS)
 
 test-python: $(VENV)/.test $(VENV)/.model
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) $(ARGS)
@@ -124,7 +130,7 @@ $(VENV)/.nvcc: $(VENV)/.base
 # What reads compiled kernels, and CUTLASS's headers to compare with; its Python dependencies are not needed.
 $(VENV)/.cuda: $(VENV)/.base
 	$(PIP) install --quiet --no-deps "nvidia-cuda-cuobjdump>=13" "nvidia-cutlass==4.*"
-	$(PIP) install --quiet pytest
+	$(PIP) install --quiet pytest matplotlib
 	touch $@
 
 $(VENV)/.test: $(VENV)/.package

@@ -74,7 +74,8 @@ endfunction()
 # architectures; sets RLCC_CUDA_NAMES to those.
 function(rlcc_nvcc_objects variable)
   list(GET RLCC_CUDA_ARCHITECTURES -1 newest)
-  set(sources)
+  set(given ${${variable}})  # before names of this function could hide it
+  set(objects)
   set(names)
   set(flags -std=c++17 -O3 --expt-relaxed-constexpr -ccbin "${CMAKE_CXX_COMPILER}"
     -I${PROJECT_SOURCE_DIR}/csrc -I${PROJECT_SOURCE_DIR}/csrc/include
@@ -89,9 +90,9 @@ function(rlcc_nvcc_objects variable)
   list(APPEND flags -gencode arch=compute_${newest},code=compute_${newest})
   list(APPEND names compute_${newest})
   list(JOIN names " " names)
-  foreach(source IN LISTS ${variable})
+  foreach(source IN LISTS given)
     if(NOT source MATCHES "\\.cu$")
-      list(APPEND sources ${source})
+      list(APPEND objects ${source})
       continue()
     endif()
     get_filename_component(name ${source} NAME_WE)
@@ -100,9 +101,9 @@ function(rlcc_nvcc_objects variable)
       COMMAND "${RLCC_NVCC}" ${flags} -MD -MF ${object}.d -c ${PROJECT_SOURCE_DIR}/${source} -o ${object}
       DEPENDS ${PROJECT_SOURCE_DIR}/${source} DEPFILE ${object}.d
       COMMENT "nvcc ${name} for ${names}" VERBATIM)
-    list(APPEND sources ${object})
+    list(APPEND objects ${object})
   endforeach()
-  set(${variable} ${sources} PARENT_SCOPE)
+  set(${variable} ${objects} PARENT_SCOPE)
   set(RLCC_CUDA_NAMES "${names}" PARENT_SCOPE)
 endfunction()
 

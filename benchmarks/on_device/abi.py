@@ -1,4 +1,6 @@
-"""The C ABI of librestorelcc through ctypes. Structs, constants and functions are read from the headers, not re-typed."""
+"""The C ABI of librestorelcc through ctypes. Structs, constants and functions are read from the headers, not
+re-typed.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +116,9 @@ class Library:
         return text.decode()
 
     def struct(self, name: str, values: Mapping[str, Any]) -> ctypes.Structure:
-        """A zeroed struct with these fields; "weight.rows" is a field of a field, and a tensor stands for its address."""
+        """A zeroed struct with these fields; "weight.rows" is a field of a field, and a tensor stands for its
+        address.
+        """
         made = self.interface.structs[name]()
         for path, value in values.items():
             *outer, last = path.split(".")

@@ -7,9 +7,11 @@ import platform
 import shutil
 import subprocess
 import time
+import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,32 +28,44 @@ class NoDeviceError(RuntimeError):
     """There is no GPU to run on; the message is one sentence that says so."""
 
 
-class Device(Protocol):
-    """Where kernels run. place: of torch's tensors. stream: a cudaStream_t, or None."""
+class DeviceLostError(RuntimeError):
+    """A kernel broke the device's context (an illegal access, say): nothing of this process runs on it any more."""
+
+
+class Device(ABC):
+    """Where kernels run. place: of torch's tensors."""
 
     place: torch.device
-    stream: int | None
     emulated: bool
 
+    @property
+    @abstractmethod
+    def stream(self) -> int | None:
+        """A cudaStream_t; None where there are none."""
+
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What the JSON says of it: name, driver, clocks, sizes."""
 
+    @abstractmethod
     def wait(self) -> None:
         """Until everything queued is done; raises what went wrong on the way."""
 
+    @abstractmethod
     def seconds(self, call: Callable[[], Any], *, cold: bool) -> float:
         """What one call takes on the device, between two events; cold: with nothing of it in the second-level cache."""
 
+    @abstractmethod
     def captured(self, call: Callable[[], Any]) -> Callable[[], Any] | None:
         """A graph that does what the call did when it was captured; None where there are no graphs."""
 
 
-class CudaDevice:
+class CudaDevice(Device):
     """The current CUDA device of torch."""
 
     emulated = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, graphs: bool = True) -> None:
         if not torch.cuda.is_available():
             raise NoDeviceError(why_no_device())
         self.place = torch.device("cuda", torch.cuda.current_device())
@@ -61,10 +75,13 @@ class CudaDevice:
                 f"{self.properties.name} has compute capability {self.properties.major}.{self.properties.minor}, "
                 "and the kernels need 8.0 or later."
             )
-        # The whole of the cache four times over. Writing it takes longer than queueing a call, so that the device is never
-        # found waiting for the host between the two events.
-        flushed = max(4 * self.properties.L2_cache_size, 128 << 20)
-        self._flushed = torch.empty(flushed, dtype=torch.uint8, device=self.place)
+        # Four times the cache. It is read, not written: lines that wait to be written back would be while the clock
+        # runs. Reading it takes longer than queueing a call, so the device never waits for the host between the two
+        # events.
+        flushing = max(4 * self.properties.L2_cache_size, 256 << 20)
+        self._flushing = torch.zeros(flushing // 4, dtype=torch.float32, device=self.place)
+        self._flushed = torch.zeros((), dtype=torch.float32, device=self.place)
+        self._capturing = torch.cuda.Stream(self.place) if graphs else None  # type: ignore[no-untyped-call]
 
     @property
     def stream(self) -> int | None:
@@ -92,9 +109,9 @@ class CudaDevice:
         torch.cuda.synchronize(self.place)
 
     def seconds(self, call: Callable[[], Any], *, cold: bool) -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         if cold:
-            self._flushed.zero_()
+            torch.sum(self._flushing, dim=0, out=self._flushed)
         begin.record()
         call()
         end.record()
@@ -102,22 +119,33 @@ class CudaDevice:
         return float(begin.elapsed_time(end)) * 1e-3
 
     def captured(self, call: Callable[[], Any]) -> Callable[[], Any] | None:
+        if self._capturing is None:
+            return None
+        # Not torch.cuda.graph(), which collects garbage and empties caches each time.
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            call()
+        with warnings.catch_warnings(), torch.cuda.stream(self._capturing):
+            warnings.simplefilter("ignore")  # that a graph is empty, where there is nothing to do
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                call()
+            finally:
+                graph.capture_end()
         return graph.replay
 
 
-class EmulatedDevice:
+class EmulatedDevice(Device):
     """The emulator of tests/simt behind the same C ABI: host memory is its memory, and its times mean nothing."""
 
-    stream = None
     emulated = True
 
     def __init__(self, library: Path, *, order: int = 3, seed: int = 1, multiprocessors: int = 4) -> None:
         self.place = torch.device("cpu")
         self._functions = ctypes.CDLL(str(library))
         self.emulate(order=order, seed=seed, multiprocessors=multiprocessors)
+
+    @property
+    def stream(self) -> int | None:
+        return None
 
     def emulate(self, *, order: int = 3, seed: int = 1, eager_copies: bool = False, multiprocessors: int = 4) -> None:
         """How the next kernels run: which warp goes on, when cp.async arrives, how many multiprocessors plans see."""
@@ -136,12 +164,12 @@ class EmulatedDevice:
     def wait(self) -> None:
         pass
 
-    def seconds(self, call: Callable[[], Any], *, cold: bool) -> float:  # noqa: ARG002 (as CudaDevice)
+    def seconds(self, call: Callable[[], Any], *, cold: bool) -> float:
         begin = time.perf_counter()
         call()
         return time.perf_counter() - begin
 
-    def captured(self, call: Callable[[], Any]) -> Callable[[], Any] | None:  # noqa: ARG002
+    def captured(self, call: Callable[[], Any]) -> Callable[[], Any] | None:
         return None
 
 
@@ -149,8 +177,8 @@ def why_no_device() -> str:
     """One sentence."""
     if torch.version.cuda is None:
         return (
-            f"There is no GPU to run on: torch {torch.__version__} was built without CUDA; install a CUDA wheel of torch "
-            "on a machine with an NVIDIA GPU, or pass --emulator to try this script out."
+            f"There is no GPU to run on: torch {torch.__version__} was built without CUDA; install a CUDA wheel of "
+            "torch on a machine with an NVIDIA GPU, or pass --emulator to try this script out."
         )
     return (
         "There is no GPU to run on: torch finds no CUDA device (is the driver installed, and recent enough for CUDA "

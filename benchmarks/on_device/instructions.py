@@ -89,15 +89,15 @@ def check(instructions: Instructions, verdict: Verdict) -> None:
             if not right.all():
                 warp, lane, word = (int(i) for i in np.argwhere(~right)[0])
                 problem = (
-                    f"{int((~right).sum())} of {right.size} words are wrong; the first, word {word} of lane {lane} of warp "
-                    f"{warp}, is {got[warp, lane, word]:#010x} for {trial.expected[warp, lane, word]:#010x}"
+                    f"{int((~right).sum())} of {right.size} words are wrong; the first, word {word} of lane {lane} of "
+                    f"warp {warp}, is {got[warp, lane, word]:#010x} for {trial.expected[warp, lane, word]:#010x}"
                 )
             verdict.add("instruction", name, problem)
 
 
 def rounding_of_mma(instructions: Instructions) -> dict[str, float]:
-    """How far a tensor core's sum is from the exact one, in units of 2^-24 Σ|a b|: the emulator rounds once (below 1), a
-    device may cut bits off. The budget of the ops allows 32 for a whole sum.
+    """How far a tensor core's sum is from the exact one, in units of 2^-24 Σ|a b|: the emulator rounds once (below
+    1), a device may cut bits off. The budget of the ops allows 32 for a whole sum.
     """
     random = np.random.default_rng(12)
     worst = {}
@@ -163,7 +163,7 @@ def _widening(kind: str, shift: int) -> Callable[[np.random.Generator], Iterator
     def trials(random: np.random.Generator) -> Iterator[Trial]:
         halves = _all_halves()
         other = random.integers(0, 1 << 16, halves.size, dtype=np.uint32)
-        words = halves.astype(np.uint32) << shift | other << (16 - shift)
+        words: Words = halves.astype(np.uint32) << np.uint32(shift) | other << np.uint32(16 - shift)
         yield Trial(_per_lane(words), _per_lane(_single(kind, halves)), matches=_same_float)
 
     return trials
@@ -176,7 +176,8 @@ def _floats(random: np.random.Generator) -> NDArray[np.float32]:
     near = np.concatenate([ties + np.uint32(offset) for offset in (0x8000, 0x7FFF, 0x8001)])
     halves = (_all_halves()[:31744:61]).view(np.float16).astype(np.float32)  # finite fp16 numbers, and between them
     between = ((halves[:-1].astype(np.float64) + halves[1:]) / 2).astype(np.float32).view(np.uint32)
-    special = np.array([0, 1 << 31, 0x7F800000, 0xFF800000, NAN, 0x7F7FFFFF, 1, 0x477FF000, 0x33000000], dtype=np.uint32)
+    specials = (0, 1 << 31, 0x7F800000, 0xFF800000, NAN, 0x7F7FFFFF, 1, 0x477FF000, 0x33000000)
+    special = np.array(specials, dtype=np.uint32)
     everything = np.concatenate([bits, near, between, special])
     return np.resize(everything, -(-everything.size // 128) * 128).view(np.float32)
 
@@ -317,7 +318,7 @@ def _sparse(kind: str, selector: int, kept: NDArray[np.int64], values: Numbers, 
     rows = (kept.reshape(warps, 16, 2, 8).astype(np.uint32) << shifts).sum(-1, dtype=np.uint32)  # [warps, 16, halves]
     metadata = np.full((warps, 32), 0x12345678, dtype=np.uint32)  # what lanes that are not named hold is not looked at
     for half in range(2):
-        named = (_T == 2 * selector + half).nonzero()[0]
+        named = np.flatnonzero(np.equal(_T, 2 * selector + half))
         metadata[:, named] = rows[:, _G[named], half] | rows[:, _G[named] + 8, half] << 16
     given = [
         _registers(kind, values, "a"), _registers(kind, b.swapaxes(1, 2), "b of sparse"), _bits_of_c(c),

@@ -1,7 +1,7 @@
 """sparse_linear, its 2:4 form and its gradients: ragged shapes, all value types, patterns, specials.
 
-Budget, as in tests/cpp/sparse_linear_cases.h: |y − y64| <= 32 · 2⁻²⁴ S + the rounding of both, S = Σ|x||w| + |comp| + |bias| +
-|residual|. x is never rounded to 8 bits on a device.
+Budget, as in tests/cpp/sparse_linear_cases.h: |y − y64| <= 32 · 2⁻²⁴ S + the rounding of both, S = Σ|x||w| + |comp| +
+|bias| + |residual|. x is never rounded to 8 bits on a device.
 """
 
 from __future__ import annotations
@@ -255,7 +255,8 @@ def forward_cases(quick: bool) -> Iterator[LinearCase]:
             yield LinearCase(M, 1536, 576, values, same, bias=True, gap=0)
             yield LinearCase(M, 576, 1536, values, same, groups=4, residual=True, gap=0)
             yield LinearCase(M, 5, 9000, values, same)
-        yield from (LinearCase(M, 4096, 4096, v, "bf16", bias=True, gap=0) for v, M in product(("bf16", "int8"), (1, 16, 64)))
+        for values, M in product(("bf16", "int8"), (1, 16, 64)):
+            yield LinearCase(M, 4096, 4096, values, "bf16", bias=True, gap=0)
     for pattern, values in product(PATTERNS, VALUES if not quick else ("bf16", "int8")):
         yield from (LinearCase(M, 6, 1300, values, "bf16", pattern=pattern) for M in ((1,) if quick else (1, 3, 40)))
     for dtype in DTYPES:

@@ -1,4 +1,6 @@
-"""head_moments: |gram − gram64| <= 10⁻⁶ Σ|dz_i dz_j|, |total − total64| <= 10⁻⁶ Σ|dz_d|, as restorelcc/cuda.h promises."""
+"""head_moments: |gram − gram64| <= 10⁻⁶ Σ|dz_i dz_j|, |total − total64| <= 10⁻⁶ Σ|dz_d|, as restorelcc/cuda.h
+promises.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """One call of an op on the device, held against the library's own float64 reference on the host.
 
 Numbers, arrays and what an output may be off by are data; `check` runs the same steps for every op: reference on the
-host, the op on copies in device memory, NaN and Inf by position, the rest within its budget, nothing written between rows,
-the same bits the second time and from a captured graph.
+host, the op on copies in device memory, NaN and Inf by position, the rest within its budget, nothing written between
+rows, the same bits the second time and from a captured graph.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from on_device.abi import CallError, Library
-from on_device.device import Device, EmulatedDevice, Queue, on
+from on_device.device import DeviceLostError, EmulatedDevice, Queue, on
 from on_device.verdict import Verdict
 
 SLACK = 32 * 2.0**-24  # of Σ|terms|: fp32 sums in whatever order (kSlack of tests/cpp/sparse_linear_cases.h)
@@ -88,6 +88,11 @@ def check(problem: Problem, queue: Queue, verdict: Verdict) -> None:
         verdict.add(problem.op, problem.case, _run(problem, queue, verdict))
     except (CallError, RuntimeError) as error:  # torch reports a kernel's fault as a RuntimeError
         verdict.add(problem.op, problem.case, " ".join(str(error).split()))
+        try:
+            queue.device.wait()
+        except RuntimeError as lost:
+            what = f"the device was lost in {problem.op}, {problem.case}; what follows was not run"
+            raise DeviceLostError(what) from lost
 
 
 def _run(problem: Problem, queue: Queue, verdict: Verdict) -> str | None:
@@ -109,7 +114,7 @@ def _run(problem: Problem, queue: Queue, verdict: Verdict) -> str | None:
             places[name].copy_(problem.params.arrays[name])
         run()
         device.wait()
-        return {name: places[name].cpu() for name in problem.outputs}
+        return {name: places[name].to("cpu", copy=True) for name in problem.outputs}
 
     got = again(call)
     for name, output in problem.outputs.items():

@@ -29,7 +29,8 @@ rlcc_status workspace_size(const Params* params, size_t* bytes) {
 }
 
 template <class Params>
-rlcc_status run_on_device(const char* op, const Params* params, void* workspace, size_t workspace_bytes, void* stream) {
+rlcc_status run_on_device(const char* op, const Params* params, void* workspace, size_t workspace_bytes,
+                          void* stream) {
   return guarded([&]() -> Status {
     if (params == nullptr) return invalid("params is null");
     LossPlan plan{};
@@ -49,7 +50,8 @@ using namespace restorelcc::cuda;
 
 extern "C" {
 
-rlcc_status rlcc_cuda_linear_cross_entropy_workspace(const rlcc_linear_cross_entropy_params* params, size_t* bytes) {
+rlcc_status rlcc_cuda_linear_cross_entropy_workspace(const rlcc_linear_cross_entropy_params* params,
+                                                     size_t* bytes) {
   return workspace_size(params, bytes);
 }
 
@@ -58,8 +60,8 @@ rlcc_status rlcc_cuda_linear_cross_entropy(const rlcc_linear_cross_entropy_param
   return run_on_device("linear_cross_entropy", params, workspace, workspace_bytes, stream);
 }
 
-rlcc_status rlcc_cuda_linear_cross_entropy_backward_workspace(const rlcc_linear_cross_entropy_backward_params* params,
-                                                              size_t* bytes) {
+rlcc_status rlcc_cuda_linear_cross_entropy_backward_workspace(
+    const rlcc_linear_cross_entropy_backward_params* params, size_t* bytes) {
   return workspace_size(params, bytes);
 }
 
@@ -72,8 +74,8 @@ rlcc_status rlcc_cuda_head_contrast_workspace(const rlcc_head_contrast_params* p
   return workspace_size(params, bytes);
 }
 
-rlcc_status rlcc_cuda_head_contrast(const rlcc_head_contrast_params* params, void* workspace, size_t workspace_bytes,
-                                    void* stream) {
+rlcc_status rlcc_cuda_head_contrast(const rlcc_head_contrast_params* params, void* workspace,
+                                    size_t workspace_bytes, void* stream) {
   return run_on_device("head_contrast", params, workspace, workspace_bytes, stream);
 }
 

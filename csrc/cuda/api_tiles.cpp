@@ -1,4 +1,5 @@
-// The C border of sparse_linear for many rows, of its gradients and of the 2:4 weight: guard -> validate -> plan -> launch.
+// The C border of sparse_linear for many rows, of its gradients and of the 2:4 weight: guard -> validate ->
+// plan -> launch.
 #include "cuda/calls.h"
 #include "cuda/sparse_linear_tiles.h"
 #include "cuda/validate.h"
@@ -9,12 +10,14 @@
 namespace restorelcc::cuda {
 namespace {
 
-constexpr int64_t kMostSize = INT32_MAX - 256;  // of a dimension: kernels count in 32 bits, whole tiles included
+constexpr int64_t kMostSize =
+    INT32_MAX - 256;  // of a dimension: kernels count in 32 bits, whole tiles included
 
 // out[rows, columns] summed over depth, in tiles of at least 64 columns.
 Status validate_sizes(int64_t rows, int64_t columns, int64_t depth) {
   if (rows > kMostSize || columns > kMostSize || depth > kMostSize) {
-    return invalid("sizes are ", rows, ", ", columns, " and ", depth, ", the CUDA kernels take at most ", kMostSize);
+    return invalid("sizes are ", rows, ", ", columns, " and ", depth, ", the CUDA kernels take at most ",
+                   kMostSize);
   }
   if (columns > kMostTilesAcross * 64) {
     return invalid(columns, " columns of the output, the CUDA kernels take at most ", kMostTilesAcross * 64);
@@ -54,18 +57,20 @@ Status prepare(const rlcc_sparse_linear_grad_x_params& p, TilePlan* plan) {
   return {};
 }
 
-Status grad_x(const rlcc_sparse_linear_grad_x_params& p, void* workspace, size_t workspace_bytes, void* stream) {
+Status grad_x(const rlcc_sparse_linear_grad_x_params& p, void* workspace, size_t workspace_bytes,
+              void* stream) {
   TilePlan plan{};
   RLCC_RETURN_IF_FAILED(prepare(p, &plan));
   if (p.y_rows == 0 || p.weight.columns == 0) return {};
   RLCC_RETURN_IF_FAILED(validate_workspace(workspace, workspace_bytes, workspace_of(p, plan)));
   const size_t partials = partials_bytes(plan, p.y_rows, p.weight.columns);
-  TileArguments a{operand_of(p.grad_y, p.y_rows, p.weight.rows, p.grad_y_stride, p.dtype), weight_of(p.weight, nullptr),
+  TileArguments a{operand_of(p.grad_y, p.y_rows, p.weight.rows, p.grad_y_stride, p.dtype),
+                  weight_of(p.weight, nullptr),
                   output_of(p, partials != 0 ? static_cast<float*>(workspace) : nullptr), plan.steps_per_split};
   RLCC_RETURN_IF_FAILED(make_index(a.weight, at_offset<uint32_t>(workspace, partials), stream));
-  RLCC_RETURN_IF_FAILED(launched("sparse_linear_grad_x", plan.tensor_cores
-                                                             ? launch_sparse_linear_grad_x(a, plan, stream)
-                                                             : launch_sparse_linear_plain_grad_x(a, plan, stream)));
+  RLCC_RETURN_IF_FAILED(
+      launched("sparse_linear_grad_x", plan.tensor_cores ? launch_sparse_linear_grad_x(a, plan, stream)
+                                                         : launch_sparse_linear_plain_grad_x(a, plan, stream)));
   return sum_splits(a.output, plan, stream);
 }
 
@@ -89,18 +94,21 @@ Status grad_values(const rlcc_sparse_linear_grad_values_params& p, void* workspa
                         p.grad_values};
   RLCC_RETURN_IF_FAILED(make_index(a.weight, static_cast<uint32_t*>(workspace), stream));
   const bool tensor_cores = plan_grad_values(p.rows, p.dtype).tensor_cores;
-  return launched("sparse_linear_grad_values", tensor_cores ? launch_sparse_linear_grad_values(a, stream)
-                                                            : launch_sparse_linear_plain_grad_values(a, stream));
+  return launched("sparse_linear_grad_values", tensor_cores
+                                                   ? launch_sparse_linear_grad_values(a, stream)
+                                                   : launch_sparse_linear_plain_grad_values(a, stream));
 }
 
 // ---- The 2:4 weight.
 
-// The checks of the general op, on a stand-in for the bitmask weight: of its arrays only whether they are there counts.
+// The checks of the general op, on a stand-in for the bitmask weight: of its arrays only whether they are there
+// counts.
 Status prepare(const rlcc_sparse_linear_params& p, const rlcc_cuda_weight_2to4& w, TilePlan* plan) {
   const Counts2to4 counts = counts_2to4(w.rows, w.columns);
   if (!is_half(w.dtype)) return invalid("weight.dtype is ", w.dtype, ", must be RLCC_BF16 (1) or RLCC_F16 (2)");
   if (p.x_dtype != w.dtype) return invalid("x_dtype is ", p.x_dtype, ", must be the weight's dtype, ", w.dtype);
-  if (w.rows < 0 || w.columns < 0) return invalid("weight has a negative size, [", w.rows, ", ", w.columns, "]");
+  if (w.rows < 0 || w.columns < 0)
+    return invalid("weight has a negative size, [", w.rows, ", ", w.columns, "]");
   RLCC_RETURN_IF_FAILED(validate_sizes(std::max(p.x_rows, w.rows), p.x_rows, w.columns));
   if (counts.metadata != 0 && (w.values == nullptr || reinterpret_cast<uintptr_t>(w.values) % 16 != 0)) {
     return invalid("weight.values is null or not aligned to 16 bytes");
@@ -108,8 +116,9 @@ Status prepare(const rlcc_sparse_linear_params& p, const rlcc_cuda_weight_2to4& 
   RLCC_RETURN_IF_FAILED(validate_array("weight.metadata", w.metadata, counts.metadata, 4));
   alignas(16) static const int64_t something[8] = {};
   rlcc_sparse_linear_params visible = p;
-  visible.weight = {w.rows, w.columns, reinterpret_cast<const uint64_t*>(something), something, 32, something,
-                    w.dtype, 1, nullptr};
+  visible.weight = {w.rows,    w.columns, reinterpret_cast<const uint64_t*>(something),
+                    something, 32,        something,
+                    w.dtype,   1,         nullptr};
   RLCC_RETURN_IF_FAILED(validate(visible));
   DeviceInfo device{};
   RLCC_RETURN_IF_FAILED(current_device(&device));
@@ -127,8 +136,7 @@ Status sparse_linear_2to4(rlcc_sparse_linear_params p, const rlcc_cuda_weight_2t
   p.weight.rows = w.rows;
   const Counts2to4 counts = counts_2to4(w.rows, w.columns);
   const SparseTileArguments a{operand_of(w.values, counts.rows, counts.row_values, counts.row_values, w.dtype),
-                              w.metadata,
-                              operand_of(p.x, p.x_rows, w.columns, p.x_stride, p.x_dtype),
+                              w.metadata, operand_of(p.x, p.x_rows, w.columns, p.x_stride, p.x_dtype),
                               output_of(p, partials != 0 ? static_cast<float*>(workspace) : nullptr),
                               plan.steps_per_split};
   RLCC_RETURN_IF_FAILED(launched("sparse_linear_2to4", launch_sparse_linear_2to4(a, plan, stream)));
@@ -139,7 +147,8 @@ Status sparse_linear_2to4(rlcc_sparse_linear_params p, const rlcc_cuda_weight_2t
 
 // ---- The forward pass.
 
-Status sparse_linear_tiles_workspace(const rlcc_sparse_linear_params& p, const DeviceInfo& device, size_t* bytes) {
+Status sparse_linear_tiles_workspace(const rlcc_sparse_linear_params& p, const DeviceInfo& device,
+                                     size_t* bytes) {
   RLCC_RETURN_IF_FAILED(validate_sizes(p.x_rows, p.weight.rows, p.weight.columns));
   *bytes = partials_bytes(plan_forward(p.x_rows, p.weight, p.x_dtype, device), p.x_rows, p.weight.rows);
   return {};
@@ -151,11 +160,12 @@ Status sparse_linear_tiles(const rlcc_sparse_linear_params& p, const DeviceInfo&
   const TilePlan plan = plan_forward(p.x_rows, p.weight, p.x_dtype, device);
   const size_t partials = partials_bytes(plan, p.x_rows, p.weight.rows);
   RLCC_RETURN_IF_FAILED(validate_workspace(workspace, workspace_bytes, partials));
-  const TileArguments a{operand_of(p.x, p.x_rows, p.weight.columns, p.x_stride, p.x_dtype),
-                        weight_of(p.weight, nullptr),
-                        output_of(p, partials != 0 ? static_cast<float*>(workspace) : nullptr), plan.steps_per_split};
-  RLCC_RETURN_IF_FAILED(launched("sparse_linear_tiles", plan.tensor_cores ? launch_sparse_linear_tiles(a, plan, stream)
-                                                                          : launch_sparse_linear_plain(a, plan, stream)));
+  const TileArguments a{
+      operand_of(p.x, p.x_rows, p.weight.columns, p.x_stride, p.x_dtype), weight_of(p.weight, nullptr),
+      output_of(p, partials != 0 ? static_cast<float*>(workspace) : nullptr), plan.steps_per_split};
+  RLCC_RETURN_IF_FAILED(launched("sparse_linear_tiles", plan.tensor_cores
+                                                            ? launch_sparse_linear_tiles(a, plan, stream)
+                                                            : launch_sparse_linear_plain(a, plan, stream)));
   return sum_splits(a.output, plan, stream);
 }
 
@@ -165,7 +175,8 @@ using namespace restorelcc;
 
 extern "C" {
 
-rlcc_status rlcc_cuda_sparse_linear_grad_x_workspace(const rlcc_sparse_linear_grad_x_params* params, size_t* bytes) {
+rlcc_status rlcc_cuda_sparse_linear_grad_x_workspace(const rlcc_sparse_linear_grad_x_params* params,
+                                                     size_t* bytes) {
   return guarded([&]() -> Status {
     if (params == nullptr || bytes == nullptr) return invalid("params or bytes is null");
     cuda::TilePlan plan{};
@@ -193,8 +204,8 @@ rlcc_status rlcc_cuda_sparse_linear_grad_values_workspace(const rlcc_sparse_line
   });
 }
 
-rlcc_status rlcc_cuda_sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params* params, void* workspace,
-                                                size_t workspace_bytes, void* stream) {
+rlcc_status rlcc_cuda_sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params* params,
+                                                void* workspace, size_t workspace_bytes, void* stream) {
   return guarded([&]() -> Status {
     if (params == nullptr) return invalid("params is null");
     return cuda::grad_values(*params, workspace, workspace_bytes, stream);
@@ -204,7 +215,8 @@ rlcc_status rlcc_cuda_sparse_linear_grad_values(const rlcc_sparse_linear_grad_va
 rlcc_status rlcc_cuda_sparse_linear_2to4_workspace(const rlcc_sparse_linear_params* params,
                                                    const rlcc_cuda_weight_2to4* weight, size_t* bytes) {
   return guarded([&]() -> Status {
-    if (params == nullptr || weight == nullptr || bytes == nullptr) return invalid("params, weight or bytes is null");
+    if (params == nullptr || weight == nullptr || bytes == nullptr)
+      return invalid("params, weight or bytes is null");
     cuda::TilePlan plan{};
     RLCC_RETURN_IF_FAILED(cuda::prepare(*params, *weight, &plan));
     *bytes = cuda::partials_bytes(plan, params->x_rows, weight->rows);
@@ -212,8 +224,9 @@ rlcc_status rlcc_cuda_sparse_linear_2to4_workspace(const rlcc_sparse_linear_para
   });
 }
 
-rlcc_status rlcc_cuda_sparse_linear_2to4(const rlcc_sparse_linear_params* params, const rlcc_cuda_weight_2to4* weight,
-                                         void* workspace, size_t workspace_bytes, void* stream) {
+rlcc_status rlcc_cuda_sparse_linear_2to4(const rlcc_sparse_linear_params* params,
+                                         const rlcc_cuda_weight_2to4* weight, void* workspace,
+                                         size_t workspace_bytes, void* stream) {
   return guarded([&]() -> Status {
     if (params == nullptr || weight == nullptr) return invalid("params or weight is null");
     return cuda::sparse_linear_2to4(*params, *weight, workspace, workspace_bytes, stream);

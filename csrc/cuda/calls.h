@@ -1,4 +1,5 @@
-// What the entry points of csrc/cuda share: the device asked, a launch reported; and the ops that are not in api.cpp.
+// What the entry points of csrc/cuda share: the device asked, a launch reported; and the ops that are not in
+// api.cpp.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +21,8 @@ inline Status launched(const char* kernel, LaunchError error) {
 }
 
 // sparse_linear of more than kDecodeMostRowsOfX rows (validated).
-Status sparse_linear_tiles_workspace(const rlcc_sparse_linear_params& params, const DeviceInfo& device, size_t* bytes);
+Status sparse_linear_tiles_workspace(const rlcc_sparse_linear_params& params, const DeviceInfo& device,
+                                     size_t* bytes);
 Status sparse_linear_tiles(const rlcc_sparse_linear_params& params, const DeviceInfo& device, void* workspace,
                            size_t workspace_bytes, void* stream);
 

@@ -1,4 +1,5 @@
-// linear_cross_entropy, its gradient and head_contrast: their steps in order, and what lies where in the workspace.
+// linear_cross_entropy, its gradient and head_contrast: their steps in order, and what lies where in the
+// workspace.
 #include "cuda/cross_entropy_ops.h"
 
 #include <algorithm>
@@ -13,7 +14,8 @@ class Pieces {
   template <class T>
   T* take(int64_t count) {
     char* const at = base_ != nullptr ? base_ + used_ : nullptr;
-    used_ += static_cast<size_t>(divide_up(count * static_cast<int64_t>(sizeof(T)), kPieceAlignment) * kPieceAlignment);
+    used_ += static_cast<size_t>(divide_up(count * static_cast<int64_t>(sizeof(T)), kPieceAlignment) *
+                                 kPieceAlignment);
     return reinterpret_cast<T*>(at);
   }
   size_t bytes() const { return used_; }
@@ -34,12 +36,14 @@ RowList take_rows(Pieces& pieces, int64_t rows, bool positions) {
 }
 
 RowStates take_states(Pieces& pieces, int64_t capacity, int parts) {
-  return {pieces.take<float>(parts * capacity), pieces.take<float>(parts * capacity), pieces.take<float>(capacity), parts};
+  return {pieces.take<float>(parts * capacity), pieces.take<float>(parts * capacity),
+          pieces.take<float>(capacity), parts};
 }
 
 ChunkStates take_chunk_states(Pieces& pieces, const LossPlan& plan, int64_t capacity) {
   const int64_t tiles = plan.chunk_columns / plan.tile_columns * capacity;
-  return {pieces.take<float>(tiles), pieces.take<float>(tiles), pieces.take<float>(capacity), pieces.take<float>(capacity)};
+  return {pieces.take<float>(tiles), pieces.take<float>(tiles), pieces.take<float>(capacity),
+          pieces.take<float>(capacity)};
 }
 
 GradientSums take_sums(Pieces& pieces, const LossPlan& plan, int64_t capacity, int64_t columns) {
@@ -48,7 +52,8 @@ GradientSums take_sums(Pieces& pieces, const LossPlan& plan, int64_t capacity, i
 }
 
 // Where E is 0, h and W may be null; nothing is read there, but addresses are formed.
-LogitSource source_of(const rlcc_language_head& head, const void* h, int64_t h_stride, int64_t rows, const RowList& list) {
+LogitSource source_of(const rlcc_language_head& head, const void* h, int64_t h_stride, int64_t rows,
+                      const RowList& list) {
   LogitSource source{};
   source.head = head;
   source.h = h;
@@ -85,7 +90,8 @@ struct LossPieces {
   GradientSums sums;
   float *factor, *label_factor;
 
-  LossPieces(Pieces& pieces, const rlcc_linear_cross_entropy_params& p, const LossPlan& plan) : tiles{}, values(nullptr) {
+  LossPieces(Pieces& pieces, const rlcc_linear_cross_entropy_params& p, const LossPlan& plan)
+      : tiles{}, values(nullptr) {
     const bool gradient = p.grad_h != nullptr;
     rows = take_rows(pieces, p.rows, gradient);
     states = take_states(pieces, p.rows, gradient ? 1 : plan.splits);
@@ -163,7 +169,8 @@ size_t workspace_bytes_of(const rlcc_head_contrast_params& p, const LossPlan& pl
   return bytes_for<ContrastPieces>(p, plan);
 }
 
-LaunchError run(const rlcc_linear_cross_entropy_params& p, const LossPlan& plan, void* workspace, void* stream) {
+LaunchError run(const rlcc_linear_cross_entropy_params& p, const LossPlan& plan, void* workspace,
+                void* stream) {
   if (p.rows == 0) return nullptr;
   Pieces pieces(workspace);
   const LossPieces at(pieces, p, plan);
@@ -196,7 +203,8 @@ LaunchError run(const rlcc_linear_cross_entropy_params& p, const LossPlan& plan,
   return launch_finish_grad_h(source, at.sums, grad_h, stream);
 }
 
-LaunchError run(const rlcc_linear_cross_entropy_backward_params& p, const LossPlan& plan, void* workspace, void* stream) {
+LaunchError run(const rlcc_linear_cross_entropy_backward_params& p, const LossPlan& plan, void* workspace,
+                void* stream) {
   Pieces pieces(workspace);
   const GradientPieces at(pieces, p, plan);
   const LogitSource source = source_of(p.head, p.h, p.h_stride, p.rows, at.rows);
@@ -216,7 +224,8 @@ LaunchError run(const rlcc_linear_cross_entropy_backward_params& p, const LossPl
         for_each_chunk(plan, p.head.vocabulary, at.values, [&](const Chunk& chunk, bool first) -> LaunchError {
           if (p.rows > 0) {
             const LossGradient gradient{p.lse, p.grad_nll, at.scale, at.bias_sums};
-            RLCC_RETURN_IF_NOT_LAUNCHED(launch_logit_gradients(source, chunk, gradient, plan.tile_rows, stream));
+            RLCC_RETURN_IF_NOT_LAUNCHED(
+                launch_logit_gradients(source, chunk, gradient, plan.tile_rows, stream));
           }
           if (grad_h) {
             RLCC_RETURN_IF_NOT_LAUNCHED(
@@ -224,7 +233,8 @@ LaunchError run(const rlcc_linear_cross_entropy_backward_params& p, const LossPl
           }
           if (grad_weight) RLCC_RETURN_IF_NOT_LAUNCHED(launch_multiply_h(source, chunk, weight, stream));
           if (p.grad_bias == nullptr) return nullptr;
-          return launch_grad_bias(source, chunk, plan.tile_rows, at.bias_sums, at.scale + 1, p.grad_bias, stream);
+          return launch_grad_bias(source, chunk, plan.tile_rows, at.bias_sums, at.scale + 1, p.grad_bias,
+                                  stream);
         }));
   }
   if (!grad_h) return nullptr;

@@ -1,10 +1,11 @@
-// The steps of linear_cross_entropy, its gradient and head_contrast on a device, each a launcher; cross_entropy.cpp
-// puts them in order. All pointers are to device memory; arrays that are the library's own lie in the workspace.
+// The steps of linear_cross_entropy, its gradient and head_contrast on a device, each a launcher;
+// cross_entropy.cpp puts them in order. All pointers are to device memory; arrays that are the library's own
+// lie in the workspace.
 //
-// A row is counted unless it is ignored. Rows of h that are counted are listed first and numbered 0 .. counted - 1; what
-// follows goes by these numbers (of head_contrast: group g's j-th counted row has number g counted + j), so that rows that
-// do not count cost nothing. The number of rows is known to the device alone: grids are made for all, and blocks behind
-// the last row end at once.
+// A row is counted unless it is ignored. Rows of h that are counted are listed first and numbered 0 .. counted
+// - 1; what follows goes by these numbers (of head_contrast: group g's j-th counted row has number g counted +
+// j), so that rows that do not count cost nothing. The number of rows is known to the device alone: grids are
+// made for all, and blocks behind the last row end at once.
 #pragma once
 
 #include "cuda/launch.h"
@@ -16,7 +17,8 @@ namespace restorelcc::cuda {
 constexpr int kNoLabel = -1;   // an ignored row whose lse is wanted
 constexpr int kBadLabel = -2;  // outside of the vocabulary: NaN
 
-// Exponentials of at most 1 are stored times this: fp16 ends at 6e-8, which a word of a large vocabulary may be below.
+// Exponentials of at most 1 are stored times this: fp16 ends at 6e-8, which a word of a large vocabulary may be
+// below.
 constexpr float exponential_scale(rlcc_dtype dtype) { return dtype == RLCC_F16 ? 16384.0f : 1.0f; }
 
 // The counted rows.
@@ -27,8 +29,8 @@ struct RowList {
   int* position;  // [M] the number of each row, or -1; may be null
 };
 
-// The state of the logits of a row, its label's left out (so that nothing cancels where the model is sure), in `parts`
-// parts of the vocabulary.
+// The state of the logits of a row, its label's left out (so that nothing cancels where the model is sure), in
+// `parts` parts of the vocabulary.
 struct RowStates {
   float* max;          // [parts, capacity]
   float* sum;          // [parts, capacity] of exp(logit - max); NaN where a logit is NaN or +Inf
@@ -39,10 +41,10 @@ struct RowStates {
 // What the kernels that form logits read.
 struct LogitSource {
   rlcc_language_head head;
-  const void* h;         // [groups, M, E]
+  const void* h;                   // [groups, M, E]
   int64_t h_stride, group_stride;  // elements
   int groups;
-  int capacity;          // groups M: what a row's number stays below, and the stride of arrays by number
+  int capacity;              // groups M: what a row's number stays below, and the stride of arrays by number
   bool wide_h, wide_weight;  // rows are 16-byte aligned
   RowList rows;
 };
@@ -52,8 +54,8 @@ struct LogitSource {
 struct RowQuery {
   const int64_t* labels;  // [M]
   int64_t ignore_index, vocabulary;
-  int rows;               // M
-  int all;                // 1: ignored rows are listed too, without a label
+  int rows;                 // M
+  int all;                  // 1: ignored rows are listed too, without a label
   const int64_t* segments;  // [M] negative: not counted; may be null
   const float* weights;     // [M] 0: not counted; may be null
   float* nll;               // [M] becomes 0 where ignored; may be null
@@ -72,10 +74,12 @@ struct LossOutputs {
   float* label_factor;  // [capacity] softmax at the label - 1; null if factor is
   int64_t vocabulary;
 };
-LaunchError launch_losses(const LogitSource& source, const RowStates& states, const LossOutputs& outputs, void* stream);
+LaunchError launch_losses(const LogitSource& source, const RowStates& states, const LossOutputs& outputs,
+                          void* stream);
 
 // contrast from the nll of each number.
-LaunchError launch_contrast(const rlcc_head_contrast_params& params, const RowList& rows, const float* nll, void* stream);
+LaunchError launch_contrast(const rlcc_head_contrast_params& params, const RowList& rows, const float* nll,
+                            void* stream);
 
 // ---- cross_entropy_states.cu: the states of the plan's splits of the vocabulary.
 LaunchError launch_states(const LogitSource& source, const RowStates& states, int tile_rows, void* stream);
@@ -105,8 +109,8 @@ struct LossGradient {
   const float* lse;       // [M]
   const float* grad_nll;  // [M]
   const float* scale;     // [1]
-  float* bias_sums;       // [row blocks, stride of the chunk] sums of each block's rows, before they are rounded; may be
-                          // null
+  float* bias_sums;  // [row blocks, stride of the chunk] sums of each block's rows, before they are rounded;
+                     // may be null
 };
 LaunchError launch_logit_gradients(const LogitSource& source, const Chunk& chunk, const LossGradient& gradient,
                                    int tile_rows, void* stream);
@@ -117,8 +121,8 @@ LaunchError launch_merge_chunk(const LogitSource& source, const Chunk& chunk, co
 
 // ---- cross_entropy_products.cu
 
-// sums[s, i, e] (+)= sum over the s-th part of the chunk of values[i, v] W[v, e], relative to a moving reference where
-// `tiles` is set. first_chunk: = rather than +=.
+// sums[s, i, e] (+)= sum over the s-th part of the chunk of values[i, v] W[v, e], relative to a moving
+// reference where `tiles` is set. first_chunk: = rather than +=.
 struct GradientSums {
   float* sums;     // [splits, capacity, stride] fp32
   int64_t stride;  // E rounded up to whole tiles
@@ -133,23 +137,26 @@ struct WeightGradient {
   int64_t stride;
   const float* inverse_scale;
 };
-LaunchError launch_multiply_h(const LogitSource& source, const Chunk& chunk, const WeightGradient& gradient, void* stream);
+LaunchError launch_multiply_h(const LogitSource& source, const Chunk& chunk, const WeightGradient& gradient,
+                              void* stream);
 
 // ---- cross_entropy_finish.cu
 
 // grad_bias[first + v] = inverse_scale sum of bias_sums[.., v]
-LaunchError launch_grad_bias(const LogitSource& source, const Chunk& chunk, int tile_rows, const float* bias_sums,
-                             const float* inverse_scale, float* grad_bias, void* stream);
+LaunchError launch_grad_bias(const LogitSource& source, const Chunk& chunk, int tile_rows,
+                             const float* bias_sums, const float* inverse_scale, float* grad_bias,
+                             void* stream);
 
-// grad_h[m, e] = factor sum_s sums[s, i, e] + label_factor[i] W[label[i], e] for row m of number i; 0 where m is ignored.
+// grad_h[m, e] = factor sum_s sums[s, i, e] + label_factor[i] W[label[i], e] for row m of number i; 0 where m
+// is ignored.
 struct HiddenGradient {
   void* grad_h;  // [M, E]
   int64_t stride;
-  int rows;      // M
+  int rows;                   // M
   const float* factor;        // [1], or [capacity] where label_factor is set
   const float* label_factor;  // [capacity]; may be null: the label is in the sums
 };
-LaunchError launch_finish_grad_h(const LogitSource& source, const GradientSums& sums, const HiddenGradient& gradient,
-                                 void* stream);
+LaunchError launch_finish_grad_h(const LogitSource& source, const GradientSums& sums,
+                                 const HiddenGradient& gradient, void* stream);
 
 }  // namespace restorelcc::cuda

@@ -1,7 +1,10 @@
-// A chunk of the vocabulary: tiles of logits, turned into what is multiplied by W and h, and stored in the head's type.
+// A chunk of the vocabulary: tiles of logits, turned into what is multiplied by W and h, and stored in the
+// head's type.
 //
-//   forward    exp(l - max of the row's logits in this tile), the label's own 0, and max and sum of each row and tile.
-//              A maximum of the whole row is not known yet; merge_chunk and the product with W make up for that.
+//   forward    exp(l - max of the row's logits in this tile), the label's own 0, and max and sum of each row
+//   and tile.
+//              A maximum of the whole row is not known yet; merge_chunk and the product with W make up for
+//              that.
 //   backward   scale grad_nll[m] (exp(l - lse[m]) - [v = labels[m]])
 //
 // A block has one tile; rows are fastest in the grid, so that blocks at work together share tiles of W in L2.
@@ -52,7 +55,8 @@ __device__ __forceinline__ void form_logits(const LogitSource& source, const Chu
   add_bias<P>(source.head.bias, chunk.first + at.first_column, chunk.columns - at.first_column, sums);
 }
 
-// sums, narrowed, to rows that exist. Columns behind the chunk's last are stored too: they are 0, or never read.
+// sums, narrowed, to rows that exist. Columns behind the chunk's last are stored too: they are 0, or never
+// read.
 template <class P>
 __device__ __forceinline__ void store_values(const Chunk& chunk, const Place& at, typename P::Sums& sums) {
   using Element = typename P::Element;
@@ -67,7 +71,8 @@ __device__ __forceinline__ void store_values(const Chunk& chunk, const Place& at
     for (int j = 0; j < P::kThreadColumns; ++j) {
       if constexpr (Element::kBytes == 2) {
         if (j % 2 == 0) {
-          *reinterpret_cast<uint32_t*>(to + P::column_step(j)) = Element::narrow_pair(sums(i, j), sums(i, j + 1));
+          *reinterpret_cast<uint32_t*>(to + P::column_step(j)) =
+              Element::narrow_pair(sums(i, j), sums(i, j + 1));
         }
       } else {
         to[P::column_step(j)] = sums(i, j);
@@ -76,8 +81,8 @@ __device__ __forceinline__ void store_values(const Chunk& chunk, const Place& at
   }
 }
 
-// The sum of each column over the block's rows, in fp32: what 16 bits keep of a small share is enough for products, whose
-// result is rounded to 16 bits too, but not for the fp32 gradient of the bias.
+// The sum of each column over the block's rows, in fp32: what 16 bits keep of a small share is enough for
+// products, whose result is rounded to 16 bits too, but not for the fp32 gradient of the bias.
 template <class P>
 __device__ __forceinline__ void sum_columns(Shared<P>& shared, typename P::Sums& sums, float* block_sums) {
 #pragma unroll
@@ -86,7 +91,8 @@ __device__ __forceinline__ void sum_columns(Shared<P>& shared, typename P::Sums&
 #pragma unroll
     for (int i = 0; i < P::kThreadRows; ++i) sum += sums(i, j);
     sum = sum_of_column<P::kRowLanes>(sum);
-    if (lane_index() < P::kRowLanes) shared.column_sum[P::column_part()][P::first_column() + P::column_step(j)] = sum;
+    if (lane_index() < P::kRowLanes)
+      shared.column_sum[P::column_part()][P::first_column() + P::column_step(j)] = sum;
   }
   __syncthreads();
   for (int column = static_cast<int>(threadIdx.x); column < P::kColumns; column += P::kThreads) {
@@ -105,8 +111,10 @@ __device__ __forceinline__ Place place_of_block(const LogitSource& source) {
 
 template <class Element, int kRows>
 __global__ void __launch_bounds__(LogitProduct<Element, kRows>::kThreads, LogitProduct<Element, kRows>::kBlocks)
-    linear_cross_entropy_exponentials(const __grid_constant__ LogitSource source, const __grid_constant__ Chunk chunk,
-                                      const __grid_constant__ ChunkStates tiles, float* label_logit, float scale) {
+    linear_cross_entropy_exponentials(const __grid_constant__ LogitSource source,
+                                      const __grid_constant__ Chunk chunk,
+                                      const __grid_constant__ ChunkStates tiles, float* label_logit,
+                                      float scale) {
   using P = LogitProduct<Element, kRows>;
   RLCC_DYNAMIC_SHARED(unsigned char, memory);
   Shared<P>& shared = *reinterpret_cast<Shared<P>*>(memory);
@@ -123,7 +131,8 @@ __global__ void __launch_bounds__(LogitProduct<Element, kRows>::kThreads, LogitP
   for (int i = 0; i < P::kThreadRows; ++i) {
     const int row = first_row + P::row_step(i);
     // Of rows that exist only one thread of the whole grid has the label.
-    const float max = take_row_max<P>(sums, i, column_of_label(shared.label[row], first), label_logit + at.first_row + row);
+    const float max =
+        take_row_max<P>(sums, i, column_of_label(shared.label[row], first), label_logit + at.first_row + row);
     if (first_lane) shared.max[P::row_part()][row] = max;
   }
   __syncthreads();
@@ -140,7 +149,8 @@ __global__ void __launch_bounds__(LogitProduct<Element, kRows>::kThreads, LogitP
   }
   store_values<P>(chunk, at, sums);
   __syncthreads();
-  for (int row = static_cast<int>(threadIdx.x); row < kRows && at.first_row + row < at.total; row += P::kThreads) {
+  for (int row = static_cast<int>(threadIdx.x); row < kRows && at.first_row + row < at.total;
+       row += P::kThreads) {
     float max = minus_infinity(), sum = 0;
     for (int part = 0; part < P::kRowParts; ++part) {
       max = fmaxf(max, shared.max[part][row]);
@@ -154,7 +164,8 @@ __global__ void __launch_bounds__(LogitProduct<Element, kRows>::kThreads, LogitP
 
 template <class Element, int kRows>
 __global__ void __launch_bounds__(LogitProduct<Element, kRows>::kThreads, LogitProduct<Element, kRows>::kBlocks)
-    linear_cross_entropy_logit_gradients(const __grid_constant__ LogitSource source, const __grid_constant__ Chunk chunk,
+    linear_cross_entropy_logit_gradients(const __grid_constant__ LogitSource source,
+                                         const __grid_constant__ Chunk chunk,
                                          const __grid_constant__ LossGradient gradient) {
   using P = LogitProduct<Element, kRows>;
   RLCC_DYNAMIC_SHARED(unsigned char, memory);
@@ -203,9 +214,9 @@ LaunchError launch_exponentials(const LogitSource& source, const Chunk& chunk, c
                                 float* label_logit, int tile_rows, void* stream) {
   return with_tile(source.head.dtype, tile_rows, [&](auto element, auto rows) {
     using P = LogitProduct<decltype(element), decltype(rows)::kValue>;
-    return launch(linear_cross_entropy_exponentials<decltype(element), decltype(rows)::kValue>, grid_of<P>(source, chunk),
-                  P::kThreads, sizeof(Shared<P>), stream, source, chunk, tiles, label_logit,
-                  exponential_scale(source.head.dtype));
+    return launch(linear_cross_entropy_exponentials<decltype(element), decltype(rows)::kValue>,
+                  grid_of<P>(source, chunk), P::kThreads, sizeof(Shared<P>), stream, source, chunk, tiles,
+                  label_logit, exponential_scale(source.head.dtype));
   });
 }
 

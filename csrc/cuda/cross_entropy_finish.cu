@@ -9,9 +9,9 @@ constexpr int kThreads = 256;
 
 // Block m: row m, whatever its number.
 template <class Element>
-__global__ void __launch_bounds__(kThreads) finish_grad_h(const __grid_constant__ LogitSource source,
-                                                          const __grid_constant__ GradientSums in,
-                                                          const __grid_constant__ HiddenGradient out) {
+__global__ void __launch_bounds__(kThreads)
+    finish_grad_h(const __grid_constant__ LogitSource source, const __grid_constant__ GradientSums in,
+                  const __grid_constant__ HiddenGradient out) {
   using Bits = typename Element::Bits;
   const int columns = static_cast<int>(source.head.columns);
   const int64_t m = blockIdx.x;
@@ -38,10 +38,9 @@ __global__ void __launch_bounds__(kThreads) finish_grad_h(const __grid_constant_
 }
 
 // A thread per column, one block of rows after the other in fp64.
-__global__ void __launch_bounds__(kThreads) grad_bias_of_chunk(const __grid_constant__ LogitSource source,
-                                                               const __grid_constant__ Chunk chunk, int tile_rows,
-                                                               const float* bias_sums, const float* inverse_scale,
-                                                               float* grad_bias) {
+__global__ void __launch_bounds__(kThreads)
+    grad_bias_of_chunk(const __grid_constant__ LogitSource source, const __grid_constant__ Chunk chunk,
+                       int tile_rows, const float* bias_sums, const float* inverse_scale, float* grad_bias) {
   const int column = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
   if (column >= chunk.columns) return;
   const int blocks = (*source.rows.counted + tile_rows - 1) / tile_rows;
@@ -61,18 +60,19 @@ LaunchError with_element(rlcc_dtype dtype, const Run& run) {
 
 }  // namespace
 
-LaunchError launch_finish_grad_h(const LogitSource& source, const GradientSums& sums, const HiddenGradient& gradient,
-                                 void* stream) {
+LaunchError launch_finish_grad_h(const LogitSource& source, const GradientSums& sums,
+                                 const HiddenGradient& gradient, void* stream) {
   return with_element(source.head.dtype, [&](auto element) {
-    return launch(finish_grad_h<decltype(element)>, static_cast<unsigned>(gradient.rows), kThreads, 0, stream, source,
-                  sums, gradient);
+    return launch(finish_grad_h<decltype(element)>, static_cast<unsigned>(gradient.rows), kThreads, 0, stream,
+                  source, sums, gradient);
   });
 }
 
-LaunchError launch_grad_bias(const LogitSource& source, const Chunk& chunk, int tile_rows, const float* bias_sums,
-                             const float* inverse_scale, float* grad_bias, void* stream) {
-  return launch(grad_bias_of_chunk, static_cast<unsigned>(divide_up(chunk.columns, kThreads)), kThreads, 0, stream, source,
-                chunk, tile_rows, bias_sums, inverse_scale, grad_bias);
+LaunchError launch_grad_bias(const LogitSource& source, const Chunk& chunk, int tile_rows,
+                             const float* bias_sums, const float* inverse_scale, float* grad_bias,
+                             void* stream) {
+  return launch(grad_bias_of_chunk, static_cast<unsigned>(divide_up(chunk.columns, kThreads)), kThreads, 0,
+                stream, source, chunk, tile_rows, bias_sums, inverse_scale, grad_bias);
 }
 
 }  // namespace restorelcc::cuda

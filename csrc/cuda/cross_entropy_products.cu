@@ -1,4 +1,5 @@
-// The products of a chunk's values [rows, columns], exponentials or gradients of logits, which give the gradients:
+// The products of a chunk's values [rows, columns], exponentials or gradients of logits, which give the
+// gradients:
 //
 //   grad_h       values W     summed over the vocabulary: over the columns of this chunk on top of those before
 //   grad_weight  valuesᵀ h    summed over all rows, complete in one go
@@ -16,11 +17,13 @@ template <class P>
 using ValuesCopy = RowsCopy<typename P::Element, P::kRows, P::kThreads>;
 // Rows (the depth) outside in both.
 template <class Element>
-using HiddenProduct = Product<Element, Element::kBytes == 2 ? 128 : 64, Order::kDepthOutside, Order::kDepthOutside>;
+using HiddenProduct =
+    Product<Element, Element::kBytes == 2 ? 128 : 64, Order::kDepthOutside, Order::kDepthOutside>;
 template <class P>
 using DepthsCopy = ColumnsCopy<typename P::Element, P::kDepth, P::kThreads>;
 
-constexpr int kStepsOfTile = 4;  // of the product's depth in a tile of logits, whose exponentials share a reference
+constexpr int kStepsOfTile =
+    4;  // of the product's depth in a tile of logits, whose exponentials share a reference
 
 __device__ __forceinline__ float2 load_pair(const float* at) { return *reinterpret_cast<const float2*>(at); }
 
@@ -36,7 +39,8 @@ __device__ __forceinline__ void for_each_pair(typename P::Sums& sums, const Visi
   }
 }
 
-// sums *= exp(before - now), row by row; references of rows from first_row on, of rows that do not exist untouched.
+// sums *= exp(before - now), row by row; references of rows from first_row on, of rows that do not exist
+// untouched.
 template <class P>
 __device__ __forceinline__ void change_reference(const float* before, const float* now, int rows,
                                                  typename P::Sums& sums) {
@@ -53,10 +57,11 @@ __device__ __forceinline__ void change_reference(const float* before, const floa
 
 // Block (x, y, z): rows x, columns y of E, part z of the chunk.
 template <class Element, int kRows, bool kMovingReference>
-__global__ void __launch_bounds__(WeightProduct<Element, kRows>::kThreads, WeightProduct<Element, kRows>::kBlocks)
+__global__ void __launch_bounds__(WeightProduct<Element, kRows>::kThreads,
+                                  WeightProduct<Element, kRows>::kBlocks)
     linear_cross_entropy_grad_h(const __grid_constant__ LogitSource source, const __grid_constant__ Chunk chunk,
-                                const __grid_constant__ ChunkStates references, const __grid_constant__ GradientSums out,
-                                int first_chunk) {
+                                const __grid_constant__ ChunkStates references,
+                                const __grid_constant__ GradientSums out, int first_chunk) {
   using P = WeightProduct<Element, kRows>;
   constexpr int kTile = kStepsOfTile * P::kDepth;
   static_assert(kTile == P::kColumns, "a tile of logits");
@@ -69,8 +74,8 @@ __global__ void __launch_bounds__(WeightProduct<Element, kRows>::kThreads, Weigh
   const int first_tile = all_tiles * static_cast<int>(blockIdx.z) / static_cast<int>(gridDim.z);
   const int end_tile = all_tiles * (static_cast<int>(blockIdx.z) + 1) / static_cast<int>(gridDim.z);
   const int first_column = static_cast<int>(blockIdx.y) * P::kColumns;
-  float* const block_sums = out.sums + (static_cast<int64_t>(blockIdx.z) * source.capacity + first_row) * out.stride +
-                            first_column;
+  float* const block_sums =
+      out.sums + (static_cast<int64_t>(blockIdx.z) * source.capacity + first_row) * out.stride + first_column;
 
   typename P::Sums sums;
   clear<P>(sums);
@@ -108,13 +113,15 @@ __global__ void __launch_bounds__(WeightProduct<Element, kRows>::kThreads, Weigh
               *exists = queued + line < chunk.columns;
               return *exists ? weight + (chunk.first + queued + line) * weight_row_bytes : weight;
             },
-            first_column * Element::kBytes, static_cast<int>(source.head.columns) * Element::kBytes, source.wide_weight);
+            first_column * Element::kBytes, static_cast<int>(source.head.columns) * Element::kBytes,
+            source.wide_weight);
         queued += P::kDepth;
       },
       [&](int stage, int step) {
         if (kMovingReference && step > 0 && step % kStepsOfTile == 0) {
-          const float* const now =
-              references.max + static_cast<int64_t>(first_tile + step / kStepsOfTile) * source.capacity + first_row;
+          const float* const now = references.max +
+                                   static_cast<int64_t>(first_tile + step / kStepsOfTile) * source.capacity +
+                                   first_row;
           change_reference<P>(now - source.capacity, now, rows, sums);
         }
         if (busy) P::multiply(stages.a[stage], stages.b[stage], places, sums);
@@ -129,21 +136,24 @@ __global__ void __launch_bounds__(WeightProduct<Element, kRows>::kThreads, Weigh
     }
   }
   for_each_pair<P>(sums, [&](int row, int column, float& first, float& second) {
-    if (row < rows) *reinterpret_cast<float2*>(block_sums + row * out.stride + column) = make_float2(first, second);
+    if (row < rows)
+      *reinterpret_cast<float2*>(block_sums + row * out.stride + column) = make_float2(first, second);
   });
 }
 
 // Block (x, y): columns x of E, words y of the chunk.
 template <class Element>
 __global__ void __launch_bounds__(HiddenProduct<Element>::kThreads, HiddenProduct<Element>::kBlocks)
-    linear_cross_entropy_grad_weight(const __grid_constant__ LogitSource source, const __grid_constant__ Chunk chunk,
+    linear_cross_entropy_grad_weight(const __grid_constant__ LogitSource source,
+                                     const __grid_constant__ Chunk chunk,
                                      const __grid_constant__ WeightGradient out) {
   using P = HiddenProduct<Element>;
   using Bits = typename Element::Bits;
   RLCC_DYNAMIC_SHARED(unsigned char, memory);
   auto& stages = *reinterpret_cast<Stages<P, DepthsCopy<P>, DepthsCopy<P>>*>(memory);
   const int counted = *source.rows.counted;
-  const int first_word = static_cast<int>(blockIdx.y) * P::kRows, first_column = static_cast<int>(blockIdx.x) * P::kColumns;
+  const int first_word = static_cast<int>(blockIdx.y) * P::kRows,
+            first_column = static_cast<int>(blockIdx.x) * P::kColumns;
   const char* const values = static_cast<const char*>(chunk.values);
   const char* const h = static_cast<const char*>(source.h);
   typename P::Sums sums;
@@ -151,32 +161,34 @@ __global__ void __launch_bounds__(HiddenProduct<Element>::kThreads, HiddenProduc
   const typename P::Places places = P::places();
   const bool busy = P::has_rows(chunk.columns - first_word);
   int queued = 0;  // row
-  through_stages(
-      (counted + P::kDepth - 1) / P::kDepth,
-      [&](int stage, int) {
-        DepthsCopy<P>::queue(
-            stages.a[stage],
-            [&](int line, bool* exists) {
-              *exists = queued + line < counted;
-              return values + (*exists ? queued + line : 0) * chunk.stride * Element::kBytes;
-            },
-            first_word * Element::kBytes, chunk.columns * Element::kBytes, true);
-        DepthsCopy<P>::queue(
-            stages.b[stage],
-            [&](int line, bool* exists) {
-              *exists = queued + line < counted;
-              return *exists ? h + source.rows.row[queued + line] * source.h_stride * Element::kBytes : h;
-            },
-            first_column * Element::kBytes, static_cast<int>(source.head.columns) * Element::kBytes, source.wide_h);
-        queued += P::kDepth;
-      },
-      [&](int stage, int) {
-        if (busy) P::multiply(stages.a[stage], stages.b[stage], places, sums);
-      });
+  through_stages((counted + P::kDepth - 1) / P::kDepth,
+                 [&](int stage, int) {
+                   DepthsCopy<P>::queue(
+                       stages.a[stage],
+                       [&](int line, bool* exists) {
+                         *exists = queued + line < counted;
+                         return values + (*exists ? queued + line : 0) * chunk.stride * Element::kBytes;
+                       },
+                       first_word * Element::kBytes, chunk.columns * Element::kBytes, true);
+                   DepthsCopy<P>::queue(
+                       stages.b[stage],
+                       [&](int line, bool* exists) {
+                         *exists = queued + line < counted;
+                         return *exists ? h + source.rows.row[queued + line] * source.h_stride * Element::kBytes
+                                        : h;
+                       },
+                       first_column * Element::kBytes, static_cast<int>(source.head.columns) * Element::kBytes,
+                       source.wide_h);
+                   queued += P::kDepth;
+                 },
+                 [&](int stage, int) {
+                   if (busy) P::multiply(stages.a[stage], stages.b[stage], places, sums);
+                 });
 
   const float scale = *out.inverse_scale;
   const int columns = static_cast<int>(source.head.columns) - first_column, words = chunk.columns - first_word;
-  Bits* const grad = static_cast<Bits*>(out.grad_weight) + (chunk.first + first_word) * out.stride + first_column;
+  Bits* const grad =
+      static_cast<Bits*>(out.grad_weight) + (chunk.first + first_word) * out.stride + first_column;
   for_each_pair<P>(sums, [&](int word, int column, float& first, float& second) {
     if (word >= words) return;
     Bits* const to = grad + word * out.stride + column;
@@ -193,7 +205,8 @@ LaunchError launch_multiply_weight(const LogitSource& source, const Chunk& chunk
     using Element = decltype(element);
     constexpr int kRows = decltype(rows)::kValue;
     using P = WeightProduct<Element, kRows>;
-    const dim3 grid(row_blocks(source, kRows), static_cast<unsigned>(divide_up(source.head.columns, P::kColumns)),
+    const dim3 grid(row_blocks(source, kRows),
+                    static_cast<unsigned>(divide_up(source.head.columns, P::kColumns)),
                     static_cast<unsigned>(sums.splits));
     return launch(tiles != nullptr ? linear_cross_entropy_grad_h<Element, kRows, true>
                                    : linear_cross_entropy_grad_h<Element, kRows, false>,

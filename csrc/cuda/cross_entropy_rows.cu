@@ -1,5 +1,5 @@
-// What happens row by row around the tiles of logits: which rows count, their losses, their contrasts, the merging of
-// states. None of it is worth more than a few microseconds; all sums are in a fixed order.
+// What happens row by row around the tiles of logits: which rows count, their losses, their contrasts, the
+// merging of states. None of it is worth more than a few microseconds; all sums are in a fixed order.
 #include "cuda/cross_entropy.h"
 #include "cuda/device.cuh"
 
@@ -38,9 +38,9 @@ __device__ __forceinline__ float scale_of(float largest) {
   return __uint_as_float(static_cast<unsigned>(power + 127) << 23);
 }
 
-__global__ void __launch_bounds__(kListThreads) list_rows(const __grid_constant__ RowQuery q,
-                                                          const __grid_constant__ RowList list, float* max_of,
-                                                          float* sum_of) {
+__global__ void __launch_bounds__(kListThreads)
+    list_rows(const __grid_constant__ RowQuery q, const __grid_constant__ RowList list, float* max_of,
+              float* sum_of) {
   RLCC_SHARED(int, warp_counts, kListWarps);
   RLCC_SHARED(float, warp_largest, kListWarps);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
@@ -115,8 +115,8 @@ __device__ __forceinline__ double merged_sum(const RowStates& states, int capaci
   return sum;
 }
 
-// lse = log(exp(others) + exp(label)), nll = lse - label = log1p(exp(others - label)), without a difference of two large
-// numbers. NaN: a logit is NaN or +Inf, or all are -Inf.
+// lse = log(exp(others) + exp(label)), nll = lse - label = log1p(exp(others - label)), without a difference of
+// two large numbers. NaN: a logit is NaN or +Inf, or all are -Inf.
 __device__ __forceinline__ void loss_of(float most, double sum, float label, float* nll, float* lse) {
   const double others = double{most} + log(sum), ahead = others - double{label};
   const bool infinite = label == -minus_infinity();
@@ -125,14 +125,15 @@ __device__ __forceinline__ void loss_of(float most, double sum, float label, flo
   *lse = static_cast<float>(ahead > 0 ? others + log1p(exp(-ahead)) : double{label} + loss);
 }
 
-__device__ __forceinline__ void write_loss(const LogitSource& source, const RowStates& states, const LossOutputs& out,
-                                           const Row& row, float most, double sum) {
+__device__ __forceinline__ void write_loss(const LogitSource& source, const RowStates& states,
+                                           const LossOutputs& out, const Row& row, float most, double sum) {
   float nll = not_a_number(), lse = 0;
   if (row.label >= 0) {
     const float label = states.label_logit[row.number];
     loss_of(most, sum, label, &nll, &lse);
     if (out.factor != nullptr) {
-      // Of the others' softmax; of the label's, less 1: - (the others' sum). Relative to the larger of both maxima.
+      // Of the others' softmax; of the label's, less 1: - (the others' sum). Relative to the larger of both
+      // maxima.
       const double reference = fmaxf(most, label), shrink = exp(double{most} - reference);
       const double total = sum * shrink + exp(double{label} - reference);
       out.factor[row.number] = static_cast<float>(shrink / total) / exponential_scale(source.head.dtype);
@@ -140,17 +141,18 @@ __device__ __forceinline__ void write_loss(const LogitSource& source, const RowS
     }
   } else {
     // Nothing to choose from is the only sum that may be empty.
-    lse = most == minus_infinity() && sum == 0 && out.vocabulary > 0 ? not_a_number()
-                                                                      : static_cast<float>(double{most} + log(sum));
+    lse = most == minus_infinity() && sum == 0 && out.vocabulary > 0
+              ? not_a_number()
+              : static_cast<float>(double{most} + log(sum));
   }
   const int at = out.by_number != 0 ? row.number : row.m;
   if (row.label != kNoLabel) out.nll[at] = nll;
   if (out.lse != nullptr) out.lse[at] = lse;
 }
 
-__global__ void __launch_bounds__(kRowThreads, 2) losses(const __grid_constant__ LogitSource source,
-                                                      const __grid_constant__ RowStates states,
-                                                      const __grid_constant__ LossOutputs out) {
+__global__ void __launch_bounds__(kRowThreads, 2)
+    losses(const __grid_constant__ LogitSource source, const __grid_constant__ RowStates states,
+           const __grid_constant__ LossOutputs out) {
   const int counted = *source.rows.counted;
   Row row{};
   row.number = static_cast<int>(blockIdx.x) * kRowWarps + static_cast<int>(threadIdx.x) / 32;
@@ -163,10 +165,12 @@ __global__ void __launch_bounds__(kRowThreads, 2) losses(const __grid_constant__
   if (threadIdx.x % 32 == 0) write_loss(source, states, out, row, most, sum);
 }
 
-// ---- contrast[g, s]: a warp each, which fetches 32 rows at once and adds those of its segment one after the other.
+// ---- contrast[g, s]: a warp each, which fetches 32 rows at once and adds those of its segment one after the
+// other.
 
-__global__ void __launch_bounds__(kRowThreads) contrasts(const __grid_constant__ rlcc_head_contrast_params p,
-                                                         const __grid_constant__ RowList rows, const float* nll) {
+__global__ void __launch_bounds__(kRowThreads)
+    contrasts(const __grid_constant__ rlcc_head_contrast_params p, const __grid_constant__ RowList rows,
+              const float* nll) {
   const int lane = static_cast<int>(threadIdx.x) % 32, counted = *rows.counted;
   const int64_t pair = static_cast<int64_t>(blockIdx.x) * kRowWarps + static_cast<int>(threadIdx.x) / 32;
   if (pair >= p.groups * p.segment_count) return;
@@ -195,23 +199,26 @@ __global__ void __launch_bounds__(kRowThreads) contrasts(const __grid_constant__
 
 // ---- merge_chunk: a thread per row.
 //
-// The products of a chunk's exponentials and W are summed tile by tile. Each tile's exponentials are relative to that
-// tile's own maximum, so before it is added, what is there is multiplied by exp(reference before - reference of the tile).
-// This may enlarge sums, by e^40 at most: a tile whose maximum lies further below counts as if it lay there, whose
-// probabilities (all below e^-40 = 4e-18) are then too large. In the loss they are exact.
+// The products of a chunk's exponentials and W are summed tile by tile. Each tile's exponentials are relative
+// to that tile's own maximum, so before it is added, what is there is multiplied by exp(reference before -
+// reference of the tile). This may enlarge sums, by e^40 at most: a tile whose maximum lies further below
+// counts as if it lay there, whose probabilities (all below e^-40 = 4e-18) are then too large. In the loss they
+// are exact.
 
 constexpr float kFurthestBelow = 40;
 
-__global__ void __launch_bounds__(kRowThreads) merge_chunk(const __grid_constant__ LogitSource source, int tiles,
-                                                           const __grid_constant__ ChunkStates chunk,
-                                                           const __grid_constant__ RowStates states) {
+__global__ void __launch_bounds__(kRowThreads)
+    merge_chunk(const __grid_constant__ LogitSource source, int tiles,
+                const __grid_constant__ ChunkStates chunk, const __grid_constant__ RowStates states) {
   const int number = thread_of_grid();
   if (number >= *source.rows.counted * source.groups) return;
   const float before = states.max[number];
   float now = before;
-  for (int t = 0; t < tiles; ++t) now = fmaxf(now, chunk.max[static_cast<int64_t>(t) * source.capacity + number]);
+  for (int t = 0; t < tiles; ++t)
+    now = fmaxf(now, chunk.max[static_cast<int64_t>(t) * source.capacity + number]);
   const bool any = now != minus_infinity();  // finite logit; otherwise all exponentials are 0, or NaN
-  double sum = before == now ? double{states.sum[number]} : exp(double{before} - double{now}) * states.sum[number];
+  double sum =
+      before == now ? double{states.sum[number]} : exp(double{before} - double{now}) * states.sum[number];
   for (int t = 0; t < tiles; ++t) {
     const int64_t at = static_cast<int64_t>(t) * source.capacity + number;
     const float max = chunk.max[at];
@@ -228,16 +235,19 @@ unsigned blocks_of(int64_t work, int64_t each) { return static_cast<unsigned>(di
 
 }  // namespace
 
-LaunchError launch_list_rows(const RowQuery& query, const RowList& rows, const RowStates* states, void* stream) {
+LaunchError launch_list_rows(const RowQuery& query, const RowList& rows, const RowStates* states,
+                             void* stream) {
   return launch(list_rows, 1, kListThreads, 0, stream, query, rows, states != nullptr ? states->max : nullptr,
                 states != nullptr ? states->sum : nullptr);
 }
 
-LaunchError launch_losses(const LogitSource& source, const RowStates& states, const LossOutputs& outputs, void* stream) {
+LaunchError launch_losses(const LogitSource& source, const RowStates& states, const LossOutputs& outputs,
+                          void* stream) {
   return launch(losses, blocks_of(source.capacity, kRowWarps), kRowThreads, 0, stream, source, states, outputs);
 }
 
-LaunchError launch_contrast(const rlcc_head_contrast_params& params, const RowList& rows, const float* nll, void* stream) {
+LaunchError launch_contrast(const rlcc_head_contrast_params& params, const RowList& rows, const float* nll,
+                            void* stream) {
   const int64_t pairs = params.groups * params.segment_count;
   return launch(contrasts, blocks_of(pairs, kRowWarps), kRowThreads, 0, stream, params, rows, nll);
 }
@@ -245,8 +255,8 @@ LaunchError launch_contrast(const rlcc_head_contrast_params& params, const RowLi
 LaunchError launch_merge_chunk(const LogitSource& source, const Chunk& chunk, const ChunkStates& tiles,
                                const RowStates& states, void* stream) {
   const int count = static_cast<int>(divide_up(chunk.columns, loss_tile_columns(source.head.dtype)));
-  return launch(merge_chunk, blocks_of(source.capacity, kRowThreads), kRowThreads, 0, stream, source, count, tiles,
-                states);
+  return launch(merge_chunk, blocks_of(source.capacity, kRowThreads), kRowThreads, 0, stream, source, count,
+                tiles, states);
 }
 
 }  // namespace restorelcc::cuda

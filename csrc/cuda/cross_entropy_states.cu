@@ -2,9 +2,9 @@
 //
 //   max = max_v l[v]     sum = sum_v exp(l[v] - max)     over a part of the vocabulary, v != labels[m]
 //
-// which exist as tiles in registers alone. A block goes with its rows of h through all tiles of its part without a gap:
-// while the last logits of one tile are summed up, the first depths of the next are on their way. Rows are fastest in the
-// grid, so that blocks at work together share tiles of W in L2.
+// which exist as tiles in registers alone. A block goes with its rows of h through all tiles of its part
+// without a gap: while the last logits of one tile are summed up, the first depths of the next are on their
+// way. Rows are fastest in the grid, so that blocks at work together share tiles of W in L2.
 #include "cuda/logit_tile.cuh"
 
 namespace restorelcc::cuda {
@@ -19,7 +19,8 @@ struct Shared {
   int label[P::kRows];
 };
 
-// The tile's logits into the states of the thread's rows. Of the lanes of a row only the first one looks at its state.
+// The tile's logits into the states of the thread's rows. Of the lanes of a row only the first one looks at its
+// state.
 template <class P>
 __device__ __forceinline__ void take_tile(const rlcc_language_head& head, Shared<P>& shared, int first,
                                           typename P::Sums& sums) {
@@ -44,7 +45,8 @@ __device__ __forceinline__ void take_tile(const rlcc_language_head& head, Shared
 
 template <class Element, int kRows>
 __global__ void __launch_bounds__(LogitProduct<Element, kRows>::kThreads, LogitProduct<Element, kRows>::kBlocks)
-    linear_cross_entropy_states(const __grid_constant__ LogitSource source, const __grid_constant__ RowStates states) {
+    linear_cross_entropy_states(const __grid_constant__ LogitSource source,
+                                const __grid_constant__ RowStates states) {
   using P = LogitProduct<Element, kRows>;
   RLCC_DYNAMIC_SHARED(unsigned char, memory);
   Shared<P>& shared = *reinterpret_cast<Shared<P>*>(memory);
@@ -102,7 +104,8 @@ __global__ void __launch_bounds__(LogitProduct<Element, kRows>::kThreads, LogitP
       sum += (part_max == most ? 1.0f : exponential<Element>(part_max - most)) * shared.sum[part][row];
     }
     const int label = shared.label[row];  // of one block alone
-    if (label >= first_tile * P::kColumns && label < column) states.label_logit[first_row + row] = shared.label_logit[row];
+    if (label >= first_tile * P::kColumns && label < column)
+      states.label_logit[first_row + row] = shared.label_logit[row];
     const int64_t at = static_cast<int64_t>(blockIdx.y) * source.capacity + first_row + row;
     states.max[at] = most;
     states.sum[at] = sum;

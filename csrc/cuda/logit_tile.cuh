@@ -24,7 +24,8 @@ __device__ __forceinline__ float exponential(float x) {
 }
 
 // Row m of group g for the number of a counted row.
-__device__ __forceinline__ const char* hidden_row(const LogitSource& source, int number, int counted, int bytes) {
+__device__ __forceinline__ const char* hidden_row(const LogitSource& source, int number, int counted,
+                                                  int bytes) {
   const int group = source.groups == 1 ? 0 : number / counted;
   const int64_t offset =
       group * source.group_stride + source.rows.row[number - group * counted] * source.h_stride;
@@ -52,7 +53,8 @@ __device__ __forceinline__ void set_weight_rows(const LogitSource& source, int64
 
 // The labels of the block's rows, as columns; kNoLabel behind the last row.
 template <class P>
-__device__ __forceinline__ void load_labels(const LogitSource& source, int first, int total, int counted, int* labels) {
+__device__ __forceinline__ void load_labels(const LogitSource& source, int first, int total, int counted,
+                                            int* labels) {
   for (int line = static_cast<int>(threadIdx.x); line < P::kRows; line += P::kThreads) {
     labels[line] = first + line < total ? source.rows.label[(first + line) % counted] : kNoLabel;
   }
@@ -73,7 +75,9 @@ __device__ __forceinline__ void add_bias(const float* bias, int64_t first, int l
 }
 
 // A label as a column of the tile that begins with column `first`; none stays none.
-__device__ __forceinline__ int column_of_label(int label, int first) { return label < 0 ? label : label - first; }
+__device__ __forceinline__ int column_of_label(int label, int first) {
+  return label < 0 ? label : label - first;
+}
 
 template <class P>
 __device__ __forceinline__ void clear(typename P::Sums& sums) {
@@ -84,9 +88,9 @@ __device__ __forceinline__ void clear(typename P::Sums& sums) {
   }
 }
 
-// The largest of the i-th row's logits in the tile as far as its kRowLanes lanes hold them, and of what each lane brings
-// as `most`. The label's is left out: that one goes to *label_logit and becomes -Inf. label: as a column of the tile; it
-// may be none.
+// The largest of the i-th row's logits in the tile as far as its kRowLanes lanes hold them, and of what each
+// lane brings as `most`. The label's is left out: that one goes to *label_logit and becomes -Inf. label: as a
+// column of the tile; it may be none.
 template <class P>
 __device__ __forceinline__ float take_row_max(typename P::Sums& sums, int i, int label, float* label_logit,
                                               float most = minus_infinity()) {
@@ -102,7 +106,8 @@ __device__ __forceinline__ float take_row_max(typename P::Sums& sums, int i, int
   return largest_of_row<P::kRowLanes>(most);
 }
 
-// The i-th row's logits become exp(logit - max); their sum, again over kRowLanes lanes. A NaN or +Inf makes it NaN.
+// The i-th row's logits become exp(logit - max); their sum, again over kRowLanes lanes. A NaN or +Inf makes it
+// NaN.
 template <class P>
 __device__ __forceinline__ float exponentials_of_row(typename P::Sums& sums, int i, float max) {
   const float reference = max == minus_infinity() ? 0 : max;

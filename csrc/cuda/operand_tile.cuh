@@ -9,8 +9,9 @@ namespace restorelcc::cuda {
 constexpr int kLanes = 32;
 constexpr int kChunk = 8;  // elements in 16 bytes
 
-// Where (row, column) of a [*, kColumns] tile lies. Chunks of 16 bytes are permuted within a row so that the same chunk of
-// eight neighbouring rows, which is what ldmatrix reads at a time, lies in eight different groups of four banks.
+// Where (row, column) of a [*, kColumns] tile lies. Chunks of 16 bytes are permuted within a row so that the
+// same chunk of eight neighbouring rows, which is what ldmatrix reads at a time, lies in eight different groups
+// of four banks.
 template <int kColumns>
 __device__ __forceinline__ int place(int row, int column) {
   static_assert(kColumns == 32 || kColumns % 64 == 0, "rows of 64 bytes, or of whole 128-byte lines");
@@ -18,9 +19,10 @@ __device__ __forceinline__ int place(int row, int column) {
   return row * kColumns + ((column / kChunk ^ turn) * kChunk + column % kChunk);
 }
 
-// One chunk by what its address allows: 4 bytes at a time by cp.async, or, where rows begin at odd elements, through
-// registers, and nothing hides the latency.
-__device__ __forceinline__ void copy_unaligned_chunk(uint16_t* to, const uint16_t* from, int valid, int copy_bytes) {
+// One chunk by what its address allows: 4 bytes at a time by cp.async, or, where rows begin at odd elements,
+// through registers, and nothing hides the latency.
+__device__ __forceinline__ void copy_unaligned_chunk(uint16_t* to, const uint16_t* from, int valid,
+                                                     int copy_bytes) {
   if (copy_bytes == 4) {
 #pragma unroll
     for (int i = 0; i < kChunk; i += 2) {
@@ -38,14 +40,16 @@ __device__ __forceinline__ void copy_unaligned_chunk(uint16_t* to, const uint16_
   *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// Queues copies of kRows x kColumns of a matrix, tile after tile; what lies outside of the matrix becomes +0. All threads
-// of the block take part, and commit afterwards. A thread's chunks lie kTurnRows rows apart, so it carries the address of
-// the first and little else: what is not carried is counted out again in each step, by every thread.
+// Queues copies of kRows x kColumns of a matrix, tile after tile; what lies outside of the matrix becomes +0.
+// All threads of the block take part, and commit afterwards. A thread's chunks lie kTurnRows rows apart, so it
+// carries the address of the first and little else: what is not carried is counted out again in each step, by
+// every thread.
 template <int kRows, int kColumns, int kThreads>
 struct TileCopy {
   static constexpr int kRowChunks = kColumns / kChunk, kTurns = kRows * kRowChunks / kThreads;
   static constexpr int kTurnRows = kThreads / kRowChunks;
-  static_assert(kTurns * kThreads == kRows * kRowChunks && kTurnRows % 8 == 0, "whole turns, of one permutation");
+  static_assert(kTurns * kThreads == kRows * kRowChunks && kTurnRows % 8 == 0,
+                "whole turns, of one permutation");
 
   const uint16_t* from;  // of the first chunk; may lie outside, and is not read then
   int row, column;       // of the matrix

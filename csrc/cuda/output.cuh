@@ -43,8 +43,8 @@ __device__ __forceinline__ void store_sum(const Output& o, int split, int m, int
   store_element(o.y, o.dtype, m * o.stride + n, value);
 }
 
-// Eight neighbouring sums, at (m, n) and right of it; those outside of the matrix are dropped. Where y is the residual
-// each element is read and written by one thread, in this order.
+// Eight neighbouring sums, at (m, n) and right of it; those outside of the matrix are dropped. Where y is the
+// residual each element is read and written by one thread, in this order.
 template <class Half>
 __device__ __forceinline__ void store_sums(const Output& o, int split, int m, int n, float (&sums)[8]) {
   if (m >= o.rows || n >= o.columns) return;
@@ -70,8 +70,8 @@ __device__ __forceinline__ void store_sums(const Output& o, int split, int m, in
   }
   if (wide) {
     if (o.residual != nullptr) {  // by a plain load: y may be the residual
-      const uint4 r = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(o.residual) +
-                                                      m * o.residual_stride + n);
+      const uint4 r =
+          *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(o.residual) + m * o.residual_stride + n);
       const uint32_t pairs[4] = {r.x, r.y, r.z, r.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {

@@ -1,18 +1,19 @@
 // A dense matrix times the packed weight on tensor cores, the weight decoded tile by tile:
 //
-//   forward     out[m, n] = sum_k left[m, k] W[n, k]      (x Wᵀ)        a block walks along the columns of its rows of W
-//   gradient    out[m, k] = sum_n left[m, n] W[n, k]      (grad_y W)    a block walks down the rows of its columns of W
+//   forward     out[m, n] = sum_k left[m, k] W[n, k]      (x Wᵀ)        a block walks along the columns of its
+//   rows of W gradient    out[m, k] = sum_n left[m, n] W[n, k]      (grad_y W)    a block walks down the rows
+//   of its columns of W
 //
-// One loop serves both: the reduction goes kDepth at a time, and the decoded tile is [columns, depth] or [depth, columns]
-// in storage. In each turn between two barriers a block queues the copies of a later step, decodes the next one and
-// multiplies the present one; warps that share a scheduler do the last two in opposite order, so that tensor cores and
-// integer units are both at work.
+// One loop serves both: the reduction goes kDepth at a time, and the decoded tile is [columns, depth] or
+// [depth, columns] in storage. In each turn between two barriers a block queues the copies of a later step,
+// decodes the next one and multiplies the present one; warps that share a scheduler do the last two in opposite
+// order, so that tensor cores and integer units are both at work.
 //
-// Why no index of values along K in the forward pass: a block that walks a row from its beginning carries the number of
-// values passed in a register per row; a block of a split counts the mask before its part once (1/18 of the bytes of what
-// it is about to read, at worst times the number of splits). The gradient's blocks enter each row in its middle: they read
-// where from an index, u32 per 128 columns, that a kernel of one pass over the mask makes in the workspace (0.03 bytes a
-// weight; the mask is 0.125).
+// Why no index of values along K in the forward pass: a block that walks a row from its beginning carries the
+// number of values passed in a register per row; a block of a split counts the mask before its part once (1/18
+// of the bytes of what it is about to read, at worst times the number of splits). The gradient's blocks enter
+// each row in its middle: they read where from an index, u32 per 128 columns, that a kernel of one pass over
+// the mask makes in the workspace (0.03 bytes a weight; the mask is 0.125).
 #pragma once
 
 #include <type_traits>
@@ -50,7 +51,8 @@ struct AlongColumns {
       for (int w = part; w < first_step; w += W::kRowLanes) position += static_cast<uint32_t>(__popc(mask[w]));
     }
 #pragma unroll
-    for (int lanes = 1; lanes < W::kRowLanes; lanes *= 2) position += __shfl_xor_sync(0xffffffffu, position, lanes);
+    for (int lanes = 1; lanes < W::kRowLanes; lanes *= 2)
+      position += __shfl_xor_sync(0xffffffffu, position, lanes);
     mask += first_step;
     if (inside && steps > 0) next = mask[0];
   }
@@ -120,13 +122,14 @@ struct DownRows {
 template <class Half, rlcc_dtype kValues, class T, bool kGradient>
 struct Product {
   static constexpr int kPlanes = kGradient && kValues == RLCC_I8 ? 2 : 1;
-  using W = WeightTile<Half, kValues, kGradient ? kDepth : T::kColumns, kGradient ? T::kColumns : kDepth, T::kThreads,
-                       kPlanes>;
+  using W = WeightTile<Half, kValues, kGradient ? kDepth : T::kColumns, kGradient ? T::kColumns : kDepth,
+                       T::kThreads, kPlanes>;
   using Walk = std::conditional_t<kGradient, DownRows<W>, AlongColumns<W>>;
   using Warp = WarpTile<T>;
   static constexpr int kTileColumns = kGradient ? T::kColumns : kDepth;  // in storage, of the decoded tile
-  // The forward pass of int8 values sums integers of one group of columns and scales each such sum: exact products, one
-  // multiplication per 128 columns and sum. The gradient's sums run across scales, so there W is two bf16.
+  // The forward pass of int8 values sums integers of one group of columns and scales each such sum: exact
+  // products, one multiplication per 128 columns and sum. The gradient's sums run across scales, so there W is
+  // two bf16.
   static constexpr bool kScaled = kValues == RLCC_I8 && !kGradient;
   static_assert(!kGradient || T::kColumns % kIndexColumns == 0, "tiles begin where the index has an entry");
 
@@ -139,8 +142,8 @@ struct Product {
   static constexpr size_t kSharedBytes = sizeof(Shared) > kSlabBytes ? sizeof(Shared) : kSlabBytes;
 
   // sums += scale group, group = 0
-  static __device__ __forceinline__ void scale(typename Warp::Sums& sums, typename Warp::Sums& group, const Weight& w,
-                                               int first_column, int scale_group) {
+  static __device__ __forceinline__ void scale(typename Warp::Sums& sums, typename Warp::Sums& group,
+                                               const Weight& w, int first_column, int scale_group) {
 #pragma unroll
     for (int j = 0; j < Warp::kAcrossFragments; ++j) {
       float scales[2];
@@ -218,7 +221,7 @@ struct Product {
     ptx::cp_async_wait_group<0>();
     __syncthreads();
     float* const slab = reinterpret_cast<float*>(memory) + Warp::warp() * Warp::kSlabFloats;
-    Warp::write(sums, slab, [&](int row, int column, float(&eight)[8]) {
+    Warp::write(sums, slab, [&](int row, int column, float (&eight)[8]) {
       store_sums<Half>(a.output, split, first_row + row, first_column + column, eight);
     });
   }

@@ -1,7 +1,8 @@
-// x Wᵀ where W keeps two of every four columns, on the sparse tensor cores. mma.sp wants the sparse matrix on the left,
-// so a block computes a tile of W xᵀ, and turns it round on its way to y. Nothing is decoded: a step is 64 columns, whose
-// 32 values per row and 64 elements per row of x come by cp.async; the metadata (32 bits a lane for 16 rows and both
-// halves of the step, as cuda.h lays it out) goes from global memory to registers, a step ahead.
+// x Wᵀ where W keeps two of every four columns, on the sparse tensor cores. mma.sp wants the sparse matrix on
+// the left, so a block computes a tile of W xᵀ, and turns it round on its way to y. Nothing is decoded: a step
+// is 64 columns, whose 32 values per row and 64 elements per row of x come by cp.async; the metadata (32 bits a
+// lane for 16 rows and both halves of the step, as cuda.h lays it out) goes from global memory to registers, a
+// step ahead.
 //
 // A weight costs 1.125 bytes, as in the general kernel, and half of a dense product's time on the tensor cores.
 #include "cuda/sparse_linear_tiles.h"
@@ -26,7 +27,8 @@ __device__ __forceinline__ void load_right(uint32_t (&b)[4], const uint16_t* til
 }
 
 template <class Half, class T, int kHalf>
-__device__ __forceinline__ void multiply(typename WarpTile<T>::Sums& sums, const uint16_t* values, const uint16_t* x,
+__device__ __forceinline__ void multiply(typename WarpTile<T>::Sums& sums, const uint16_t* values,
+                                         const uint16_t* x,
                                          const uint32_t (&metadata)[WarpTile<T>::kDownFragments]) {
   using Warp = WarpTile<T>;
   uint32_t a[Warp::kDownFragments][4];
@@ -68,14 +70,15 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
     ptx::cp_async_commit();
   };
   // Rows behind the last get that of two zeros, as any other ascending pair would do.
-  const auto load_metadata = [&](uint32_t(&metadata)[Warp::kDownFragments], int step) {
+  const auto load_metadata = [&](uint32_t (&metadata)[Warp::kDownFragments], int step) {
 #pragma unroll
     for (int i = 0; i < Warp::kDownFragments; ++i) {
       const int row = first_row + Warp::first_row() + i * 16;
       metadata[i] = 0x44444444u;
       if (step < steps && row < a.values.rows) {
-        metadata[i] = __ldg(a.metadata + (static_cast<int64_t>(row / 16) * all_steps + first_step + step) * kLanes +
-                            Warp::lane());
+        metadata[i] =
+            __ldg(a.metadata + (static_cast<int64_t>(row / 16) * all_steps + first_step + step) * kLanes +
+                  Warp::lane());
       }
     }
   };
@@ -100,7 +103,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
   ptx::cp_async_wait_group<0>();
   __syncthreads();
   Warp::write_transposed(sums, reinterpret_cast<float*>(memory) + Warp::warp() * Warp::kTransposedSlabFloats,
-                         [&](int column, int row, float(&eight)[8]) {
+                         [&](int column, int row, float (&eight)[8]) {
                            store_sums<Half>(a.output, static_cast<int>(blockIdx.z), first_column + column,
                                             first_row + row, eight);
                          });
@@ -112,7 +115,8 @@ LaunchError launch_tiles(const SparseTileArguments& a, const TilePlan& plan, voi
   static_assert(T::kThreads / kLanes * WarpTile<T>::kTransposedSlabFloats * sizeof(float) <= sizeof(Shared<T>),
                 "the slabs fit in there");
   const dim3 grid(static_cast<unsigned>(divide_up(a.output.columns, T::kRows)),
-                  static_cast<unsigned>(divide_up(a.output.rows, T::kColumns)), static_cast<unsigned>(plan.splits));
+                  static_cast<unsigned>(divide_up(a.output.rows, T::kColumns)),
+                  static_cast<unsigned>(plan.splits));
   return launch(sparse_linear_2to4<Half, T>, grid, T::kThreads, sizeof(Shared<T>), stream, a);
 }
 

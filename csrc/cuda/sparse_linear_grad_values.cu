@@ -1,6 +1,7 @@
-// grad_values[v(n, k)] = sum_m grad_y[m, n] x[m, k] for what survives of W [N, K], on tensor cores: dense tiles of
-// grad_yᵀ x, of which the survivors are kept. At 50 % half of the products are thrown away; they cost less than gathering
-// operands, and a tile without a survivor is not worth a branch. Sums run over m in order, so the bits are always the same.
+// grad_values[v(n, k)] = sum_m grad_y[m, n] x[m, k] for what survives of W [N, K], on tensor cores: dense tiles
+// of grad_yᵀ x, of which the survivors are kept. At 50 % half of the products are thrown away; they cost less
+// than gathering operands, and a tile without a survivor is not worth a branch. Sums run over m in order, so
+// the bits are always the same.
 #include "cuda/sparse_linear_tiles.h"
 #include "cuda/survivors.cuh"
 #include "cuda/warp_tile.cuh"
@@ -8,8 +9,8 @@
 namespace restorelcc::cuda {
 namespace {
 
-// 128 x 128 by four warps: 128 multiply-adds per byte loaded, 32 KB a step of which three are under way in 64 KB, so that
-// two blocks share a multiprocessor of an A100.
+// 128 x 128 by four warps: 128 multiply-adds per byte loaded, 32 KB a step of which three are under way in 64
+// KB, so that two blocks share a multiprocessor of an A100.
 using T = Tile<64, 64, 2, 2, 4, 2>;
 using Warp = WarpTile<T>;
 constexpr int kStep = 32;  // rows of x and grad_y
@@ -19,7 +20,8 @@ struct alignas(16) Shared {
   uint16_t x[T::kStages][kStep * T::kColumns];
 };
 static_assert(sizeof(Shared) <= kTileSharedBytes, "must fit on each architecture");
-static_assert(T::kThreads / kLanes * Warp::kSlabFloats * sizeof(float) <= sizeof(Shared), "the slabs fit in there");
+static_assert(T::kThreads / kLanes * Warp::kSlabFloats * sizeof(float) <= sizeof(Shared),
+              "the slabs fit in there");
 
 template <class Half>
 __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
@@ -55,7 +57,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
   ptx::cp_async_wait_group<0>();
   __syncthreads();
   Warp::write(sums, reinterpret_cast<float*>(memory) + Warp::warp() * Warp::kSlabFloats,
-              [&](int row, int column, float(&eight)[8]) {
+              [&](int row, int column, float (&eight)[8]) {
                 store_survivors(a.weight, a.grad_values, n + row, k + column, eight);
               });
 }

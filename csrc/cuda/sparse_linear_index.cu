@@ -9,7 +9,8 @@ constexpr int kIndexWords = kIndexColumns / 32;
 constexpr int kIndexRows = 8;  // of a block, a warp each: eight neighbours in the index fill a 32-byte sector
 
 // index[t, n] = survivors of row n before column 128 t.
-__global__ void __launch_bounds__(kIndexRows * 32) sparse_linear_index(const __grid_constant__ Weight w, uint32_t* index) {
+__global__ void __launch_bounds__(kIndexRows * 32)
+    sparse_linear_index(const __grid_constant__ Weight w, uint32_t* index) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kIndexRows + threadIdx.x / 32;
   if (n >= w.rows) return;
@@ -27,7 +28,8 @@ __global__ void __launch_bounds__(kIndexRows * 32) sparse_linear_index(const __g
       } else {
 #pragma unroll
         for (int i = 0; i < kIndexWords; ++i) {
-          if (entry * kIndexWords + i < w.words) own += static_cast<uint32_t>(__popc(mask[entry * kIndexWords + i]));
+          if (entry * kIndexWords + i < w.words)
+            own += static_cast<uint32_t>(__popc(mask[entry * kIndexWords + i]));
         }
       }
     }
@@ -43,7 +45,8 @@ __global__ void __launch_bounds__(kIndexRows * 32) sparse_linear_index(const __g
 }
 
 __global__ void __launch_bounds__(256) sparse_linear_sum(const __grid_constant__ Output o, int splits) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x, sums = static_cast<int64_t>(o.rows) * o.columns;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x,
+                sums = static_cast<int64_t>(o.rows) * o.columns;
   if (i >= sums) return;
   float sum = 0;
   for (int s = 0; s < splits; ++s) sum += o.partials[s * sums + i];
@@ -60,7 +63,8 @@ LaunchError launch_sparse_linear_index(const Weight& weight, uint32_t* index, vo
 }
 
 LaunchError launch_sparse_linear_sum(const Output& output, int splits, void* stream) {
-  const unsigned blocks = static_cast<unsigned>(divide_up(static_cast<int64_t>(output.rows) * output.columns, 256));
+  const unsigned blocks =
+      static_cast<unsigned>(divide_up(static_cast<int64_t>(output.rows) * output.columns, 256));
   return launch(sparse_linear_sum, blocks, 256, 0, stream, output, splits);
 }
 

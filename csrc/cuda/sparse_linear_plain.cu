@@ -1,13 +1,14 @@
-// sparse_linear for many rows, and its gradients, in plain fp32 multiply-adds: whatever the tensor cores cannot do exactly
-// (tile_plan.h says what). One kernel, a dense tile of 64 x 64 sums out of two tiles in shared memory:
+// sparse_linear for many rows, and its gradients, in plain fp32 multiply-adds: whatever the tensor cores cannot
+// do exactly (tile_plan.h says what). One kernel, a dense tile of 64 x 64 sums out of two tiles in shared
+// memory:
 //
 //   forward       left = x, right = Wᵀ, summed over columns of W
 //   grad_x        left = grad_y, right = W, summed over rows of W
 //   grad_values   left = grad_yᵀ, right = x, summed over rows of x; the survivors are kept
 //
-// Elements are widened to fp32 on the way; dtypes are looked at in run time, outside of the inner loop. The next step's
-// elements wait in registers while the present one is multiplied. Not a fast kernel: 16 multiply-adds for two 16-byte
-// loads from shared memory, and values gathered two or four bytes at a time.
+// Elements are widened to fp32 on the way; dtypes are looked at in run time, outside of the inner loop. The
+// next step's elements wait in registers while the present one is multiplied. Not a fast kernel: 16
+// multiply-adds for two 16-byte loads from shared memory, and values gathered two or four bytes at a time.
 #include "cuda/output.cuh"
 #include "cuda/sparse_linear_tiles.h"
 #include "cuda/survivors.cuh"
@@ -18,9 +19,9 @@ namespace {
 enum class Op { kForward, kGradX, kGradValues };
 
 constexpr int kTile = 64, kThreads = 256, kWarps = kThreads / 32;
-constexpr int kEach = 4;                                // a thread sums kEach x kEach
-constexpr int kLoads = kTile * kStepDepth / kThreads;   // elements of each tile per thread and step
-constexpr int kStride = kTile + 4;                      // rows stay aligned to 16 bytes; writes by column meet fourfold
+constexpr int kEach = 4;                               // a thread sums kEach x kEach
+constexpr int kLoads = kTile * kStepDepth / kThreads;  // elements of each tile per thread and step
+constexpr int kStride = kTile + 4;  // rows stay aligned to 16 bytes; writes by column meet fourfold
 
 struct Arguments {
   Operand left, right;  // right: of grad_values alone
@@ -73,7 +74,7 @@ __device__ __forceinline__ float weight_element(const Weight& w, int n, int word
   const uint32_t at = *position + static_cast<uint32_t>(__popc(bits & ((1u << lane()) - 1)));
   *position += static_cast<uint32_t>(__popc(bits));
   if ((bits >> lane() & 1) == 0) return 0.0f;
-  const float value = load_element(w.values, w.dtype, w.row_offsets[n] + at);
+  const float value = load_value(w.values, w.dtype, w.row_offsets[n] + at);
   if (w.dtype != RLCC_I8) return value;
   return value * float_of_bf16(w.scales[n * w.scale_groups + word / (RLCC_SCALE_COLUMNS / 32)]);
 }
@@ -145,16 +146,18 @@ __global__ void __launch_bounds__(kThreads, 3) sparse_linear_plain(const __grid_
   using Left = std::conditional_t<kOp == Op::kGradValues, DepthDown, DepthAcross>;
   using Right = std::conditional_t<kOp == Op::kForward, WeightAcross,
                                    std::conditional_t<kOp == Op::kGradX, WeightDown, DenseRight>>;
-  RLCC_SHARED(float, left_tile, kStepDepth * kStride);
-  RLCC_SHARED(float, right_tile, kStepDepth * kStride);
-  float(*const left_rows)[kStride] = reinterpret_cast<float(*)[kStride]>(left_tile);
-  float(*const right_rows)[kStride] = reinterpret_cast<float(*)[kStride]>(right_tile);
+  RLCC_SHARED(float, left_tile, kStepDepth* kStride);
+  RLCC_SHARED(float, right_tile, kStepDepth* kStride);
+  float (*const left_rows)[kStride] = reinterpret_cast<float (*)[kStride]>(left_tile);
+  float (*const right_rows)[kStride] = reinterpret_cast<float (*)[kStride]>(right_tile);
 
-  const int first_row = static_cast<int>(blockIdx.x) * kTile, first_column = static_cast<int>(blockIdx.y) * kTile;
+  const int first_row = static_cast<int>(blockIdx.x) * kTile,
+            first_column = static_cast<int>(blockIdx.y) * kTile;
   const int depth = kOp == Op::kForward ? a.weight.columns : kOp == Op::kGradX ? a.weight.rows : a.left.rows;
   const int begin = static_cast<int>(blockIdx.z) * a.steps_per_split * kStepDepth;
   const int end = min(begin + a.steps_per_split * kStepDepth, depth);
-  const int row = static_cast<int>(threadIdx.x) / 16 * kEach, column = static_cast<int>(threadIdx.x) % 16 * kEach;
+  const int row = static_cast<int>(threadIdx.x) / 16 * kEach,
+            column = static_cast<int>(threadIdx.x) % 16 * kEach;
 
   float sums[kEach][kEach] = {};
   Left left;
@@ -209,7 +212,8 @@ Arguments arguments_of(const TileArguments& a) {
 }  // namespace
 
 LaunchError launch_sparse_linear_plain(const TileArguments& a, const TilePlan& plan, void* stream) {
-  return launch(sparse_linear_plain<Op::kForward>, grid_of(a.output, plan), kThreads, 0, stream, arguments_of(a));
+  return launch(sparse_linear_plain<Op::kForward>, grid_of(a.output, plan), kThreads, 0, stream,
+                arguments_of(a));
 }
 
 LaunchError launch_sparse_linear_plain_grad_x(const TileArguments& a, const TilePlan& plan, void* stream) {

@@ -13,7 +13,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
 
 template <class Half, rlcc_dtype kValues, class T>
 LaunchError launch_tiles(const TileArguments& a, const TilePlan& plan, void* stream) {
-  static_assert(Product<Half, kValues, T, false>::kSharedBytes <= kTileSharedBytes, "must fit on each architecture");
+  static_assert(Product<Half, kValues, T, false>::kSharedBytes <= kTileSharedBytes,
+                "must fit on each architecture");
   return launch(sparse_linear_tiles<Half, kValues, T>, grid_of(a.output, plan), T::kThreads,
                 Product<Half, kValues, T, false>::kSharedBytes, stream, a);
 }

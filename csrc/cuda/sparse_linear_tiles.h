@@ -1,5 +1,5 @@
-// Launchers of sparse_linear for many rows and of its gradients. Arguments are validated, pointers are to device memory,
-// the plan is made for them.
+// Launchers of sparse_linear for many rows and of its gradients. Arguments are validated, pointers are to
+// device memory, the plan is made for them.
 #pragma once
 
 #include "cuda/launch.h"
@@ -17,7 +17,8 @@ LaunchError launch_sparse_linear_2to4(const SparseTileArguments& arguments, cons
 
 // Any dtypes.
 LaunchError launch_sparse_linear_plain(const TileArguments& arguments, const TilePlan& plan, void* stream);
-LaunchError launch_sparse_linear_plain_grad_x(const TileArguments& arguments, const TilePlan& plan, void* stream);
+LaunchError launch_sparse_linear_plain_grad_x(const TileArguments& arguments, const TilePlan& plan,
+                                              void* stream);
 LaunchError launch_sparse_linear_plain_grad_values(const GradValuesArguments& arguments, void* stream);
 
 // Weight.index, before a kernel that reads it.

@@ -6,10 +6,11 @@
 
 namespace restorelcc::cuda {
 
-// Sums at row n, columns [k, k + kCount), a multiple of kCount: those that survive are rounded and stored, the others
-// dropped.
+// Sums at row n, columns [k, k + kCount), a multiple of kCount: those that survive are rounded and stored, the
+// others dropped.
 template <int kCount>
-__device__ __forceinline__ void store_survivors(const Weight& w, void* values, int n, int k, const float (&sums)[kCount]) {
+__device__ __forceinline__ void store_survivors(const Weight& w, void* values, int n, int k,
+                                                const float (&sums)[kCount]) {
   static_assert(32 % kCount == 0, "in one word of the mask");
   if (n >= w.rows || k >= w.columns) return;
   const uint32_t* const mask = w.mask + n * w.words;

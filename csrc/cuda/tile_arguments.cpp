@@ -7,7 +7,8 @@ namespace restorelcc::cuda {
 namespace {
 
 int copy_bytes_of(const void* data, int64_t rows, int64_t stride) {
-  const uintptr_t bits = reinterpret_cast<uintptr_t>(data) | (rows > 1 ? static_cast<uintptr_t>(stride) * 2 : 0);
+  const uintptr_t bits =
+      reinterpret_cast<uintptr_t>(data) | (rows > 1 ? static_cast<uintptr_t>(stride) * 2 : 0);
   return bits % 16 == 0 ? 16 : bits % 4 == 0 ? 4 : 2;
 }
 
@@ -26,9 +27,11 @@ Output output(void* y, int64_t stride, int64_t rows, int64_t columns, rlcc_dtype
 }  // namespace
 
 Operand operand_of(const void* data, int64_t rows, int64_t columns, int64_t stride, rlcc_dtype dtype) {
-  // Of one row the stride may be anything; addresses of rows behind it are formed, not read, and must be as aligned.
+  // Of one row the stride may be anything; addresses of rows behind it are formed, not read, and must be as
+  // aligned.
   if (rows <= 1) stride = 0;
-  return {data, stride, static_cast<int>(rows), static_cast<int>(columns), copy_bytes_of(data, rows, stride), dtype};
+  return {data, stride, static_cast<int>(rows), static_cast<int>(columns), copy_bytes_of(data, rows, stride),
+          dtype};
 }
 
 Weight weight_of(const rlcc_packed_weight& weight, const uint32_t* index) {

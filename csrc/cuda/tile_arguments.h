@@ -24,15 +24,16 @@ struct Weight {
   const uint16_t* scales;  // [rows, scale_groups]
   int64_t words, scale_groups;
   int rows, columns;
-  bool wide_mask;          // 128 columns of it may be loaded at once
+  bool wide_mask;  // 128 columns of it may be loaded at once
   rlcc_dtype dtype;
-  const uint32_t* index;   // [ceil(columns / kIndexColumns), rows]: values of the row before these columns; or null
+  const uint32_t*
+      index;  // [ceil(columns / kIndexColumns), rows]: values of the row before these columns; or null
 };
 
 constexpr int kIndexColumns = 128;
 
-// Where sums [rows, columns] go: rounded once, after what belongs to them was added; or, in fp32 and as they are, to
-// partials[split].
+// Where sums [rows, columns] go: rounded once, after what belongs to them was added; or, in fp32 and as they
+// are, to partials[split].
 struct Output {
   void* y;
   int64_t stride;
@@ -49,7 +50,7 @@ struct Output {
 };
 
 struct TileArguments {
-  Operand left;   // x or grad_y; rows of the output
+  Operand left;  // x or grad_y; rows of the output
   Weight weight;
   Output output;
   int steps_per_split;  // of kStepDepth along the reduction

@@ -1,13 +1,14 @@
-// Tiles of an operand on their way from global to shared memory, 16 bytes per thread and step, and where they lie there.
+// Tiles of an operand on their way from global to shared memory, 16 bytes per thread and step, and where they
+// lie there.
 //
-// An operand of a product has rows (of A) or columns (of B) on one side and the depth, over which is summed, on the
-// other. Memory knows either order, and a tile is kept in the order in which it is found:
+// An operand of a product has rows (of A) or columns (of B) on one side and the depth, over which is summed, on
+// the other. Memory knows either order, and a tile is kept in the order in which it is found:
 //
-//   kDepthInside    one line per row (or column) of the tile: 64 bytes of neighbouring depths (32 bf16, 16 fp32)
-//   kDepthOutside   one line per depth: 256 bytes of neighbouring rows (128 bf16, 64 fp32)
+//   kDepthInside    one line per row (or column) of the tile: 64 bytes of neighbouring depths (32 bf16, 16
+//   fp32) kDepthOutside   one line per depth: 256 bytes of neighbouring rows (128 bf16, 64 fp32)
 //
-// The 16-byte chunks of a line are exchanged by an exclusive or, so that 8 lines' chunks of one place, which is what
-// ldmatrix reads, lie in different banks.
+// The 16-byte chunks of a line are exchanged by an exclusive or, so that 8 lines' chunks of one place, which is
+// what ldmatrix reads, lie in different banks.
 #pragma once
 
 #include "cuda/tile_element.cuh"
@@ -25,8 +26,9 @@ __device__ __forceinline__ int outside_offset(int line, int chunk) {
   return line * kOutsideLineBytes + (chunk ^ (line & 7)) * kChunkBytes;
 }
 
-// 16 bytes at `from`, of which `left` exist (all, or none, where it is beyond 16 or below 1); zeros stand for the others.
-// wide: `from` is 16-byte aligned. Otherwise element by element through registers: odd strides are allowed, not fast.
+// 16 bytes at `from`, of which `left` exist (all, or none, where it is beyond 16 or below 1); zeros stand for
+// the others. wide: `from` is 16-byte aligned. Otherwise element by element through registers: odd strides are
+// allowed, not fast.
 template <class Element>
 __device__ __forceinline__ void copy_chunk(unsigned char* to, const char* from, int left, bool wide) {
   if (wide) {
@@ -89,8 +91,8 @@ struct ColumnsCopy {
   static constexpr int kBytes = kLines * kOutsideLineBytes;
 
   template <class RowOf>
-  static __device__ __forceinline__ void queue(unsigned char* tile, const RowOf& row_of, int byte, int row_bytes,
-                                               bool wide) {
+  static __device__ __forceinline__ void queue(unsigned char* tile, const RowOf& row_of, int byte,
+                                               int row_bytes, bool wide) {
     constexpr int kLinesPerPass = kThreads / 16;
     static_assert(kLines % kLinesPerPass == 0, "every thread copies as much");
     const int chunk = static_cast<int>(threadIdx.x) % 16;
@@ -102,7 +104,8 @@ struct ColumnsCopy {
       const int line = static_cast<int>(threadIdx.x) / 16 + pass * kLinesPerPass;
       bool exists = false;
       const char* const row = row_of(line, &exists);
-      copy_chunk<Element>(tile + pass * kLinesPerPass * kOutsideLineBytes, row + byte, exists ? row_bytes - byte : 0, wide);
+      copy_chunk<Element>(tile + pass * kLinesPerPass * kOutsideLineBytes, row + byte,
+                          exists ? row_bytes - byte : 0, wide);
     }
   }
 };
@@ -111,8 +114,8 @@ struct ColumnsCopy {
 
 constexpr int kStages = 3;  // two steps' tiles are under way while one is multiplied
 
-// queue(stage, step) for every step, kStages - 1 steps ahead of multiply(stage, step). One barrier a step: behind it
-// every thread has left the stage that is filled next.
+// queue(stage, step) for every step, kStages - 1 steps ahead of multiply(stage, step). One barrier a step:
+// behind it every thread has left the stage that is filled next.
 template <class Queue, class Multiply>
 __device__ __forceinline__ void through_stages(int steps, Queue&& queue, Multiply&& multiply) {
   for (int step = 0; step < kStages - 1; ++step) {

@@ -1,4 +1,5 @@
-// The storage types of a tile's operands: widened, narrowed, multiplied. One class each, chosen at compile time.
+// The storage types of a tile's operands: widened, narrowed, multiplied. One class each, chosen at compile
+// time.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -10,8 +11,11 @@ struct Bf16 {
   using Bits = uint16_t;
   static __device__ __forceinline__ float widen(Bits bits) { return float_of_bf16(bits); }
   static __device__ __forceinline__ Bits narrow(float value) { return bf16_of_float(value); }
-  static __device__ __forceinline__ uint32_t narrow_pair(float low, float high) { return bf16x2_of_floats(low, high); }
-  static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  static __device__ __forceinline__ uint32_t narrow_pair(float low, float high) {
+    return bf16x2_of_floats(low, high);
+  }
+  static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4],
+                                                  const uint32_t (&b)[2]) {
     ptx::mma_m16n8k16_bf16(d, a, b, d);
   }
 };
@@ -21,8 +25,11 @@ struct F16 {
   using Bits = uint16_t;
   static __device__ __forceinline__ float widen(Bits bits) { return float_of_f16(bits); }
   static __device__ __forceinline__ Bits narrow(float value) { return f16_of_float(value); }
-  static __device__ __forceinline__ uint32_t narrow_pair(float low, float high) { return f16x2_of_floats(low, high); }
-  static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  static __device__ __forceinline__ uint32_t narrow_pair(float low, float high) {
+    return f16x2_of_floats(low, high);
+  }
+  static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4],
+                                                  const uint32_t (&b)[2]) {
     ptx::mma_m16n8k16_f16(d, a, b, d);
   }
 };

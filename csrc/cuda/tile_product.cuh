@@ -1,13 +1,13 @@
-// A tile of a product, C[rows, columns] += A[rows, depth] B[depth, columns] in fp32, by one block of threads; operands
-// in shared memory as tile_copy.cuh leaves them.
+// A tile of a product, C[rows, columns] += A[rows, depth] B[depth, columns] in fp32, by one block of threads;
+// operands in shared memory as tile_copy.cuh leaves them.
 //
 // Product<Element, kRows, kOrderA, kOrderB> says which elements of C a thread holds, and multiplies one stage:
 //
 //   sums(i, j)  is  C[first_row() + row_step(i), first_column() + column_step(j)]
 //
-// with steps that are constants once loops are unrolled: a thread needs no register for each of its rows and columns.
-// kRowLanes neighbouring lanes share their rows, and so do kRowParts groups of warps; the other lanes of a warp share its
-// columns, and so do kColumnParts groups of warps.
+// with steps that are constants once loops are unrolled: a thread needs no register for each of its rows and
+// columns. kRowLanes neighbouring lanes share their rows, and so do kRowParts groups of warps; the other lanes
+// of a warp share its columns, and so do kColumnParts groups of warps.
 #pragma once
 
 #include "cuda/tile_copy.cuh"
@@ -19,8 +19,8 @@ constexpr unsigned kWholeWarp = 0xffffffffu;
 __device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % 32; }
 __device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x) / 32; }
 
-// By mma.sync m16n8k16. 128 rows: 2 x 4 warps of 64 x 32, each of whose loads of A serves 4 mma and of B 4 as well.
-// 16 rows: the matrix B, read once, binds; 4 warps of 16 x 32.
+// By mma.sync m16n8k16. 128 rows: 2 x 4 warps of 64 x 32, each of whose loads of A serves 4 mma and of B 4 as
+// well. 16 rows: the matrix B, read once, binds; 4 warps of 16 x 32.
 template <class ElementT, int kRowsT, Order kOrderA, Order kOrderB>
 struct Product {
   using Element = ElementT;
@@ -30,8 +30,8 @@ struct Product {
   static constexpr int kColumnParts = kWarpRows;
   static constexpr int kMmaRows = kRows / kWarpRows / 16, kMmaColumns = kColumns / kRowParts / 8;
   static constexpr int kThreadRows = 2 * kMmaRows, kThreadColumns = 2 * kMmaColumns, kRowLanes = 4;
-  // Blocks that a multiprocessor shall hold, which bounds the registers: 128 of 256 threads; the narrow tile needs more
-  // blocks to keep memory busy, and has the registers to spare.
+  // Blocks that a multiprocessor shall hold, which bounds the registers: 128 of 256 threads; the narrow tile
+  // needs more blocks to keep memory busy, and has the registers to spare.
   static constexpr int kBlocks = kRows == 128 ? 2 : 5;
 
   struct Sums {
@@ -50,17 +50,18 @@ struct Product {
   // Whether this thread's warp has any of the first `rows` rows; one answer per warp.
   static __device__ __forceinline__ bool has_rows(int rows) { return warp_row() < rows; }
 
-  // Where this lane's first ldmatrix reads in the tiles of A and B. The other ones lie a constant away, or differ in bits
-  // that the exchange of chunks flips: one register for all of them.
+  // Where this lane's first ldmatrix reads in the tiles of A and B. The other ones lie a constant away, or
+  // differ in bits that the exchange of chunks flips: one register for all of them.
   struct Places {
     int a, b;
   };
   static __device__ __forceinline__ Places places() {
     const int lane = lane_index(), column = row_part() * (kColumns / kRowParts);
-    // 16 x 16 of A as mma wants it: 8 x 8 matrices in the order (0, 0), (8, 0), (0, 8), (8, 8) of (row, depth). And of B,
-    // two mma's worth: (0, 0), (8, 0), (0, 8), (8, 8) of (depth, column).
-    return {kOrderA == Order::kDepthInside ? inside_offset(warp_row() + lane % 16, lane / 16)
-                                           : outside_offset(lane / 16 * 8 + lane % 8, warp_row() / 8 + lane / 8 % 2),
+    // 16 x 16 of A as mma wants it: 8 x 8 matrices in the order (0, 0), (8, 0), (0, 8), (8, 8) of (row, depth).
+    // And of B, two mma's worth: (0, 0), (8, 0), (0, 8), (8, 8) of (depth, column).
+    return {kOrderA == Order::kDepthInside
+                ? inside_offset(warp_row() + lane % 16, lane / 16)
+                : outside_offset(lane / 16 * 8 + lane % 8, warp_row() / 8 + lane / 8 % 2),
             kOrderB == Order::kDepthInside ? inside_offset(column + lane / 16 * 8 + lane % 8, lane / 8 % 2)
                                            : outside_offset(lane % 16, column / 8 + lane / 16)};
   }
@@ -92,7 +93,8 @@ struct Product {
  private:
   // The 16 x 16 that lie `row` rows (columns) and `depth` depths behind `place`; constants, multiples of 16.
   template <Order kOrder>
-  static __device__ __forceinline__ void load(const unsigned char* tile, int place, int row, int depth, uint32_t (&r)[4]) {
+  static __device__ __forceinline__ void load(const unsigned char* tile, int place, int row, int depth,
+                                              uint32_t (&r)[4]) {
     if constexpr (kOrder == Order::kDepthInside) {
       ptx::ldmatrix_x4(r, tile + (place ^ depth / 8 * kChunkBytes) + row * kInsideLineBytes);
     } else {
@@ -101,8 +103,9 @@ struct Product {
   }
 };
 
-// fp32 by fused multiply-adds: 16 x 16 threads of 4 x 4. A thread's rows (columns) lie 16 apart where the depth is inside,
-// so that neighbouring threads read neighbouring lines, and side by side where it is outside, for 16-byte reads.
+// fp32 by fused multiply-adds: 16 x 16 threads of 4 x 4. A thread's rows (columns) lie 16 apart where the depth
+// is inside, so that neighbouring threads read neighbouring lines, and side by side where it is outside, for
+// 16-byte reads.
 template <int kRowsT, Order kOrderA, Order kOrderB>
 struct Product<F32, kRowsT, kOrderA, kOrderB> {
   using Element = F32;
@@ -117,8 +120,12 @@ struct Product<F32, kRowsT, kOrderA, kOrderB> {
   };
   static __device__ __forceinline__ int row_part() { return 0; }
   static __device__ __forceinline__ int column_part() { return warp_index(); }
-  static __device__ __forceinline__ int first_row() { return first<kOrderA>(static_cast<int>(threadIdx.x) / 16); }
-  static __device__ __forceinline__ int first_column() { return first<kOrderB>(static_cast<int>(threadIdx.x) % 16); }
+  static __device__ __forceinline__ int first_row() {
+    return first<kOrderA>(static_cast<int>(threadIdx.x) / 16);
+  }
+  static __device__ __forceinline__ int first_column() {
+    return first<kOrderB>(static_cast<int>(threadIdx.x) % 16);
+  }
   static constexpr int row_step(int i) { return step<kOrderA>(i); }
   static constexpr int column_step(int j) { return step<kOrderB>(j); }
   static __device__ __forceinline__ bool has_rows(int) { return true; }
@@ -126,8 +133,8 @@ struct Product<F32, kRowsT, kOrderA, kOrderB> {
   struct Places {};
   static __device__ __forceinline__ Places places() { return {}; }
 
-  static __device__ __forceinline__ void multiply(const unsigned char* a_tile, const unsigned char* b_tile, const Places&,
-                                                  Sums& sums) {
+  static __device__ __forceinline__ void multiply(const unsigned char* a_tile, const unsigned char* b_tile,
+                                                  const Places&, Sums& sums) {
 #pragma unroll 1
     for (int k = 0; k < kDepth; k += 4) {
       float a[4][4], b[4][4];  // [depth][i]
@@ -154,17 +161,20 @@ struct Product<F32, kRowsT, kOrderA, kOrderB> {
     return kOrder == Order::kDepthInside ? 16 * i : i;
   }
   template <Order kOrder>
-  static __device__ __forceinline__ void load(const unsigned char* tile, int thread, int k, float (&values)[4][4]) {
+  static __device__ __forceinline__ void load(const unsigned char* tile, int thread, int k,
+                                              float (&values)[4][4]) {
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
-      const int offset = kOrder == Order::kDepthInside ? inside_offset(thread + 16 * n, k / 4)
-                                                       : outside_offset(k + n, thread);
+      const int offset =
+          kOrder == Order::kDepthInside ? inside_offset(thread + 16 * n, k / 4) : outside_offset(k + n, thread);
       const float4 four = *reinterpret_cast<const float4*>(tile + offset);
       const float each[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if constexpr (kOrder == Order::kDepthInside) values[i][n] = each[i];
-        else values[n][i] = each[i];
+        if constexpr (kOrder == Order::kDepthInside)
+          values[i][n] = each[i];
+        else
+          values[n][i] = each[i];
       }
     }
   }
@@ -181,7 +191,8 @@ struct alignas(16) Stages {
 template <int kRowLanes>
 __device__ __forceinline__ float largest_of_row(float value) {
 #pragma unroll
-  for (int bits = 1; bits < kRowLanes; bits *= 2) value = fmaxf(value, __shfl_xor_sync(kWholeWarp, value, bits));
+  for (int bits = 1; bits < kRowLanes; bits *= 2)
+    value = fmaxf(value, __shfl_xor_sync(kWholeWarp, value, bits));
   return value;
 }
 template <int kRowLanes>

@@ -47,21 +47,23 @@ rlcc_status rlcc_cuda_sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_param
   return restorelcc::refuse();
 }
 
-rlcc_status rlcc_cuda_sparse_linear_grad_values_workspace(const rlcc_sparse_linear_grad_values_params*, size_t*) {
+rlcc_status rlcc_cuda_sparse_linear_grad_values_workspace(const rlcc_sparse_linear_grad_values_params*,
+                                                          size_t*) {
   return restorelcc::refuse();
 }
 
-rlcc_status rlcc_cuda_sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params*, void*, size_t, void*) {
+rlcc_status rlcc_cuda_sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params*, void*, size_t,
+                                                void*) {
   return restorelcc::refuse();
 }
 
-rlcc_status rlcc_cuda_sparse_linear_2to4_workspace(const rlcc_sparse_linear_params*, const rlcc_cuda_weight_2to4*,
-                                                   size_t*) {
+rlcc_status rlcc_cuda_sparse_linear_2to4_workspace(const rlcc_sparse_linear_params*,
+                                                   const rlcc_cuda_weight_2to4*, size_t*) {
   return restorelcc::refuse();
 }
 
-rlcc_status rlcc_cuda_sparse_linear_2to4(const rlcc_sparse_linear_params*, const rlcc_cuda_weight_2to4*, void*, size_t,
-                                         void*) {
+rlcc_status rlcc_cuda_sparse_linear_2to4(const rlcc_sparse_linear_params*, const rlcc_cuda_weight_2to4*, void*,
+                                         size_t, void*) {
   return restorelcc::refuse();
 }
 
@@ -73,16 +75,19 @@ rlcc_status rlcc_cuda_linear_cross_entropy(const rlcc_linear_cross_entropy_param
   return restorelcc::refuse();
 }
 
-rlcc_status rlcc_cuda_linear_cross_entropy_backward_workspace(const rlcc_linear_cross_entropy_backward_params*, size_t*) {
+rlcc_status rlcc_cuda_linear_cross_entropy_backward_workspace(const rlcc_linear_cross_entropy_backward_params*,
+                                                              size_t*) {
   return restorelcc::refuse();
 }
 
-rlcc_status rlcc_cuda_linear_cross_entropy_backward(const rlcc_linear_cross_entropy_backward_params*, void*, size_t,
-                                                    void*) {
+rlcc_status rlcc_cuda_linear_cross_entropy_backward(const rlcc_linear_cross_entropy_backward_params*, void*,
+                                                    size_t, void*) {
   return restorelcc::refuse();
 }
 
-rlcc_status rlcc_cuda_head_contrast_workspace(const rlcc_head_contrast_params*, size_t*) { return restorelcc::refuse(); }
+rlcc_status rlcc_cuda_head_contrast_workspace(const rlcc_head_contrast_params*, size_t*) {
+  return restorelcc::refuse();
+}
 
 rlcc_status rlcc_cuda_head_contrast(const rlcc_head_contrast_params*, void*, size_t, void*) {
   return restorelcc::refuse();

@@ -10,8 +10,9 @@ constexpr int64_t kMostRows = int64_t{1} << 30, kMostColumns = int64_t{1} << 28;
 
 Status validate_sizes(const rlcc_language_head& head, int64_t rows) {
   if (rows <= kMostRows && head.vocabulary <= kMostRows && head.columns <= kMostColumns) return {};
-  return failure(RLCC_UNSUPPORTED, "h of [", rows, ", ", head.columns, "] and head.weight of [", head.vocabulary, ", ",
-                 head.columns, "] are too large; at most 2^30 rows of at most 2^28 columns each");
+  return failure(RLCC_UNSUPPORTED, "h of [", rows, ", ", head.columns, "] and head.weight of [",
+                 head.vocabulary, ", ", head.columns,
+                 "] are too large; at most 2^30 rows of at most 2^28 columns each");
 }
 
 // `parallel` is not looked at.
@@ -35,7 +36,8 @@ Status validate(const rlcc_linear_cross_entropy_backward_params& params) {
 
 Status validate(const rlcc_head_contrast_params& params) {
   RLCC_RETURN_IF_FAILED(validate_without_parallel(params));
-  if (params.groups > kMostRows) return failure(RLCC_UNSUPPORTED, "groups is ", params.groups, ", at most 2^30");
+  if (params.groups > kMostRows)
+    return failure(RLCC_UNSUPPORTED, "groups is ", params.groups, ", at most 2^30");
   if (params.groups * params.segment_count > INT32_MAX) {
     return failure(RLCC_UNSUPPORTED, "contrast of [", params.groups, ", ", params.segment_count,
                    "] is too large; at most 2^31 - 1 elements");

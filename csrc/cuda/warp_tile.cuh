@@ -7,8 +7,8 @@
 
 namespace restorelcc::cuda {
 
-// An output tile: warps of kWarpRows x kWarpColumns sums, kDown x kAcross of them. kStages of copies under way; kBlocks
-// of threads that shall fit on a multiprocessor (what bounds the registers).
+// An output tile: warps of kWarpRows x kWarpColumns sums, kDown x kAcross of them. kStages of copies under way;
+// kBlocks of threads that shall fit on a multiprocessor (what bounds the registers).
 template <int kWarpRows_, int kWarpColumns_, int kDown, int kAcross_, int kStages_, int kBlocks_>
 struct Tile {
   static constexpr int kWarpRows = kWarpRows_, kWarpColumns = kWarpColumns_, kAcross = kAcross_;
@@ -55,10 +55,11 @@ struct WarpTile {
     }
   }
 
-  // b[16, 16], as two of 8 columns, at (depth, column) of a tile: stored as [column, depth], or, with kTransposed, as
-  // [depth, column].
+  // b[16, 16], as two of 8 columns, at (depth, column) of a tile: stored as [column, depth], or, with
+  // kTransposed, as [depth, column].
   template <bool kTransposed, int kTileColumns>
-  static __device__ __forceinline__ void load_right(uint32_t (&b)[2][2], const uint16_t* tile, int depth, int column) {
+  static __device__ __forceinline__ void load_right(uint32_t (&b)[2][2], const uint16_t* tile, int depth,
+                                                    int column) {
     const int matrix = lane() / 8, within = lane() % 8;
     uint32_t r[4];
     if constexpr (kTransposed) {
@@ -74,8 +75,8 @@ struct WarpTile {
   }
 
   // sums += left right over kDepth; tiles with kLeftColumns and kRightColumns columns in storage.
-  template <class Half, int kDepth, bool kLeftTransposed, int kLeftColumns, bool kRightTransposed, int kRightColumns,
-            int kPlanes = 1>
+  template <class Half, int kDepth, bool kLeftTransposed, int kLeftColumns, bool kRightTransposed,
+            int kRightColumns, int kPlanes = 1>
   static __device__ __forceinline__ void multiply(Sums& sums, const uint16_t* left, const uint16_t* right,
                                                   int plane_elements = 0) {
 #pragma unroll
@@ -102,9 +103,9 @@ struct WarpTile {
     }
   }
 
-  // Hands the sums, 8 neighbours of a row at a time, to store(row, column, float[8]), (row, column) of the block's tile: by
-  // way of 16 rows in shared memory of the warp's own, so that a warp writes whole lines. Loops that do not name registers
-  // stay loops: unrolled, this end was three quarters of a kernel's code.
+  // Hands the sums, 8 neighbours of a row at a time, to store(row, column, float[8]), (row, column) of the
+  // block's tile: by way of 16 rows in shared memory of the warp's own, so that a warp writes whole lines.
+  // Loops that do not name registers stay loops: unrolled, this end was three quarters of a kernel's code.
   template <class Store>
   static __device__ __forceinline__ void write(const Sums& sums, float* slab, const Store& store) {
     constexpr int kRowLanes = T::kWarpColumns / 8, kRowsAtOnce = kLanes / kRowLanes;
@@ -129,8 +130,8 @@ struct WarpTile {
     }
   }
 
-  // The same for a tile of the transposed output: store(column, row, float[8]) gets 8 neighbouring rows of one column. By
-  // way of 8 columns in shared memory; 4 more rows than there are spread its columns over the banks.
+  // The same for a tile of the transposed output: store(column, row, float[8]) gets 8 neighbouring rows of one
+  // column. By way of 8 columns in shared memory; 4 more rows than there are spread its columns over the banks.
   static constexpr int kTransposedStride = T::kWarpRows + 4;
   static constexpr int kTransposedSlabFloats = 8 * kTransposedStride;
   template <class Store>

@@ -1,12 +1,15 @@
 // A tile of W in shared memory, out of mask and values, in two steps a pipeline stage apart:
 //
-//   stage    the survivors of each row of the tile, in 16-byte granules by cp.async, and for each 32 columns the mask and
+//   stage    the survivors of each row of the tile, in 16-byte granules by cp.async, and for each 32 columns
+//   the mask and
 //            where their values begin. Exactly the survivors' bytes, at most 15 more at each end.
-//   decode   eight lanes take 32 columns, four each: count the bits below, then per column: test, load, step on. Pruned
+//   decode   eight lanes take 32 columns, four each: count the bits below, then per column: test, load, step
+//   on. Pruned
 //            places are +0. Neighbouring lanes' values lie side by side, so their loads hardly meet in a bank.
 //
-// About 6 lane-instructions and 1.3 shared-memory loads per dense weight: what a tile of 128 (256) output rows spreads
-// over as many products. A register window shuffled by byte permutes needs fewer loads, but more instructions.
+// About 6 lane-instructions and 1.3 shared-memory loads per dense weight: what a tile of 128 (256) output rows
+// spreads over as many products. A register window shuffled by byte permutes needs fewer loads, but more
+// instructions.
 #pragma once
 
 #include "cuda/elements.cuh"
@@ -19,13 +22,13 @@ struct alignas(8) MaskWord {
   uint32_t bits, values;
 };
 
-// kPlanes 1: 16-bit values as they are, int8 values as integers (the caller scales the sums). kPlanes 2: int8 values times
-// their scale, exactly, as the sum of two bf16: 7 bits times 8 bits is 15 bits.
+// kPlanes 1: 16-bit values as they are, int8 values as integers (the caller scales the sums). kPlanes 2: int8
+// values times their scale, exactly, as the sum of two bf16: 7 bits times 8 bits is 15 bits.
 template <class Half, rlcc_dtype kValues, int kRows, int kColumns, int kThreads, int kPlanes>
 struct WeightTile {
   static constexpr int kValueBytes = kValues == RLCC_I8 ? 1 : 2;
-  static constexpr int kWords = kColumns / 32;             // of a row
-  static constexpr int kRowLanes = kThreads / kRows;       // threads that stage one row
+  static constexpr int kWords = kColumns / 32;        // of a row
+  static constexpr int kRowLanes = kThreads / kRows;  // threads that stage one row
   static constexpr int kRowBytes = kColumns * kValueBytes + 16;
   static constexpr int kElements = kRows * kColumns;
   static_assert(kThreads % kRows == 0 && kLanes % kRowLanes == 0, "the lanes of a row are in one warp");
@@ -37,9 +40,10 @@ struct WeightTile {
     float scales[kPlanes == 2 ? kRows : 4];
   };
 
-  // By all threads of a row; `part` is which of them. `position`: values of this row before the tile. Returns those
-  // after it.
-  static __device__ __forceinline__ uint32_t stage(Stage& stage, int row, int part, const uint32_t (&bits)[kWords],
+  // By all threads of a row; `part` is which of them. `position`: values of this row before the tile. Returns
+  // those after it.
+  static __device__ __forceinline__ uint32_t stage(Stage& stage, int row, int part,
+                                                   const uint32_t (&bits)[kWords],
                                                    const unsigned char* row_values, uint32_t position) {
     const uint32_t first = position * kValueBytes, into = first % 16;
     uint32_t end = into;
@@ -50,7 +54,8 @@ struct WeightTile {
       }
       end += static_cast<uint32_t>(__popc(bits[w])) * kValueBytes;
     }
-    // A row without survivors here may fetch the granule it stands in the middle of; a row of zeros stands at none.
+    // A row without survivors here may fetch the granule it stands in the middle of; a row of zeros stands at
+    // none.
     const unsigned char* const from = row_values + (first - into);
 #pragma unroll
     for (int i = 0; i < (kRowBytes / 16 + kRowLanes - 1) / kRowLanes; ++i) {
@@ -60,8 +65,8 @@ struct WeightTile {
     return position + (end - into) / kValueBytes;
   }
 
-  // tile: kPlanes times kElements. Everything is loaded before anything is stored: the compiler cannot know that the two
-  // do not overlap, and would wait for shared memory as often as there are turns.
+  // tile: kPlanes times kElements. Everything is loaded before anything is stored: the compiler cannot know
+  // that the two do not overlap, and would wait for shared memory as often as there are turns.
   static __device__ __forceinline__ void decode(const Stage& stage, uint16_t* tile) {
     constexpr int kTurns = kElements / 4 / kThreads;
     static_assert(kTurns * 4 * kThreads == kElements && kThreads % 8 == 0, "whole turns of the block");

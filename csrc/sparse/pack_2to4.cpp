@@ -13,11 +13,13 @@ constexpr int64_t kRowBlock = 16, kColumnBlock = 64, kLanes = 32;
 Status validate_repackable(const rlcc_packed_weight& weight) {
   RLCC_RETURN_IF_FAILED(weight.trusted != 0 ? validate_shape(weight) : validate(weight));
   if (weight.dtype == RLCC_BF16 || weight.dtype == RLCC_F16) return {};
-  return invalid("weight.dtype is ", weight.dtype,
-                 ", must be RLCC_BF16 (1) or RLCC_F16 (2) for the 2:4 layout; rlcc_cuda_sparse_linear takes every dtype");
+  return invalid(
+      "weight.dtype is ", weight.dtype,
+      ", must be RLCC_BF16 (1) or RLCC_F16 (2) for the 2:4 layout; rlcc_cuda_sparse_linear takes every dtype");
 }
 
-// The columns, 0..3, of the two values that stand for four: the survivors, and where fewer than two survive others.
+// The columns, 0..3, of the two values that stand for four: the survivors, and where fewer than two survive
+// others.
 struct Pair {
   int first, second;
 };
@@ -55,7 +57,8 @@ Status pack_2to4(const rlcc_packed_weight& weight, void* values, int64_t value_c
   }
   RLCC_RETURN_IF_FAILED(validate_array("values", values, needed_values, 2));
   RLCC_RETURN_IF_FAILED(validate_array("metadata", metadata, needed_metadata, 4));
-  const int64_t words = words_of(weight.columns), row_values = counts_2to4(weight.rows, weight.columns).row_values;
+  const int64_t words = words_of(weight.columns),
+                row_values = counts_2to4(weight.rows, weight.columns).row_values;
   const auto four_of = [&](int64_t n, int64_t four) {
     return static_cast<unsigned>(weight.mask[n * words + four / 16] >> (four % 16 * 4)) & 15u;
   };

@@ -1,5 +1,5 @@
-// The cross entropies with every array of a call right before a page without access, then right behind one: nothing is
-// padded, so no kernel may touch one byte more, and the bits are those of plain memory.
+// The cross entropies with every array of a call right before a page without access, then right behind one:
+// nothing is padded, so no kernel may touch one byte more, and the bits are those of plain memory.
 #pragma once
 
 #include <csignal>
@@ -31,8 +31,7 @@ inline void faulted(int) {
 
 // A matrix with its strides, without the gap behind its last row.
 inline Guarded guarded(const Matrix& matrix, Guarded::Side side) {
-  const int64_t elements =
-      matrix.rows() == 0 ? 0 : (matrix.rows() - 1) * matrix.stride() + matrix.columns();
+  const int64_t elements = matrix.rows() == 0 ? 0 : (matrix.rows() - 1) * matrix.stride() + matrix.columns();
   return Guarded(matrix.data(), static_cast<size_t>(elements) * dtype_bytes(matrix.dtype()), side);
 }
 
@@ -63,7 +62,8 @@ struct GuardedModel {
 
 inline void losses(LossCase& plain, Guarded::Side side, const LossOps& ops) {
   const GuardedModel inside(plain.model, side);
-  const Guarded nll = guarded(plain.nll, side), lse = guarded(plain.lse, side), grad_h = guarded(plain.grad_h, side);
+  const Guarded nll = guarded(plain.nll, side), lse = guarded(plain.lse, side),
+                grad_h = guarded(plain.grad_h, side);
   CHECK_STATUS(ops.loss(&plain.params), RLCC_OK);
   rlcc_linear_cross_entropy_params p = plain.params;
   p.head = inside.head;
@@ -73,7 +73,8 @@ inline void losses(LossCase& plain, Guarded::Side side, const LossOps& ops) {
   p.lse = lse.as<float>();
   p.grad_h = grad_h.as<void>();
   CHECK_STATUS(ops.loss(&p), RLCC_OK);
-  CHECK(same(nll, plain.nll.data()) && same(lse, plain.lse.data()) && same(grad_h, plain.grad_h.data())) << g_case;
+  CHECK(same(nll, plain.nll.data()) && same(lse, plain.lse.data()) && same(grad_h, plain.grad_h.data()))
+      << g_case;
 }
 
 inline void gradients(LossGradientCase& plain, Guarded::Side side, const LossOps& ops) {
@@ -113,7 +114,8 @@ inline void contrasts(ContrastCase& plain, Guarded::Side side, const LossOps& op
   CHECK(same(contrast, plain.contrast.data())) << g_case;
 }
 
-// Each shape at both edges; or, where that takes long, at one edge after the other, and without fp16, whose bytes are bf16's.
+// Each shape at both edges; or, where that takes long, at one edge after the other, and without fp16, whose
+// bytes are bf16's.
 inline void guarded_shapes(const char* name, const LossOps& ops, bool thin = false) {
   std::mt19937 random(71);
   int turn = 0;

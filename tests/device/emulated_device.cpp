@@ -4,7 +4,8 @@
 #define RLCC_TEST_API extern "C" __attribute__((visibility("default")))
 
 // order: 0 first in first out, 1 last in first out, 2 random, 3 random priorities (machine.h).
-RLCC_TEST_API void rlcc_test_emulate(int order, unsigned long long seed, int eager_copies, int multiprocessors) {
+RLCC_TEST_API void rlcc_test_emulate(int order, unsigned long long seed, int eager_copies,
+                                     int multiprocessors) {
   simt::Options& options = simt::options();
   options.order = static_cast<simt::Order>(order);
   options.seed = seed;

@@ -1,9 +1,11 @@
-// Every wrapper of csrc/cuda/device/ alone, on whatever device there is: registers in, registers out. No expectations
-// live here: benchmarks/on_device/instructions.py derives them from the definitions in the wrappers' comments.
+// Every wrapper of csrc/cuda/device/ alone, on whatever device there is: registers in, registers out. No
+// expectations live here: benchmarks/on_device/instructions.py derives them from the definitions in the
+// wrappers' comments.
 //
-// The product's library has no use for these kernels, so they are a library of their own: compiled by nvcc for the day a
-// GPU is at hand (the emulator never executes inline PTX: a wrong operand shows on a device only, and a wrong layout
-// would make every product wrong, so this runs first), and by the host compiler for the emulator, to test the expectations.
+// The product's library has no use for these kernels, so they are a library of their own: compiled by nvcc for
+// the day a GPU is at hand (the emulator never executes inline PTX: a wrong operand shows on a device only, and
+// a wrong layout would make every product wrong, so this runs first), and by the host compiler for the
+// emulator, to test the expectations.
 #include <cstring>
 
 #include "cuda/device.cuh"
@@ -31,15 +33,15 @@ __device__ __forceinline__ void copy_words(uint32_t* to, const uint32_t* from) {
 }
 
 // ---- Conversions: a word in, a word out.
-#define RLCC_CONVERSION(name, expression)                                            \
-  struct name##_test {                                                               \
-    static constexpr int kIn = 4, kOut = 4;                                          \
-    static __device__ void run(const Lane& lane) {                                   \
-      for (int i = 0; i < 4; ++i) {                                                  \
-        const uint32_t word = lane.in[i];                                            \
-        lane.out[i] = (expression);                                                  \
-      }                                                                              \
-    }                                                                                \
+#define RLCC_CONVERSION(name, expression)          \
+  struct name##_test {                             \
+    static constexpr int kIn = 4, kOut = 4;        \
+    static __device__ void run(const Lane& lane) { \
+      for (int i = 0; i < 4; ++i) {                \
+        const uint32_t word = lane.in[i];          \
+        lane.out[i] = (expression);                \
+      }                                            \
+    }                                              \
   };
 RLCC_CONVERSION(float_of_bf16, __float_as_uint(float_of_bf16(static_cast<uint16_t>(word))))
 RLCC_CONVERSION(float_of_bf16_low, __float_as_uint(float_of_bf16_low(word)))
@@ -53,29 +55,29 @@ RLCC_CONVERSION(exp2_approximate, __float_as_uint(ptx::exp2_approximate(__uint_a
 #undef RLCC_CONVERSION
 
 // Two floats in, one register out.
-#define RLCC_PAIR_CONVERSION(name)                                                                    \
-  struct name##_test {                                                                                \
-    static constexpr int kIn = 4, kOut = 4;                                                           \
-    static __device__ void run(const Lane& lane) {                                                    \
-      for (int i = 0; i < 4; i += 2) {                                                                \
-        lane.out[i] = name(__uint_as_float(lane.in[i]), __uint_as_float(lane.in[i + 1]));             \
-        lane.out[i + 1] = 0;                                                                          \
-      }                                                                                               \
-    }                                                                                                 \
+#define RLCC_PAIR_CONVERSION(name)                                                        \
+  struct name##_test {                                                                    \
+    static constexpr int kIn = 4, kOut = 4;                                               \
+    static __device__ void run(const Lane& lane) {                                        \
+      for (int i = 0; i < 4; i += 2) {                                                    \
+        lane.out[i] = name(__uint_as_float(lane.in[i]), __uint_as_float(lane.in[i + 1])); \
+        lane.out[i + 1] = 0;                                                              \
+      }                                                                                   \
+    }                                                                                     \
   };
 RLCC_PAIR_CONVERSION(bf16x2_of_floats)
 RLCC_PAIR_CONVERSION(f16x2_of_floats)
 #undef RLCC_PAIR_CONVERSION
 
 // ---- 16 bytes of global memory.
-#define RLCC_LOAD(name)                                                  \
-  struct name##_test {                                                   \
-    static constexpr int kIn = 4, kOut = 4;                              \
-    static __device__ void run(const Lane& lane) {                       \
-      const uint4 v = ptx::name(lane.in);                                \
-      const uint32_t words[4] = {v.x, v.y, v.z, v.w};                    \
-      copy_words<4>(lane.out, words);                                    \
-    }                                                                    \
+#define RLCC_LOAD(name)                               \
+  struct name##_test {                                \
+    static constexpr int kIn = 4, kOut = 4;           \
+    static __device__ void run(const Lane& lane) {    \
+      const uint4 v = ptx::name(lane.in);             \
+      const uint32_t words[4] = {v.x, v.y, v.z, v.w}; \
+      copy_words<4>(lane.out, words);                 \
+    }                                                 \
   };
 RLCC_LOAD(load_stream_16)
 RLCC_LOAD(load_cached_16)
@@ -88,19 +90,21 @@ struct store_stream_16_test {
 };
 
 // ---- cp.async: the first `argument` of a lane's 16 bytes, in pieces of the instruction's size.
-#define RLCC_COPY(size)                                                                                     \
-  struct cp_async_##size##_test {                                                                           \
-    static constexpr int kIn = 4, kOut = 4;                                                                 \
-    static __device__ void run(const Lane& lane) {                                                          \
-      for (int at = 0; at < 16; at += size) {                                                               \
-        const int left = lane.argument - at;                                                                \
+#define RLCC_COPY(size)                                                                                      \
+  struct cp_async_##size##_test {                                                                            \
+    static constexpr int kIn = 4, kOut = 4;                                                                  \
+    static __device__ void run(const Lane& lane) {                                                           \
+      for (int at = 0; at < 16; at += size) {                                                                \
+        const int left = lane.argument - at;                                                                 \
         ptx::cp_async_##size(lane.own_16_bytes() + at, reinterpret_cast<const unsigned char*>(lane.in) + at, \
-                             left < 0 ? 0 : left > size ? size : left);                                     \
-      }                                                                                                     \
-      ptx::cp_async_commit();                                                                               \
-      ptx::cp_async_wait_group<0>();                                                                        \
-      copy_words<4>(lane.out, reinterpret_cast<const uint32_t*>(lane.own_16_bytes()));                      \
-    }                                                                                                       \
+                             left < 0      ? 0                                                               \
+                             : left > size ? size                                                            \
+                                           : left);                                                          \
+      }                                                                                                      \
+      ptx::cp_async_commit();                                                                                \
+      ptx::cp_async_wait_group<0>();                                                                         \
+      copy_words<4>(lane.out, reinterpret_cast<const uint32_t*>(lane.own_16_bytes()));                       \
+    }                                                                                                        \
   };
 RLCC_COPY(4)
 RLCC_COPY(8)
@@ -123,16 +127,16 @@ struct cp_async_groups_test {
 };
 
 // ---- ldmatrix: words 0..3 are the lane's row, word 4 says which lane's row it points at.
-#define RLCC_LOAD_MATRICES(count, suffix)                                                           \
-  struct ldmatrix_x##count##suffix##_test {                                                         \
-    static constexpr int kIn = 8, kOut = 4;                                                         \
-    static __device__ void run(const Lane& lane) {                                                  \
-      copy_words<4>(reinterpret_cast<uint32_t*>(lane.own_16_bytes()), lane.in);                     \
-      __syncwarp();                                                                                 \
-      uint32_t r[count];                                                                            \
-      ptx::ldmatrix_x##count##suffix(r, lane.shared + lane.in[4] * 16);                             \
-      copy_words<count>(lane.out, r);                                                               \
-    }                                                                                               \
+#define RLCC_LOAD_MATRICES(count, suffix)                                       \
+  struct ldmatrix_x##count##suffix##_test {                                     \
+    static constexpr int kIn = 8, kOut = 4;                                     \
+    static __device__ void run(const Lane& lane) {                              \
+      copy_words<4>(reinterpret_cast<uint32_t*>(lane.own_16_bytes()), lane.in); \
+      __syncwarp();                                                             \
+      uint32_t r[count];                                                        \
+      ptx::ldmatrix_x##count##suffix(r, lane.shared + lane.in[4] * 16);         \
+      copy_words<count>(lane.out, r);                                           \
+    }                                                                           \
   };
 RLCC_LOAD_MATRICES(1, )
 RLCC_LOAD_MATRICES(2, )
@@ -158,23 +162,23 @@ struct Fragments {
     for (int i = 0; i < 4; ++i) out[i] = __float_as_uint(c[i]);
   }
 };
-#define RLCC_MULTIPLY(type)                                                         \
-  struct mma_m16n8k16_##type##_test {                                               \
-    static constexpr int kIn = 12, kOut = 4;                                        \
-    static __device__ void run(const Lane& lane) {                                  \
-      Fragments<4, 2> f(lane.in);                                                   \
-      ptx::mma_m16n8k16_##type(f.c, f.a, f.b, f.c);                                 \
-      f.store(lane.out);                                                            \
-    }                                                                               \
-  };                                                                                \
-  template <int kSelector>                                                          \
-  struct mma_sp_m16n8k32_##type##_test {                                            \
-    static constexpr int kIn = 16, kOut = 4;                                        \
-    static __device__ void run(const Lane& lane) {                                  \
-      Fragments<4, 4> f(lane.in);                                                   \
-      ptx::mma_sp_m16n8k32_##type<kSelector>(f.c, f.a, f.b, f.c, lane.in[12]);      \
-      f.store(lane.out);                                                            \
-    }                                                                               \
+#define RLCC_MULTIPLY(type)                                                    \
+  struct mma_m16n8k16_##type##_test {                                          \
+    static constexpr int kIn = 12, kOut = 4;                                   \
+    static __device__ void run(const Lane& lane) {                             \
+      Fragments<4, 2> f(lane.in);                                              \
+      ptx::mma_m16n8k16_##type(f.c, f.a, f.b, f.c);                            \
+      f.store(lane.out);                                                       \
+    }                                                                          \
+  };                                                                           \
+  template <int kSelector>                                                     \
+  struct mma_sp_m16n8k32_##type##_test {                                       \
+    static constexpr int kIn = 16, kOut = 4;                                   \
+    static __device__ void run(const Lane& lane) {                             \
+      Fragments<4, 4> f(lane.in);                                              \
+      ptx::mma_sp_m16n8k32_##type<kSelector>(f.c, f.a, f.b, f.c, lane.in[12]); \
+      f.store(lane.out);                                                       \
+    }                                                                          \
   };
 RLCC_MULTIPLY(bf16)
 RLCC_MULTIPLY(f16)
@@ -185,14 +189,14 @@ template <class Test>
 __global__ void instruction(const uint32_t* in, uint32_t* out, int argument) {
   RLCC_SHARED(uint4, shared, kSharedBytes / 16);
   const unsigned lane = blockIdx.x * 32 + threadIdx.x;
-  Test::run({in + lane * Test::kIn, out + lane * Test::kOut, reinterpret_cast<unsigned char*>(shared), threadIdx.x,
-             argument});
+  Test::run({in + lane * Test::kIn, out + lane * Test::kOut, reinterpret_cast<unsigned char*>(shared),
+             threadIdx.x, argument});
 }
 
 template <class Test>
 LaunchError run(const void* in, void* out, int blocks, int argument, void* stream) {
-  return launch(instruction<Test>, static_cast<unsigned>(blocks), 32, 0, stream, static_cast<const uint32_t*>(in),
-                static_cast<uint32_t*>(out), argument);
+  return launch(instruction<Test>, static_cast<unsigned>(blocks), 32, 0, stream,
+                static_cast<const uint32_t*>(in), static_cast<uint32_t*>(out), argument);
 }
 
 struct Entry {
@@ -253,7 +257,8 @@ RLCC_TEST_API const char* rlcc_test_instruction(int i, int* words_in, int* words
   return kEntries[i].name;
 }
 
-// in [blocks, 32, words_in], out [blocks, 32, words_out], 16-byte aligned device memory. Null, or why it was not queued.
+// in [blocks, 32, words_in], out [blocks, 32, words_out], 16-byte aligned device memory. Null, or why it was
+// not queued.
 RLCC_TEST_API const char* rlcc_test_run_instruction(int i, const void* in, void* out, int blocks, int argument,
                                                     void* stream) {
   return restorelcc::cuda::kEntries[i].run(in, out, blocks, argument, stream);

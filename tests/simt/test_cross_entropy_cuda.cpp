@@ -1,5 +1,5 @@
-// The CUDA cross entropies on the emulated device, through the C entry points, against the float64 oracle: the cases and
-// the budgets of tests/cpp/test_cross_entropy.cpp.
+// The CUDA cross entropies on the emulated device, through the C entry points, against the float64 oracle: the
+// cases and the budgets of tests/cpp/test_cross_entropy.cpp.
 #include <functional>
 #include <string>
 
@@ -21,8 +21,10 @@ void without_gradient(LossCase& c, const std::string& name) {
   CHECK_STATUS(loss_on_device(&p), RLCC_OK);
   for (size_t m = 0; m < nll.size(); ++m) {
     const double logit = c.model.logit_error(static_cast<int64_t>(m));
-    close_to(c.nll[m], c.nll64[m], logit + 0x1p-22 * std::fabs(c.nll64[m]), name + " nll alone", static_cast<int64_t>(m), 0);
-    close_to(c.lse[m], c.lse64[m], logit + 0x1p-22 * std::fabs(c.lse64[m]), name + " lse alone", static_cast<int64_t>(m), 0);
+    close_to(c.nll[m], c.nll64[m], logit + 0x1p-22 * std::fabs(c.nll64[m]), name + " nll alone",
+             static_cast<int64_t>(m), 0);
+    close_to(c.lse[m], c.lse64[m], logit + 0x1p-22 * std::fabs(c.lse64[m]), name + " lse alone",
+             static_cast<int64_t>(m), 0);
   }
 }
 
@@ -70,7 +72,8 @@ void outputs_one_by_one() {
   const std::vector<float> of_bias = gradients.grad_bias;
   for (int kept = 0; kept < 4; ++kept) {
     rlcc_linear_cross_entropy_backward_params p = gradients.params;
-    Matrix h(of_h.rows(), of_h.columns(), of_h.dtype(), 1), weight(of_weight.rows(), of_weight.columns(), RLCC_BF16, 2);
+    Matrix h(of_h.rows(), of_h.columns(), of_h.dtype(), 1),
+        weight(of_weight.rows(), of_weight.columns(), RLCC_BF16, 2);
     std::vector<float> bias(of_bias.size());
     p.grad_h = kept == 0 ? h.data() : nullptr;
     p.grad_weight = kept == 1 ? weight.data() : nullptr;
@@ -82,7 +85,8 @@ void outputs_one_by_one() {
   }
 }
 
-// Words without bias, rows of NaN, logits of 1e30, labels of probability 0: positions of NaN and Inf are the oracle's.
+// Words without bias, rows of NaN, logits of 1e30, labels of probability 0: positions of NaN and Inf are the
+// oracle's.
 void not_finite() {
   std::mt19937 random(63);
   constexpr LossShape kShape{20, 67, 33};

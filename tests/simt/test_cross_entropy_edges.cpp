@@ -18,7 +18,8 @@ struct Wrong {
 };
 
 template <class Params>
-void refused(const std::vector<Wrong<Params>>& wrongs, const Params& good, rlcc_status (*size)(const Params*, size_t*),
+void refused(const std::vector<Wrong<Params>>& wrongs, const Params& good,
+             rlcc_status (*size)(const Params*, size_t*),
              rlcc_status (*op)(const Params*, void*, size_t, void*)) {
   size_t bytes = 0;
   CHECK_STATUS(size(&good, &bytes), RLCC_OK);
@@ -72,14 +73,16 @@ void refusals() {
   losses_refused.push_back({[](auto& p) { p.nll = nullptr; }, "nll is null"});
   losses_refused.push_back({[](auto& p) { p.lse = reinterpret_cast<float*>(6); }, "lse is not aligned"});
   losses_refused.push_back({[](auto& p) { p.grad_h_stride = 20; }, "grad_h has row stride 20"});
-  refused(losses_refused, loss.params, rlcc_cuda_linear_cross_entropy_workspace, rlcc_cuda_linear_cross_entropy);
+  refused(losses_refused, loss.params, rlcc_cuda_linear_cross_entropy_workspace,
+          rlcc_cuda_linear_cross_entropy);
 
   LossGradientCase gradient(kSmall, RLCC_F32, random, true);
   auto gradients_refused = wrong_rows<rlcc_linear_cross_entropy_backward_params>();
   gradients_refused.push_back({[](auto& p) { p.lse = nullptr; }, "lse is null"});
   gradients_refused.push_back({[](auto& p) { p.grad_nll = nullptr; }, "grad_nll is null"});
   gradients_refused.push_back({[](auto& p) { p.grad_weight_stride = 20; }, "grad_weight has row stride 20"});
-  gradients_refused.push_back({[](auto& p) { p.grad_bias = reinterpret_cast<float*>(6); }, "grad_bias is not aligned"});
+  gradients_refused.push_back(
+      {[](auto& p) { p.grad_bias = reinterpret_cast<float*>(6); }, "grad_bias is not aligned"});
   refused(gradients_refused, gradient.params, rlcc_cuda_linear_cross_entropy_backward_workspace,
           rlcc_cuda_linear_cross_entropy_backward);
 
@@ -87,9 +90,11 @@ void refusals() {
   auto contrasts_refused = wrong_rows<rlcc_head_contrast_params>();
   contrasts_refused.push_back({[](auto& p) { p.groups = -1; }, "h has a negative size, [-1, 6, 21]"});
   contrasts_refused.push_back({[](auto& p) { p.group_stride = -1; }, "h has a negative group stride, -1"});
-  contrasts_refused.push_back({[](auto& p) { p.segments = nullptr; }, "segments is null, but segment_count is 3"});
+  contrasts_refused.push_back(
+      {[](auto& p) { p.segments = nullptr; }, "segments is null, but segment_count is 3"});
   contrasts_refused.push_back({[](auto& p) { p.segment_count = 0; }, "segment_count is 0, must be at least 1"});
-  contrasts_refused.push_back({[](auto& p) { p.segment_count = int64_t{1} << 30; }, "too large", RLCC_UNSUPPORTED});
+  contrasts_refused.push_back(
+      {[](auto& p) { p.segment_count = int64_t{1} << 30; }, "too large", RLCC_UNSUPPORTED});
   contrasts_refused.push_back({[](auto& p) { p.contrast = nullptr; }, "contrast is null"});
   refused(contrasts_refused, contrast.params, rlcc_cuda_head_contrast_workspace, rlcc_cuda_head_contrast);
 }

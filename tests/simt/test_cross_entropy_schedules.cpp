@@ -1,5 +1,5 @@
-// The CUDA cross entropies under every order of threads, with lazy and eager copies, on emulated devices of several sizes:
-// against the oracle once, then the same bits each time.
+// The CUDA cross entropies under every order of threads, with lazy and eager copies, on emulated devices of
+// several sizes: against the oracle once, then the same bits each time.
 #include <string>
 
 #include "../cpp/cross_entropy_cases.h"
@@ -22,8 +22,9 @@ struct Outputs {
   Matrix grad_h, backward_grad_h, grad_weight;
   bool operator==(const Outputs& o) const {
     return same_bits(nll, o.nll) && same_bits(lse, o.lse) && same_bits(nll_alone, o.nll_alone) &&
-           same_bits(lse_alone, o.lse_alone) && same_bits(grad_bias, o.grad_bias) && same_bits(contrast, o.contrast) &&
-           grad_h == o.grad_h && backward_grad_h == o.backward_grad_h && grad_weight == o.grad_weight;
+           same_bits(lse_alone, o.lse_alone) && same_bits(grad_bias, o.grad_bias) &&
+           same_bits(contrast, o.contrast) && grad_h == o.grad_h && backward_grad_h == o.backward_grad_h &&
+           grad_weight == o.grad_weight;
   }
 };
 
@@ -39,8 +40,7 @@ struct Cases {
 
   Outputs run() {
     CHECK_STATUS(loss_on_device(&loss.params), RLCC_OK);
-    Outputs all{loss.nll,          loss.lse,    {}, {}, {}, {}, loss.grad_h, gradient.forward.grad_h,
-                gradient.grad_weight};
+    Outputs all{loss.nll, loss.lse, {}, {}, {}, {}, loss.grad_h, gradient.forward.grad_h, gradient.grad_weight};
     rlcc_linear_cross_entropy_params alone = loss.params;
     alone.grad_h = nullptr;
     CHECK_STATUS(loss_on_device(&alone), RLCC_OK);
@@ -64,7 +64,10 @@ void the_bits_are_the_same(const LossShape& shape, rlcc_dtype dtype, int multipr
   cases.loss.run(name, loss_on_device);
   cases.gradient.run(name, gradient_on_device);
   cases.contrast.run(name, contrast_on_device);
+  simt::statistics() = {};
   const Outputs expected = cases.run();
+  CHECK(simt::statistics().ldmatrix_conflicts == 0) << simt::statistics().ldmatrix_conflicts;
+  CHECK((simt::statistics().mma > 0) == (dtype != RLCC_F32));
   under_every_schedule(seeds, [&](const std::string& schedule) {
     simt::options().multiprocessors = multiprocessors;
     CHECK(cases.run() == expected) << name << " " << schedule;
@@ -74,7 +77,8 @@ void the_bits_are_the_same(const LossShape& shape, rlcc_dtype dtype, int multipr
 }  // namespace
 
 int main() {
-  // Two blocks of rows, several tiles and steps; few rows, split over many parts; plain loads instead of copies.
+  // Two blocks of rows, several tiles and steps; few rows, split over many parts; plain loads instead of
+  // copies.
   for (rlcc_dtype dtype : {RLCC_BF16, RLCC_F32}) {
     the_bits_are_the_same({130, 150, 72, true}, dtype, 4, 2);
     the_bits_are_the_same({5, 400, 104, true}, dtype, 40, 2);

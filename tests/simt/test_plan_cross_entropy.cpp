@@ -17,7 +17,8 @@ void every_plan_is_possible() {
             const LossPlan plan = plan_loss(dtype, rows, vocabulary, columns, device);
             CHECK(plan.tile_rows == (dtype == RLCC_F32 ? 64 : rows <= 16 ? 16 : 128));
             CHECK(plan.splits >= 1 && plan.splits <= kLossMostSplits && plan.splits <= 65535);
-            CHECK(plan.splits == 1 || plan.splits <= divide_up(vocabulary, plan.tile_columns)) << "a tile for each part";
+            CHECK(plan.splits == 1 || plan.splits <= divide_up(vocabulary, plan.tile_columns))
+                << "a tile for each part";
             CHECK(plan.chunk_columns > 0 && plan.chunk_columns % plan.tile_columns == 0);
             CHECK(plan.chunk_columns <= kLossMostChunk && plan.chunk_columns / plan.tile_columns <= 65535);
             CHECK(plan.product_splits >= 1 && plan.product_splits <= kLossMostProductSplits);
@@ -47,10 +48,12 @@ void devices_are_filled() {
       const int64_t work = divide_up(rows, tile_rows) * kTiles;
       const int64_t ideal = divide_up(work, loss_slots(static_cast<int>(tile_rows), device));
       CHECK(tiles_in_sequence(rows, kVocabulary, device) <= ideal + ideal / 10 + 1)
-          << rows << " rows: " << tiles_in_sequence(rows, kVocabulary, device) << " tiles, " << ideal << " at best";
+          << rows << " rows: " << tiles_in_sequence(rows, kVocabulary, device) << " tiles, " << ideal
+          << " at best";
     }
   }
-  // One token: a part for each of several blocks on every multiprocessor. Many: no more parts than there is use for.
+  // One token: a part for each of several blocks on every multiprocessor. Many: no more parts than there is use
+  // for.
   CHECK(plan_loss(RLCC_BF16, 1, kVocabulary, 4096, kH100).splits > 2 * 132);
   CHECK(plan_loss(RLCC_BF16, 8192, kVocabulary, 4096, kH100).splits <= 64);
   CHECK(plan_loss(RLCC_BF16, 1, kVocabulary, 4096, kH100).product_splits > 8);

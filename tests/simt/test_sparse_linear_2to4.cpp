@@ -1,5 +1,5 @@
-// The 2:4 weight: its repacking, element by element, and sparse_linear on it in the emulator, through the C entry points,
-// against the float64 oracle of the bitmask weight that it came from.
+// The 2:4 weight: its repacking, element by element, and sparse_linear on it in the emulator, through the C
+// entry points, against the float64 oracle of the bitmask weight that it came from.
 #include <cmath>
 #include <set>
 
@@ -51,7 +51,8 @@ struct Repacked {
 void repacking() {
   std::mt19937 random(51);
   for (rlcc_dtype dtype : {RLCC_BF16, RLCC_F16}) {
-    for (const auto& [outputs, columns] : {std::pair<int64_t, int64_t>{1, 1}, {16, 64}, {17, 65}, {35, 258}, {3, 127}}) {
+    for (const auto& [outputs, columns] :
+         {std::pair<int64_t, int64_t>{1, 1}, {16, 64}, {17, 65}, {35, 258}, {3, 127}}) {
       const Packed w(random_weight(outputs, columns, dtype, random, two_of_four(random)));
       const Repacked r(w);
       const int64_t column_blocks = (columns + 63) / 64, rows = (outputs + 15) / 16 * 16;
@@ -82,9 +83,9 @@ void call(LinearCase& c, const rlcc_cuda_weight_2to4& weight) {
   CHECK_STATUS(rlcc_cuda_sparse_linear_2to4_workspace(&params, &weight, &bytes), RLCC_OK);
   Workspace workspace(bytes);
   CHECK_STATUS(rlcc_cuda_sparse_linear_2to4(&params, &weight, workspace.get(), bytes, nullptr), RLCC_OK);
-  const auto plan = restorelcc::cuda::plan_2to4(
-      params.x_rows, weight.rows, weight.columns,
-      {simt::options().multiprocessors, simt::options().shared_bytes_per_block});
+  const auto plan =
+      restorelcc::cuda::plan_2to4(params.x_rows, weight.rows, weight.columns,
+                                  {simt::options().multiprocessors, simt::options().shared_bytes_per_block});
   CHECK((bytes > 0) == (plan.splits > 1));
   seen.insert({plan.tile, plan.splits > 1});
 }
@@ -204,8 +205,8 @@ void refused() {
     const Packed w(dense);
     const auto [value_count, metadata_count] = Repacked::counts(w);
     Workspace values(static_cast<size_t>(value_count) * 2), metadata(static_cast<size_t>(metadata_count) * 4);
-    CHECK_STATUS(rlcc_cuda_pack_2to4(&w.weight, values.get(), value_count, static_cast<uint32_t*>(metadata.get()),
-                                     metadata_count),
+    CHECK_STATUS(rlcc_cuda_pack_2to4(&w.weight, values.get(), value_count,
+                                     static_cast<uint32_t*>(metadata.get()), metadata_count),
                  RLCC_INVALID_ARGUMENT);
     const std::string place = "row " + std::to_string(n) + " has";
     CHECK(std::strstr(rlcc_last_error(), place.c_str()) != nullptr) << rlcc_last_error();

@@ -1,4 +1,5 @@
-// The gradients of sparse_linear on the emulated device, through the C entry points, against the float64 oracles.
+// The gradients of sparse_linear on the emulated device, through the C entry points, against the float64
+// oracles.
 #include <cmath>
 #include <set>
 
@@ -14,8 +15,11 @@ using restorelcc::cuda::TileShape;
 namespace {
 
 // Values and grad_y: each kind of kernel, and what goes to plain fp32.
-constexpr std::pair<rlcc_dtype, rlcc_dtype> kPairs[] = {
-    {RLCC_BF16, RLCC_BF16}, {RLCC_F16, RLCC_F16}, {RLCC_I8, RLCC_BF16}, {RLCC_I8, RLCC_F16}, {RLCC_F32, RLCC_BF16}};
+constexpr std::pair<rlcc_dtype, rlcc_dtype> kPairs[] = {{RLCC_BF16, RLCC_BF16},
+                                                        {RLCC_F16, RLCC_F16},
+                                                        {RLCC_I8, RLCC_BF16},
+                                                        {RLCC_I8, RLCC_F16},
+                                                        {RLCC_F32, RLCC_BF16}};
 
 std::set<std::pair<TileShape, bool>> seen;
 
@@ -25,9 +29,9 @@ void call(GradXCase& c) {
   CHECK_STATUS(rlcc_cuda_sparse_linear_grad_x_workspace(&c.params, &bytes), RLCC_OK);
   Workspace workspace(bytes);
   CHECK_STATUS(rlcc_cuda_sparse_linear_grad_x(&c.params, workspace.get(), bytes, nullptr), RLCC_OK);
-  const auto plan = restorelcc::cuda::plan_grad_x(
-      c.params.y_rows, c.params.weight, c.params.dtype,
-      {simt::options().multiprocessors, simt::options().shared_bytes_per_block});
+  const auto plan =
+      restorelcc::cuda::plan_grad_x(c.params.y_rows, c.params.weight, c.params.dtype,
+                                    {simt::options().multiprocessors, simt::options().shared_bytes_per_block});
   if (plan.tensor_cores) seen.insert({plan.tile, plan.splits > 1});
 }
 
@@ -64,27 +68,28 @@ void ragged_shapes() {
   std::mt19937 random(41);
   size_t turn = 0;
   for (rlcc_dtype values : kValues) {
-    for (int64_t columns : {1, 31, 64, 129, 449}) {
+    for (int64_t columns : {1, 31, 129, 449}) {
       for (int64_t outputs : {1, 17, 129}) {
         const Packed w(
             random_weight(outputs, columns, dense_dtype(values), random, half_with_full_and_empty_row(random)),
             values);
-        for (int64_t rows : {0, 1, 5, 17, 65}) {
-          if (outputs * columns * rows > 500'000 && turn % 3 != 0) continue;
-          both(w, rows, kDtypes[turn++ % 3], random, "ragged");
+        for (int64_t rows : {1, 17, 65}) {
+          if (outputs * columns * rows > 200'000 && ++turn % 2 != 0) continue;
+          both(w, rows, kDtypes[++turn % 3], random, "ragged");
         }
       }
     }
   }
 }
 
+// The last one has more columns than a warp indexes at once.
 void every_plan() {
   std::mt19937 random(42);
   struct Shape {
     int64_t rows, outputs, columns;
     int multiprocessors;
   };
-  for (const Shape& s : {Shape{130, 70, 129, 1}, {3, 1100, 70, 132}}) {
+  for (const Shape& s : {Shape{130, 70, 129, 1}, {100, 40, 129, 1}, {3, 1100, 70, 132}, {2, 3, 4300, 4}}) {
     for (const auto& [values, dtype] : kPairs) {
       const Packed w(random_weight(s.outputs, s.columns, dense_dtype(values), random,
                                    half_with_full_and_empty_row(random)),
@@ -131,7 +136,8 @@ void special_values() {
   }
   // Int8 values of -128, and scales of every size: the two bf16 that stand for a weight are exact.
   Packed w(random_weight(40, 300, RLCC_F32, random, half_with_full_and_empty_row(random)), RLCC_I8);
-  for (size_t i = 0; i < w.storage.size(); ++i) w.storage[i] = static_cast<char>(i % 5 == 0 ? -128 : 127 - int(i % 200));
+  for (size_t i = 0; i < w.storage.size(); ++i)
+    w.storage[i] = static_cast<char>(i % 5 == 0 ? -128 : 127 - int(i % 200));
   for (uint16_t& scale : w.scales) scale = static_cast<uint16_t>(0x2f00 + random() % 0x1000);
   CHECK_STATUS(rlcc_unpack(&w.weight, w.dense.data(), w.dense.stride()), RLCC_OK);
   for (rlcc_dtype dtype : kDtypes) {
@@ -158,6 +164,7 @@ void the_bits_are_the_same() {
       Packed other(random_weight(1, 1, RLCC_F32, random, half_with_full_and_empty_row(random)));
       GradValuesCase v(has_gradient ? w : other, s.rows, dtype, random);
       simt::options().multiprocessors = s.multiprocessors;
+      if (s.multiprocessors == 132 && values == RLCC_I8) continue;  // as bf16, and slower
       run(x, w, describe("schedules", "grad_x", w, s.rows, dtype));
       run(v, has_gradient ? w : other, describe("schedules", "grad_values", w, s.rows, dtype));
       const Matrix first = x.grad_x;
@@ -204,10 +211,8 @@ void refused() {
   const Packed int8(random_weight(5, 70, RLCC_F32, random, half_with_full_and_empty_row(random)), RLCC_I8);
   Workspace workspace(1 << 16);
   const std::function<void(GradXCase&)> wrong_x[] = {
-      [](GradXCase& c) { c.params.weight.trusted = 0; },
-      [](GradXCase& c) { c.params.grad_y = nullptr; },
-      [](GradXCase& c) { c.params.grad_x_stride = 4; },
-      [](GradXCase& c) { c.params.y_rows = -1; },
+      [](GradXCase& c) { c.params.weight.trusted = 0; }, [](GradXCase& c) { c.params.grad_y = nullptr; },
+      [](GradXCase& c) { c.params.grad_x_stride = 4; },  [](GradXCase& c) { c.params.y_rows = -1; },
       [](GradXCase& c) { c.params.dtype = RLCC_I8; },
   };
   for (const auto& wrong : wrong_x) {
@@ -215,7 +220,8 @@ void refused() {
     c.params.weight.trusted = 1;
     CHECK_STATUS(rlcc_cuda_sparse_linear_grad_x(&c.params, nullptr, 0, nullptr), RLCC_INVALID_ARGUMENT);
     wrong(c);
-    CHECK_STATUS(rlcc_cuda_sparse_linear_grad_x(&c.params, workspace.get(), 1 << 16, nullptr), RLCC_INVALID_ARGUMENT);
+    CHECK_STATUS(rlcc_cuda_sparse_linear_grad_x(&c.params, workspace.get(), 1 << 16, nullptr),
+                 RLCC_INVALID_ARGUMENT);
     CHECK(c.grad_x == c.expected);
   }
   const std::function<void(GradValuesCase&)> wrong_values[] = {

@@ -20,7 +20,8 @@ void check_split(const TilePlan& plan, int64_t rows, int64_t columns, int64_t de
   const int64_t steps = divide_up(depth, kStepDepth);
   CHECK(int64_t{plan.splits} * plan.steps_per_split >= steps) << "every step is somebody's";
   CHECK(int64_t{plan.splits - 1} * plan.steps_per_split < std::max<int64_t>(steps, 1)) << "nobody is idle";
-  CHECK(plan.splits >= 1 && plan.splits <= 64 && plan.steps_per_split % kSplitSteps == 0 && plan.steps_per_split > 0);
+  CHECK(plan.splits >= 1 && plan.splits <= 64 && plan.steps_per_split % kSplitSteps == 0 &&
+        plan.steps_per_split > 0);
   CHECK(plan.splits == 1 || plan.steps_per_split >= 16) << "a split has something to do";
   CHECK(plan.splits == 1 || tiles_of(plan.tile, rows, columns) < 2 * device.multiprocessors);
   CHECK((partials_bytes(plan, rows, columns) == 0) == (plan.splits == 1 || rows * columns == 0));

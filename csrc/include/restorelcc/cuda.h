@@ -44,24 +44,25 @@ RLCC_API rlcc_status rlcc_cuda_head_moments(const rlcc_head_moments_params* para
                                             size_t workspace_bytes, void* stream);
 
 /* The gradients, as rlcc_sparse_linear_grad_x and _grad_values. The latter leaves what lies between the rows of
- * grad_values as it is. Workspace: 4 bytes per row and 128 columns of W, and partial sums where few blocks would be
- * at work. */
+ * grad_values as it is. Workspace: 4 bytes per row and 128 columns of W, and partial sums where few blocks
+ * would be at work. */
 RLCC_API rlcc_status rlcc_cuda_sparse_linear_grad_x_workspace(const rlcc_sparse_linear_grad_x_params* params,
                                                               size_t* bytes);
-RLCC_API rlcc_status rlcc_cuda_sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params* params, void* workspace,
-                                                    size_t workspace_bytes, void* stream);
-RLCC_API rlcc_status rlcc_cuda_sparse_linear_grad_values_workspace(const rlcc_sparse_linear_grad_values_params* params,
-                                                                   size_t* bytes);
+RLCC_API rlcc_status rlcc_cuda_sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params* params,
+                                                    void* workspace, size_t workspace_bytes, void* stream);
+RLCC_API rlcc_status rlcc_cuda_sparse_linear_grad_values_workspace(
+    const rlcc_sparse_linear_grad_values_params* params, size_t* bytes);
 RLCC_API rlcc_status rlcc_cuda_sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params* params,
                                                          void* workspace, size_t workspace_bytes, void* stream);
 
-/* W [N, K] with at most two survivors in every four columns (4 i .. 4 i + 3), repacked at load time for the sparse
- * tensor cores (mma.sp, RLCC_BF16 or RLCC_F16). With N' = N rounded up to 16 and K' = K rounded up to 64:
+/* W [N, K] with at most two survivors in every four columns (4 i .. 4 i + 3), repacked at load time for the
+ * sparse tensor cores (mma.sp, RLCC_BF16 or RLCC_F16). With N' = N rounded up to 16 and K' = K rounded up to
+ * 64:
  *
- *   values    [N', K' / 2] contiguous, 16-byte aligned: two of each four columns, in column order; where fewer survive,
- *             zeros beside them
- *   metadata  [N' / 16, K' / 64, 32]: for 16 rows and 64 columns a word per lane of a warp. Lane l: rows r = l / 4 (low 16
- *             bits) and r + 8 (high), columns 16 (l % 4) .. + 16; two bits per value: its column within its four */
+ *   values    [N', K' / 2] contiguous, 16-byte aligned: two of each four columns, in column order; where fewer
+ * survive, zeros beside them metadata  [N' / 16, K' / 64, 32]: for 16 rows and 64 columns a word per lane of a
+ * warp. Lane l: rows r = l / 4 (low 16 bits) and r + 8 (high), columns 16 (l % 4) .. + 16; two bits per value:
+ * its column within its four */
 typedef struct rlcc_cuda_weight_2to4 {
   int64_t rows;             /* N */
   int64_t columns;          /* K */
@@ -77,9 +78,10 @@ RLCC_API rlcc_status rlcc_cuda_pack_2to4_counts(const rlcc_packed_weight* weight
 RLCC_API rlcc_status rlcc_cuda_pack_2to4(const rlcc_packed_weight* weight, void* values, int64_t value_count,
                                          uint32_t* metadata, int64_t metadata_count);
 
-/* As rlcc_cuda_sparse_linear, with `weight` (device memory, of x_dtype) in place of params.weight, which is not looked
- * at. Any number of rows. An Inf or NaN in x makes NaN where it meets a kept place of W (a survivor, or a zero beside
- * fewer than two), but, unlike elsewhere, not where it meets a place that the repacking left out. */
+/* As rlcc_cuda_sparse_linear, with `weight` (device memory, of x_dtype) in place of params.weight, which is not
+ * looked at. Any number of rows. An Inf or NaN in x makes NaN where it meets a kept place of W (a survivor, or
+ * a zero beside fewer than two), but, unlike elsewhere, not where it meets a place that the repacking left out.
+ */
 RLCC_API rlcc_status rlcc_cuda_sparse_linear_2to4_workspace(const rlcc_sparse_linear_params* params,
                                                             const rlcc_cuda_weight_2to4* weight, size_t* bytes);
 RLCC_API rlcc_status rlcc_cuda_sparse_linear_2to4(const rlcc_sparse_linear_params* params,
@@ -90,20 +92,28 @@ RLCC_API rlcc_status rlcc_cuda_sparse_linear_2to4(const rlcc_sparse_linear_param
  * grad_h, W is read once per chunk of the vocabulary and multiplied twice. The workspace grows with M E, with grad_h (its
  * fp32 sums and 64 MiB or so of exponentials); else with M alone. Rows of h and W that are 16-byte aligned are read 16
  * bytes at a time, others element by element. At most 2^30 rows and words, 2^28 columns. */
+
+/* A label that is neither in [0, V) nor ignore_index makes nll and the row of grad_h NaN; lse does not depend
+ * on it. With grad_h, W is read once per chunk of the vocabulary and multiplied twice. The workspace grows with
+ * M E, with grad_h (its fp32 sums and 64 MiB or so of exponentials); else with M alone. Rows of h and W that
+ * are 16-byte aligned are read 16 bytes at a time, others element by element. At most 2^30 rows and words, 2^28
+ * columns. */
 RLCC_API rlcc_status rlcc_cuda_linear_cross_entropy_workspace(const rlcc_linear_cross_entropy_params* params,
                                                               size_t* bytes);
-RLCC_API rlcc_status rlcc_cuda_linear_cross_entropy(const rlcc_linear_cross_entropy_params* params, void* workspace,
-                                                    size_t workspace_bytes, void* stream);
+RLCC_API rlcc_status rlcc_cuda_linear_cross_entropy(const rlcc_linear_cross_entropy_params* params,
+                                                    void* workspace, size_t workspace_bytes, void* stream);
 
-/* The gradient of the logits is rounded to head.dtype before it is multiplied by W and h. A label from outside, as above,
- * makes the row of grad_h, all of grad_weight and all of grad_bias NaN. */
+/* The gradient of the logits is rounded to head.dtype before it is multiplied by W and h. A label from outside,
+ * as above, makes the row of grad_h, all of grad_weight and all of grad_bias NaN. */
+RLCC_API rlcc_status rlcc_cuda_linear_cross_entropy_backward_workspace(
+    const rlcc_linear_cross_entropy_backward_params* params, size_t* bytes);
 RLCC_API rlcc_status
-rlcc_cuda_linear_cross_entropy_backward_workspace(const rlcc_linear_cross_entropy_backward_params* params, size_t* bytes);
-RLCC_API rlcc_status rlcc_cuda_linear_cross_entropy_backward(const rlcc_linear_cross_entropy_backward_params* params,
-                                                             void* workspace, size_t workspace_bytes, void* stream);
+rlcc_cuda_linear_cross_entropy_backward(const rlcc_linear_cross_entropy_backward_params* params,
+                                        void* workspace, size_t workspace_bytes, void* stream);
 
-/* A label from outside, as above, makes the contrast of its segment NaN, in every group; a segment >= segment_count makes
- * all contrasts NaN. weights are used as they are: NaN, infinite and negative ones are not refused. */
+/* A label from outside, as above, makes the contrast of its segment NaN, in every group; a segment >=
+ * segment_count makes all contrasts NaN. weights are used as they are: NaN, infinite and negative ones are not
+ * refused. */
 RLCC_API rlcc_status rlcc_cuda_head_contrast_workspace(const rlcc_head_contrast_params* params, size_t* bytes);
 RLCC_API rlcc_status rlcc_cuda_head_contrast(const rlcc_head_contrast_params* params, void* workspace,
                                              size_t workspace_bytes, void* stream);
