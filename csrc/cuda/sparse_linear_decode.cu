@@ -45,52 +45,51 @@ struct Arguments {
   rlcc_sparse_linear_params p;
   int columns, part_columns, warps_along_k;
   int words, scale_groups;  // 64-bit words of mask, and scales, per row
-  bool wide_mask, wide_x;   // may be loaded 16 bytes at a time
+  int x_bytes;              // of one element
+  int last_wide_x;          // the last column from which x may be read 16 bytes at a time; below 0: from none
+  bool wide_mask;           // may be loaded 16 bytes at a time
   float* partials;          // [splits, M, N], or null: y is written
 };
 
 // ---- Values: from shared memory to fp32.
 
+// Raw, so that loads can be under way while nothing waits for them; raw 0 means +0.
 template <rlcc_dtype kDtype>
 struct Value;
 template <>
 struct Value<RLCC_F32> {
+  using Raw = uint32_t;
   static constexpr int kBytes = 4;
-  static __device__ __forceinline__ float load(const unsigned char* at) {
-    return *reinterpret_cast<const float*>(at);
-  }
+  static __device__ __forceinline__ float of(uint32_t raw) { return __uint_as_float(raw); }
 };
 template <>
 struct Value<RLCC_BF16> {
+  using Raw = uint16_t;
   static constexpr int kBytes = 2;
-  static __device__ __forceinline__ float load(const unsigned char* at) {
-    return float_of_bf16(*reinterpret_cast<const uint16_t*>(at));
-  }
+  static __device__ __forceinline__ float of(uint32_t raw) { return float_of_bf16_low(raw); }
 };
 template <>
 struct Value<RLCC_F16> {
+  using Raw = uint16_t;
   static constexpr int kBytes = 2;
-  static __device__ __forceinline__ float load(const unsigned char* at) {
-    return float_of_f16(*reinterpret_cast<const uint16_t*>(at));
-  }
+  static __device__ __forceinline__ float of(uint32_t raw) { return float_of_f16_low(raw); }
 };
 template <>
 struct Value<RLCC_I8> {
+  using Raw = uint8_t;
   static constexpr int kBytes = 1;
   // 2^23 + (value + 128), whose low byte is value + 128, less what was added.
-  static __device__ __forceinline__ float load(const unsigned char* at) {
-    return __uint_as_float((*at ^ 0x80u) | 0x4b000000u) - 8388736.0f;
+  static __device__ __forceinline__ float of(uint32_t raw) {
+    return __uint_as_float((raw ^ 0x80u) | 0x4b000000u) - 8388736.0f;
   }
 };
 
 // ---- x.
 
-// 16 bytes of x, `valid` elements of them from inside of the row (more or fewer than fit; +0 stands for the
-// others).
-template <class Element>
-__device__ __forceinline__ void load_x_16(const Element* at, bool wide, int valid, uint32_t (&words)[4]) {
-  constexpr int kElements = 16 / sizeof(Element), kPerWord = 4 / sizeof(Element);
-  if (wide && valid >= kElements) {
+// 16 bytes of x from element (m, k) on, +0 behind the last column.
+__device__ __forceinline__ void load_x(const Arguments& a, int m, int k, uint32_t (&words)[4]) {
+  const auto* const at = static_cast<const unsigned char*>(a.p.x) + (m * a.p.x_stride + k) * a.x_bytes;
+  if (k <= a.last_wide_x) {
     const uint4 loaded = ptx::load_cached_16(at);
     words[0] = loaded.x;
     words[1] = loaded.y;
@@ -98,47 +97,49 @@ __device__ __forceinline__ void load_x_16(const Element* at, bool wide, int vali
     words[3] = loaded.w;
     return;
   }
+  const auto* const halves = reinterpret_cast<const uint16_t*>(at);
+  const int valid = (a.columns - k) * (a.x_bytes / 2);
 #pragma unroll
-  for (int i = 0; i < kElements; ++i) {
-    const uint32_t bits = i < valid ? static_cast<uint32_t>(at[i]) : 0;
-    words[i / kPerWord] = i % kPerWord == 0 ? bits : words[i / kPerWord] | bits << 16;
+  for (int i = 0; i < 4; ++i) words[i] = 0;
+#pragma unroll 1
+  for (int i = 0; i < 8; ++i) {  // rare, so short: the new half comes in at the top
+    const uint32_t half = i < valid ? halves[i] : 0;
+    words[0] = __funnelshift_r(words[0], words[1], 16);
+    words[1] = __funnelshift_r(words[1], words[2], 16);
+    words[2] = __funnelshift_r(words[2], words[3], 16);
+    words[3] = __funnelshift_r(words[3], half, 16);
   }
 }
 
-// x[m, k .. k + 8), +0 behind the last column.
-__device__ __forceinline__ void load_x(const Arguments& a, int m, int k, float (&x)[kColumns]) {
-  const int64_t index = m * a.p.x_stride + k;
-  const int valid = a.columns - k;
-  uint32_t words[4];
-  if (a.p.x_dtype == RLCC_F32) {
-    const uint32_t* const at = static_cast<const uint32_t*>(a.p.x) + index;
-#pragma unroll
-    for (int i = 0; i < kColumns; i += 4) {
-      load_x_16(at + i, a.wide_x, valid - i, words);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) x[i + j] = __uint_as_float(words[j]);
-    }
-    return;
-  }
-  load_x_16(static_cast<const uint16_t*>(a.p.x) + index, a.wide_x, valid, words);
+// x[m, k .. k + 8) in fp32, from what load_x gave for k.
+__device__ __forceinline__ void unpack_x(const Arguments& a, int m, int k, const uint32_t (&words)[4],
+                                         float (&x)[kColumns]) {
   if (a.p.x_dtype == RLCC_BF16) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       x[2 * i] = float_of_bf16_low(words[i]);
       x[2 * i + 1] = float_of_bf16_high(words[i]);
     }
-  } else {
+  } else if (a.p.x_dtype == RLCC_F16) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       x[2 * i] = float_of_f16_low(words[i]);
       x[2 * i + 1] = float_of_f16_high(words[i]);
+    }
+  } else {
+    uint32_t others[4];
+    load_x(a, m, k + 4, others);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      x[i] = __uint_as_float(words[i]);
+      x[4 + i] = __uint_as_float(others[i]);
     }
   }
 }
 
 // ---- The stream of one warp.
 
-// 32 bits of mask and where, in the block's shared memory, the values of the first one begin.
+// 32 bits of mask and the address in shared memory of the first one's value.
 struct alignas(8) MaskWord {
   uint32_t bits, values;
 };
@@ -150,12 +151,11 @@ struct alignas(16) Staged {
   unsigned char values[2][kDecodeRows][decode_stage_bytes(kBytes)];  // of its first and its second half
 };
 
-// One of the warp's rows as the kRowLanes lanes see it that count and copy for it.
+// One of the warp's rows as its lane i of the kRowLanes sees it that count and copy for it.
 struct RowCursor {
-  const uint64_t* mask;         // row n
-  const unsigned char* values;  // row n
-  int64_t begin;                // values before the segment that was counted last
-  int half, whole;              // values of its first half, and of all of it
+  const uint64_t* mask;  // row n
+  uint64_t values;       // address of the first value that was not yet queued, + 16 i
+  int half, rest;        // values of the first half of the segment that was counted last, and of its second
 };
 
 // 128 bits of the mask from column k on; 0 behind `end` and behind the row.
@@ -177,9 +177,9 @@ __device__ __forceinline__ int count(uint4 bits) {
 }
 
 // Survivors of the row before column `end` (a multiple of 128), known to all of its lanes.
-__device__ __forceinline__ int64_t count_before(const Arguments& a, const uint64_t* row, int end) {
+__device__ __forceinline__ int count_before(const Arguments& a, const uint64_t* row, int end) {
   const int lane = static_cast<int>(threadIdx.x) % kRowLanes;
-  int64_t survivors = 0;
+  int survivors = 0;
 #pragma unroll 1
   for (int k = lane * kDecodePartMultiple; k < end; k += kDecodeSegment)
     survivors += count(load_mask(a, row, k, end));
@@ -190,8 +190,7 @@ __device__ __forceinline__ int64_t count_before(const Arguments& a, const uint64
 
 // Counts a segment's mask and writes down its words for the lanes that multiply.
 template <int kBytes>
-__device__ __forceinline__ void count_segment(Staged<kBytes>& staged, uint32_t staged_at, int turn, uint4 mask,
-                                              RowCursor& row) {
+__device__ __forceinline__ void count_segment(Staged<kBytes>& staged, int turn, uint4 mask, RowCursor& row) {
   const int r = static_cast<int>(threadIdx.x) % kLane / kRowLanes,
             i = static_cast<int>(threadIdx.x) % kRowLanes;
   const int own = count(mask);
@@ -201,15 +200,13 @@ __device__ __forceinline__ void count_segment(Staged<kBytes>& staged, uint32_t s
     const int before = __shfl_up_sync(kWholeWarp, through, static_cast<unsigned>(lanes), kRowLanes);
     if (i >= lanes) through += before;
   }
-  row.begin += row.whole;
   row.half = __shfl_sync(kWholeWarp, through, kRowLanes / 2 - 1, kRowLanes);
-  row.whole = __shfl_sync(kWholeWarp, through, kRowLanes - 1, kRowLanes);
+  row.rest = __shfl_sync(kWholeWarp, through, kRowLanes - 1, kRowLanes) - row.half;
 
   const int stage = i / (kRowLanes / 2), skipped = stage == 0 ? 0 : row.half;
-  uint32_t at = staged_at +
-                static_cast<uint32_t>(&staged.values[stage][r][0] - reinterpret_cast<unsigned char*>(&staged));
-  at += static_cast<uint32_t>((row.begin + skipped) * kBytes) % 16 +
-        static_cast<uint32_t>(through - own - skipped) * kBytes;
+  uint32_t at = ptx::shared_address(&staged.values[stage][r][0]) +
+                static_cast<uint32_t>(row.values + static_cast<uint32_t>(skipped * kBytes)) % 16 +
+                static_cast<uint32_t>((through - own - skipped) * kBytes);
   MaskWord* const words = &staged.words[turn][r][i * kLaneWords];
   const uint32_t bits[4] = {mask.x, mask.y, mask.z, mask.w};
 #pragma unroll
@@ -222,54 +219,69 @@ __device__ __forceinline__ void count_segment(Staged<kBytes>& staged, uint32_t s
 // Queues the values of one half of the segment that was counted. Copies are whole 16 bytes: they begin up to 15
 // bytes early and end up to 15 late, within the row, whose values begin and end at a multiple of 16.
 template <int kBytes>
-__device__ __forceinline__ void copy_stage(Staged<kBytes>& staged, int stage, const RowCursor& row) {
+__device__ __forceinline__ void copy_stage(Staged<kBytes>& staged, int stage, RowCursor& row) {
+  constexpr int kTurn = kRowLanes * 16;
+  constexpr int kCopies = divide_up(decode_stage_bytes(kBytes) / 2, kTurn);  // at 50 % one turn does
   const int r = static_cast<int>(threadIdx.x) % kLane / kRowLanes,
             i = static_cast<int>(threadIdx.x) % kRowLanes;
-  const int64_t begin = (row.begin + (stage == 0 ? 0 : row.half)) * kBytes;
-  const int count = stage == 0 ? row.half : row.whole - row.half;
-  const int bytes = count == 0 ? 0 : static_cast<int>(begin % 16) + count * kBytes;
-  const unsigned char* from = row.values + begin / 16 * 16 + i * 16;
+  const int bytes = (stage == 0 ? row.half : row.rest) * kBytes;
   unsigned char* to = &staged.values[stage][r][i * 16];
+  uint64_t from = row.values / 16 * 16;
 #pragma unroll 1
-  for (int left = bytes - i * 16; left > 0; left -= kRowLanes * 16) {
-    ptx::cp_async_16(to, from);
-    from += kRowLanes * 16;
-    to += kRowLanes * 16;
+  for (int left = static_cast<int>(row.values % 16) + bytes - i * 16; left > 0; left -= kCopies * kTurn) {
+#pragma unroll
+    for (int c = 0; c < kCopies; ++c) {
+      if (left > c * kTurn) ptx::cp_async_16(to + c * kTurn, reinterpret_cast<const void*>(from + c * kTurn));
+    }
+    from += kCopies * kTurn;
+    to += kCopies * kTurn;
   }
   ptx::cp_async_commit();
+  row.values += static_cast<uint32_t>(bytes);
 }
 
-// The main loop: sums += W x over the columns [k, k + kDecodeStage) of the warp's rows.
+// The 8 weights behind `bits`, whose values begin at the address `at`; +0 where a bit is 0.
+template <rlcc_dtype kDtype>
+__device__ __forceinline__ void expand(uint32_t bits, uint32_t at, float (&w)[kColumns]) {
+  using Type = Value<kDtype>;
+  uint32_t raw[kColumns];
+#pragma unroll
+  for (int j = 0; j < kColumns; ++j) {
+    raw[j] = 0;
+    if ((bits & 1u << j) != 0) {
+      raw[j] = *ptx::shared_pointer<const typename Type::Raw>(at);
+      at += Type::kBytes;
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < kColumns; ++j) w[j] = Type::of(raw[j]);
+}
+
+// The main loop: sums += W x over the columns [k, k + kDecodeStage) of the warp's rows. `next_x` holds load_x
+// of the lane's next columns, if there is one row of x.
 template <rlcc_dtype kDtype, int kRowsOfX>
-__device__ __forceinline__ void multiply_stage(const Arguments& a, const unsigned char* shared,
+__device__ __forceinline__ void multiply_stage(const Arguments& a,
                                                const MaskWord (&words)[kDecodeRows][kWords], int stage,
-                                               int64_t row, int k, int end,
+                                               int64_t row, int k, int end, uint32_t (&next_x)[4],
                                                float (&sums)[kDecodeRows][kRowsOfX]) {
   const int lane = static_cast<int>(threadIdx.x) % kLane;
   const int shift = lane % 4 * kColumns;
   const uint32_t before = (1u << shift) - 1;
   const int stop = min(k + kDecodeStage, end) + lane * kColumns;  // the same number of steps for all lanes
-  int word = stage * (kDecodeStage / 32) + lane / 4;
+  const MaskWord* word = &words[0][stage * (kDecodeStage / 32) + lane / 4];
   k += lane * kColumns;
 #pragma unroll 1
   for (; k < stop; k += kStep, word += kStep / 32) {
-    float x[kColumns];
-    if (kRowsOfX == 1) load_x(a, 0, k, x);  // its latency passes while the weights are expanded
-    float w[kDecodeRows][kColumns];
+    float x[kColumns], w[kDecodeRows][kColumns];
+    if (kRowsOfX == 1) {
+      unpack_x(a, 0, k, next_x, x);
+      load_x(a, 0, k + kStep, next_x);
+    }
 #pragma unroll
     for (int r = 0; r < kDecodeRows; ++r) {
-      const MaskWord entry = words[r][word];
-      const uint32_t bits = entry.bits >> shift;
-      const unsigned char* value =
-          shared + entry.values + static_cast<uint32_t>(__popc(entry.bits & before)) * Value<kDtype>::kBytes;
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
-        w[r][j] = 0.0f;
-        if ((bits >> j & 1) != 0) {
-          w[r][j] = Value<kDtype>::load(value);
-          value += Value<kDtype>::kBytes;
-        }
-      }
+      const MaskWord entry = word[r * kWords];
+      const uint32_t at = entry.values + static_cast<uint32_t>(__popc(entry.bits & before)) * Value<kDtype>::kBytes;
+      expand<kDtype>(entry.bits >> shift, at, w[r]);
     }
     float scale[kDecodeRows];
     if (kDtype == RLCC_I8) {
@@ -283,8 +295,12 @@ __device__ __forceinline__ void multiply_stage(const Arguments& a, const unsigne
     }
 #pragma unroll
     for (int m = 0; m < kRowsOfX; ++m) {
-      if (kRowsOfX > 1 && m >= a.p.x_rows) break;
-      if (kRowsOfX > 1) load_x(a, m, k, x);
+      if (kRowsOfX > 1) {
+        if (m >= a.p.x_rows) break;
+        uint32_t loaded[4];
+        load_x(a, m, k, loaded);
+        unpack_x(a, m, k, loaded, x);
+      }
 #pragma unroll
       for (int r = 0; r < kDecodeRows; ++r) {
         float sum = kDtype == RLCC_I8 ? 0.0f : sums[r][m];
@@ -313,8 +329,7 @@ __global__ void __launch_bounds__(256, 1) sparse_linear_decode(const __grid_cons
   const int64_t part_begin = part * a.part_columns;
   const int begin = static_cast<int>(min(part_begin, int64_t{a.columns}));
   const int end = static_cast<int>(min(part_begin + a.part_columns, int64_t{a.columns}));
-  const uint32_t staged_at = static_cast<uint32_t>(warp) * static_cast<uint32_t>(sizeof(Staged<kBytes>));
-  Staged<kBytes>& staged = *reinterpret_cast<Staged<kBytes>*>(shared + staged_at);
+  Staged<kBytes>& staged = reinterpret_cast<Staged<kBytes>*>(shared)[warp];
 
   float sums[kDecodeRows][kRowsOfX] = {};
   if (begin < end && row < a.p.weight.rows) {
@@ -322,25 +337,27 @@ __global__ void __launch_bounds__(256, 1) sparse_linear_decode(const __grid_cons
     const int64_t own_row = row + lane / kRowLanes;
     if (own_row < a.p.weight.rows) {
       cursor.mask = a.p.weight.mask + own_row * a.words;
-      cursor.values =
-          static_cast<const unsigned char*>(a.p.weight.values) + a.p.weight.row_offsets[own_row] * kBytes;
+      cursor.values = reinterpret_cast<uintptr_t>(a.p.weight.values) +
+                      static_cast<uint64_t>(a.p.weight.row_offsets[own_row] + lane % kRowLanes * 16 / kBytes) * kBytes;
     }
-    cursor.begin = count_before(a, cursor.mask, begin);
-    const int lane_begin = begin + lane % kRowLanes * (kDecodeSegment / kRowLanes);
-    uint4 mask = load_mask(a, cursor.mask, lane_begin, end);
-    count_segment(staged, staged_at, 0, mask, cursor);
+    cursor.values += static_cast<uint64_t>(count_before(a, cursor.mask, begin)) * kBytes;
+    int mask_column = begin + lane % kRowLanes * (kDecodeSegment / kRowLanes);
+    uint4 mask = load_mask(a, cursor.mask, mask_column, end);
+    uint32_t next_x[4];
+    if (kRowsOfX == 1) load_x(a, 0, begin + lane * kColumns, next_x);
+    count_segment(staged, 0, mask, cursor);
     copy_stage(staged, 0, cursor);
     copy_stage(staged, 1, cursor);
 
     int turn = 0, stage = 0;
 #pragma unroll 1
     for (int k = begin; k < end; k += kDecodeStage) {
-      if (stage == 0) mask = load_mask(a, cursor.mask, lane_begin + (k - begin) + kDecodeSegment, end);
+      if (stage == 0) mask = load_mask(a, cursor.mask, mask_column += kDecodeSegment, end);
       ptx::cp_async_wait_group<1>();
       __syncwarp();  // this stage has arrived, for all lanes
-      multiply_stage<kDtype, kRowsOfX>(a, shared, staged.words[turn], stage, row, k, end, sums);
+      multiply_stage<kDtype, kRowsOfX>(a, staged.words[turn], stage, row, k, end, next_x, sums);
       __syncwarp();  // and has been read
-      if (stage == 0) count_segment(staged, staged_at, turn ^ 1, mask, cursor);
+      if (stage == 0) count_segment(staged, turn ^ 1, mask, cursor);
       copy_stage(staged, stage, cursor);  // of the next segment
       turn ^= stage;
       stage ^= 1;
@@ -424,8 +441,9 @@ LaunchError launch_sparse_linear_decode(const rlcc_sparse_linear_params& params,
   a.part_columns = plan.part_columns;
   a.warps_along_k = plan.warps_along_k;
   a.wide_mask = a.words % 2 == 0 && aligned_to_16(params.weight.mask);
-  const int64_t x_row_bytes = params.x_stride * (params.x_dtype == RLCC_F32 ? 4 : 2);
-  a.wide_x = aligned_to_16(params.x) && (params.x_rows == 1 || x_row_bytes % 16 == 0);
+  a.x_bytes = params.x_dtype == RLCC_F32 ? 4 : 2;
+  const bool wide_x = aligned_to_16(params.x) && (params.x_rows == 1 || params.x_stride * a.x_bytes % 16 == 0);
+  a.last_wide_x = wide_x ? a.columns - 16 / a.x_bytes : -1;
   a.partials = plan.splits > 1 ? workspace : nullptr;
   RLCC_RETURN_IF_NOT_LAUNCHED(launch_for_dtype(a, plan, stream));
   if (plan.splits == 1) return nullptr;
