@@ -45,7 +45,6 @@ struct Arguments {
   rlcc_sparse_linear_params p;
   int columns, part_columns, warps_along_k;
   int words, scale_groups;  // 64-bit words of mask, and scales, per row
-  int x_bytes;              // of one element
   int last_wide_x;          // the last column from which x may be read 16 bytes at a time; below 0: from none
   bool wide_mask;           // may be loaded 16 bytes at a time
   float* partials;          // [splits, M, N], or null: y is written
@@ -86,85 +85,102 @@ struct Value<RLCC_I8> {
 
 // ---- x.
 
-// 16 bytes of x from element (m, k) on, +0 behind the last column.
-__device__ __forceinline__ void load_x(const Arguments& a, int m, int k, uint32_t (&words)[4]) {
-  const auto* const at = static_cast<const unsigned char*>(a.p.x) + (m * a.p.x_stride + k) * a.x_bytes;
-  if (k <= a.last_wide_x) {
-    const uint4 loaded = ptx::load_cached_16(at);
-    words[0] = loaded.x;
-    words[1] = loaded.y;
-    words[2] = loaded.z;
-    words[3] = loaded.w;
-    return;
-  }
-  const auto* const halves = reinterpret_cast<const uint16_t*>(at);
-  const int valid = (a.columns - k) * (a.x_bytes / 2);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) words[i] = 0;
-#pragma unroll 1
-  for (int i = 0; i < 8; ++i) {  // rare, so short: the new half comes in at the top
-    const uint32_t half = i < valid ? halves[i] : 0;
-    words[0] = __funnelshift_r(words[0], words[1], 16);
-    words[1] = __funnelshift_r(words[1], words[2], 16);
-    words[2] = __funnelshift_r(words[2], words[3], 16);
-    words[3] = __funnelshift_r(words[3], half, 16);
-  }
-}
+// Kernels for one row of x are for the x that goes with the values, others for any x.
+constexpr rlcc_dtype natural_x(rlcc_dtype values) { return values == RLCC_I8 ? RLCC_BF16 : values; }
 
-// x[m, k .. k + 8) in fp32, from what load_x gave for k.
-__device__ __forceinline__ void unpack_x(const Arguments& a, int m, int k, const uint32_t (&words)[4],
-                                         float (&x)[kColumns]) {
-  if (a.p.x_dtype == RLCC_BF16) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      x[2 * i] = float_of_bf16_low(words[i]);
-      x[2 * i + 1] = float_of_bf16_high(words[i]);
+template <rlcc_dtype kDtype, int kRowsOfX>
+struct X {
+  static __device__ __forceinline__ rlcc_dtype dtype(const Arguments& a) {
+    return kRowsOfX == 1 ? natural_x(kDtype) : a.p.x_dtype;
+  }
+
+  // 16 bytes of x from element (m, k) on, +0 behind the last column.
+  static __device__ __forceinline__ void load(const Arguments& a, int m, int k, uint32_t (&words)[4]) {
+    const int bytes = dtype(a) == RLCC_F32 ? 4 : 2;
+    const int64_t row = kRowsOfX == 1 ? 0 : m * a.p.x_stride;
+    const auto* const at = static_cast<const unsigned char*>(a.p.x) + (row + k) * bytes;
+    if (k <= a.last_wide_x) {
+      const uint4 loaded = ptx::load_cached_16(at);
+      words[0] = loaded.x;
+      words[1] = loaded.y;
+      words[2] = loaded.z;
+      words[3] = loaded.w;
+      return;
     }
-  } else if (a.p.x_dtype == RLCC_F16) {
+    const auto* const halves = reinterpret_cast<const uint16_t*>(at);
+    const int valid = (a.columns - k) * (bytes / 2);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      x[2 * i] = float_of_f16_low(words[i]);
-      x[2 * i + 1] = float_of_f16_high(words[i]);
-    }
-  } else {
-    uint32_t others[4];
-    load_x(a, m, k + 4, others);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      x[i] = __uint_as_float(words[i]);
-      x[4 + i] = __uint_as_float(others[i]);
+    for (int i = 0; i < 4; ++i) words[i] = 0;
+#pragma unroll 1
+    for (int i = 0; i < 8; ++i) {  // rare, so short: the next half comes in at the top
+      const uint32_t half = i < valid ? halves[i] : 0;
+      words[0] = __funnelshift_r(words[0], words[1], 16);
+      words[1] = __funnelshift_r(words[1], words[2], 16);
+      words[2] = __funnelshift_r(words[2], words[3], 16);
+      words[3] = __funnelshift_r(words[3], half, 16);
     }
   }
-}
+
+  // x[m, k .. k + 8) in fp32, from what `load` gave for k.
+  static __device__ __forceinline__ void unpack(const Arguments& a, int m, int k, const uint32_t (&words)[4],
+                                                float (&x)[kColumns]) {
+    if (dtype(a) == RLCC_BF16) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        x[2 * i] = float_of_bf16_low(words[i]);
+        x[2 * i + 1] = float_of_bf16_high(words[i]);
+      }
+    } else if (dtype(a) == RLCC_F16) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        x[2 * i] = float_of_f16_low(words[i]);
+        x[2 * i + 1] = float_of_f16_high(words[i]);
+      }
+    } else {
+      uint32_t others[4];
+      load(a, m, k + 4, others);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        x[i] = __uint_as_float(words[i]);
+        x[4 + i] = __uint_as_float(others[i]);
+      }
+    }
+  }
+};
 
 // ---- The stream of one warp.
 
-// 32 bits of mask and the address in shared memory of the first one's value.
+// 32 bits of mask and the address in shared memory of what lies behind the last one's value.
 struct alignas(8) MaskWord {
-  uint32_t bits, values;
+  uint32_t bits, values_end;
 };
 
 // What a warp keeps in shared memory.
 template <int kBytes>
 struct alignas(16) Staged {
-  MaskWord words[2][kDecodeRows][kWords];                            // of the segment in turn
-  unsigned char values[2][kDecodeRows][decode_stage_bytes(kBytes)];  // of its first and its second half
+  MaskWord words[kDecodeRows][2 * kWords];                           // a ring of two segments
+  unsigned char values[2][kDecodeRows][decode_stage_bytes(kBytes)];  // of a segment's first and second half
 };
+constexpr int kRingOfWords = 2 * kWords * static_cast<int>(sizeof(MaskWord));
 
 // One of the warp's rows as its lane i of the kRowLanes sees it that count and copy for it.
 struct RowCursor {
-  const uint64_t* mask;  // row n
+  const uint64_t* mask;  // of the next 128 columns that this lane counts
+  int column, end;       // the first of them, and where the row ends: at once, if there is no such row
   uint64_t values;       // address of the first value that was not yet queued, + 16 i
   int half, rest;        // values of the first half of the segment that was counted last, and of its second
+  // In the warp's shared memory:
+  MaskWord* words;         // what this lane writes of the ring's first segment
+  unsigned char* to;       // the lane's first 16 bytes of the row's first stage
+  uint32_t values_at;      // address of the stage that this lane's columns are in
 };
 
-// 128 bits of the mask from column k on; 0 behind `end` and behind the row.
-__device__ __forceinline__ uint4 load_mask(const Arguments& a, const uint64_t* row, int k, int end) {
+// 128 bits of the mask from column k on; 0 behind `end`.
+__device__ __forceinline__ uint4 load_mask(const Arguments& a, const uint64_t* at, int k, int end) {
   uint4 bits{};
-  if (row == nullptr || k >= end) return bits;
-  const int word = k / 64;
-  if (a.wide_mask) return ptx::load_stream_16(row + word);
-  const uint64_t first = row[word], second = word + 1 < a.words ? row[word + 1] : 0;
+  if (k >= end) return bits;
+  if (a.wide_mask) return ptx::load_stream_16(at);
+  const uint64_t first = at[0], second = k / 64 + 1 < a.words ? at[1] : 0;
   bits.x = static_cast<uint32_t>(first);
   bits.y = static_cast<uint32_t>(first >> 32);
   bits.z = static_cast<uint32_t>(second);
@@ -172,29 +188,23 @@ __device__ __forceinline__ uint4 load_mask(const Arguments& a, const uint64_t* r
   return bits;
 }
 
+// The lane's part of the next segment's mask.
+__device__ __forceinline__ uint4 next_mask(const Arguments& a, RowCursor& row) {
+  const uint4 bits = load_mask(a, row.mask, row.column, row.end);
+  row.mask += kDecodeSegment / 64;
+  row.column += kDecodeSegment;
+  return bits;
+}
+
 __device__ __forceinline__ int count(uint4 bits) {
   return __popc(bits.x) + __popc(bits.y) + __popc(bits.z) + __popc(bits.w);
 }
 
-// Survivors of the row before column `end` (a multiple of 128), known to all of its lanes.
-__device__ __forceinline__ int count_before(const Arguments& a, const uint64_t* row, int end) {
-  const int lane = static_cast<int>(threadIdx.x) % kRowLanes;
-  int survivors = 0;
-#pragma unroll 1
-  for (int k = lane * kDecodePartMultiple; k < end; k += kDecodeSegment)
-    survivors += count(load_mask(a, row, k, end));
-#pragma unroll
-  for (int bits = 1; bits < kRowLanes; bits *= 2) survivors += __shfl_xor_sync(kWholeWarp, survivors, bits);
-  return survivors;
-}
-
-// Counts a segment's mask and writes down its words for the lanes that multiply.
+// Counts a segment's mask and writes down its words, `position` bytes into the ring, for the lanes that multiply.
 template <int kBytes>
-__device__ __forceinline__ void count_segment(Staged<kBytes>& staged, int turn, uint4 mask, RowCursor& row) {
-  const int r = static_cast<int>(threadIdx.x) % kLane / kRowLanes,
-            i = static_cast<int>(threadIdx.x) % kRowLanes;
-  const int own = count(mask);
-  int through = own;  // survivors up to and with this lane's 128 columns
+__device__ __forceinline__ void count_segment(uint4 mask, uint32_t position, RowCursor& row) {
+  const int i = static_cast<int>(threadIdx.x) % kRowLanes;
+  int through = count(mask);  // survivors up to and with this lane's 128 columns
 #pragma unroll
   for (int lanes = 1; lanes < kRowLanes; lanes *= 2) {
     const int before = __shfl_up_sync(kWholeWarp, through, static_cast<unsigned>(lanes), kRowLanes);
@@ -203,41 +213,65 @@ __device__ __forceinline__ void count_segment(Staged<kBytes>& staged, int turn, 
   row.half = __shfl_sync(kWholeWarp, through, kRowLanes / 2 - 1, kRowLanes);
   row.rest = __shfl_sync(kWholeWarp, through, kRowLanes - 1, kRowLanes) - row.half;
 
-  const int stage = i / (kRowLanes / 2), skipped = stage == 0 ? 0 : row.half;
-  uint32_t at = ptx::shared_address(&staged.values[stage][r][0]) +
-                static_cast<uint32_t>(row.values + static_cast<uint32_t>(skipped * kBytes)) % 16 +
-                static_cast<uint32_t>((through - own - skipped) * kBytes);
-  MaskWord* const words = &staged.words[turn][r][i * kLaneWords];
+  const int skipped = i < kRowLanes / 2 ? 0 : row.half;  // of the lane's stage: what lies in the other one
+  const uint32_t ahead = (static_cast<uint32_t>(row.values) + static_cast<uint32_t>(skipped * kBytes)) % 16;
+  uint32_t end = row.values_at + ahead + static_cast<uint32_t>((through - skipped) * kBytes);
+  MaskWord* const words = row.words + position / sizeof(MaskWord);
   const uint32_t bits[4] = {mask.x, mask.y, mask.z, mask.w};
 #pragma unroll
-  for (int w = 0; w < kLaneWords; ++w) {
-    words[w] = {bits[w], at};
-    at += static_cast<uint32_t>(__popc(bits[w])) * kBytes;
+  for (int w = kLaneWords - 1; w >= 0; --w) {
+    words[w] = {bits[w], end};
+    end -= static_cast<uint32_t>(__popc(bits[w])) * kBytes;
   }
 }
 
 // Queues the values of one half of the segment that was counted. Copies are whole 16 bytes: they begin up to 15
 // bytes early and end up to 15 late, within the row, whose values begin and end at a multiple of 16.
 template <int kBytes>
-__device__ __forceinline__ void copy_stage(Staged<kBytes>& staged, int stage, RowCursor& row) {
+__device__ __forceinline__ void copy_stage(int stage, RowCursor& row) {
   constexpr int kTurn = kRowLanes * 16;
-  constexpr int kCopies = divide_up(decode_stage_bytes(kBytes) / 2, kTurn);  // at 50 % one turn does
-  const int r = static_cast<int>(threadIdx.x) % kLane / kRowLanes,
-            i = static_cast<int>(threadIdx.x) % kRowLanes;
+  constexpr int kCopies = divide_up(decode_stage_bytes(kBytes) / 2, kTurn);  // enough at 50 %
+  const int i = static_cast<int>(threadIdx.x) % kRowLanes;
   const int bytes = (stage == 0 ? row.half : row.rest) * kBytes;
-  unsigned char* to = &staged.values[stage][r][i * 16];
-  uint64_t from = row.values / 16 * 16;
-#pragma unroll 1
-  for (int left = static_cast<int>(row.values % 16) + bytes - i * 16; left > 0; left -= kCopies * kTurn) {
+  unsigned char* const to = row.to + stage * (kDecodeRows * decode_stage_bytes(kBytes));
+  const uint64_t from = row.values / 16 * 16;
+  const int left = static_cast<int>(row.values % 16) + bytes - i * 16;
 #pragma unroll
-    for (int c = 0; c < kCopies; ++c) {
-      if (left > c * kTurn) ptx::cp_async_16(to + c * kTurn, reinterpret_cast<const void*>(from + c * kTurn));
-    }
-    from += kCopies * kTurn;
-    to += kCopies * kTurn;
+  for (int c = 0; c < kCopies; ++c) {
+    if (left > c * kTurn) ptx::cp_async_16(to + c * kTurn, reinterpret_cast<const void*>(from + c * kTurn));
   }
+#pragma unroll 1
+  for (int at = kCopies * kTurn; at < left; at += kTurn)
+    ptx::cp_async_16(to + at, reinterpret_cast<const void*>(from + static_cast<uint32_t>(at)));
   ptx::cp_async_commit();
   row.values += static_cast<uint32_t>(bytes);
+}
+
+// The lane's cursor at column `begin`, a multiple of 128, of row n of W.
+template <int kBytes>
+__device__ __forceinline__ RowCursor start_row(const Arguments& a, Staged<kBytes>& staged, int64_t n, int begin,
+                                               int end) {
+  const int r = static_cast<int>(threadIdx.x) % kLane / kRowLanes,
+            i = static_cast<int>(threadIdx.x) % kRowLanes;
+  RowCursor row{};
+  row.words = &staged.words[r][i * kLaneWords];
+  row.to = &staged.values[0][r][i * 16];
+  row.values_at = ptx::shared_address(&staged.values[i / (kRowLanes / 2)][r][0]);
+  row.end = n < a.p.weight.rows ? end : 0;
+  const uint64_t* const mask = a.p.weight.mask + (row.end > 0 ? n : 0) * a.words;
+  int survivors = 0;
+#pragma unroll 1
+  for (int k = i * kDecodePartMultiple; k < min(begin, row.end); k += kDecodeSegment)
+    survivors += count(load_mask(a, mask + k / 64, k, begin));
+#pragma unroll
+  for (int bits = 1; bits < kRowLanes; bits *= 2) survivors += __shfl_xor_sync(kWholeWarp, survivors, bits);
+  row.column = begin + i * (kDecodeSegment / kRowLanes);
+  row.mask = mask + row.column / 64;
+  if (row.end > 0) {
+    row.values = reinterpret_cast<uintptr_t>(a.p.weight.values) +
+                 static_cast<uint64_t>(a.p.weight.row_offsets[n] + survivors) * kBytes + static_cast<uint32_t>(i * 16);
+  }
+  return row;
 }
 
 // The 8 weights behind `bits`, whose values begin at the address `at`; +0 where a bit is 0.
@@ -257,40 +291,37 @@ __device__ __forceinline__ void expand(uint32_t bits, uint32_t at, float (&w)[kC
   for (int j = 0; j < kColumns; ++j) w[j] = Type::of(raw[j]);
 }
 
-// The main loop: sums += W x over the columns [k, k + kDecodeStage) of the warp's rows. `next_x` holds load_x
-// of the lane's next columns, if there is one row of x.
+// The main loop: sums += W x over the columns [k, k + kDecodeStage) of the warp's rows, `position` bytes into the
+// ring of words. `column` is the lane's place in its step, and `next_x`, if there is one row of x, what was
+// loaded from there.
 template <rlcc_dtype kDtype, int kRowsOfX>
 __device__ __forceinline__ void multiply_stage(const Arguments& a,
-                                               const MaskWord (&words)[kDecodeRows][kWords], int stage,
-                                               int64_t row, int k, int end, uint32_t (&next_x)[4],
-                                               float (&sums)[kDecodeRows][kRowsOfX]) {
-  const int lane = static_cast<int>(threadIdx.x) % kLane;
-  const int shift = lane % 4 * kColumns;
-  const uint32_t before = (1u << shift) - 1;
-  const int stop = min(k + kDecodeStage, end) + lane * kColumns;  // the same number of steps for all lanes
-  const MaskWord* word = &words[0][stage * (kDecodeStage / 32) + lane / 4];
-  k += lane * kColumns;
+                                               const MaskWord* word, int64_t row, int k, int end, int& column,
+                                               uint32_t (&next_x)[4], float (&sums)[kDecodeRows][kRowsOfX]) {
+  using OfX = X<kDtype, kRowsOfX>;
+  const int shift = static_cast<int>(threadIdx.x) % 4 * kColumns;
+  const int stop = min(k + kDecodeStage, end);
 #pragma unroll 1
-  for (; k < stop; k += kStep, word += kStep / 32) {
+  do {
     float x[kColumns], w[kDecodeRows][kColumns];
     if (kRowsOfX == 1) {
-      unpack_x(a, 0, k, next_x, x);
-      load_x(a, 0, k + kStep, next_x);
+      OfX::unpack(a, 0, column, next_x, x);
+      OfX::load(a, 0, column + kStep, next_x);
     }
 #pragma unroll
     for (int r = 0; r < kDecodeRows; ++r) {
-      const MaskWord entry = word[r * kWords];
-      const uint32_t at = entry.values + static_cast<uint32_t>(__popc(entry.bits & before)) * Value<kDtype>::kBytes;
-      expand<kDtype>(entry.bits >> shift, at, w[r]);
+      const MaskWord entry = word[r * 2 * kWords];
+      const uint32_t bits = entry.bits >> shift;
+      expand<kDtype>(bits, entry.values_end - static_cast<uint32_t>(__popc(bits)) * Value<kDtype>::kBytes, w[r]);
     }
     float scale[kDecodeRows];
     if (kDtype == RLCC_I8) {
 #pragma unroll
       for (int r = 0; r < kDecodeRows; ++r) {
-        const bool inside = row + r < a.p.weight.rows && k < a.columns;
-        scale[r] = inside
-                       ? float_of_bf16(a.p.weight.scales[(row + r) * a.scale_groups + k / RLCC_SCALE_COLUMNS])
-                       : 0.0f;
+        const bool inside = row + r < a.p.weight.rows && column < a.columns;
+        scale[r] =
+            inside ? float_of_bf16(a.p.weight.scales[(row + r) * a.scale_groups + column / RLCC_SCALE_COLUMNS])
+                   : 0.0f;
       }
     }
 #pragma unroll
@@ -298,8 +329,8 @@ __device__ __forceinline__ void multiply_stage(const Arguments& a,
       if (kRowsOfX > 1) {
         if (m >= a.p.x_rows) break;
         uint32_t loaded[4];
-        load_x(a, m, k, loaded);
-        unpack_x(a, m, k, loaded, x);
+        OfX::load(a, m, column, loaded);
+        OfX::unpack(a, m, column, loaded, x);
       }
 #pragma unroll
       for (int r = 0; r < kDecodeRows; ++r) {
@@ -309,7 +340,10 @@ __device__ __forceinline__ void multiply_stage(const Arguments& a,
         sums[r][m] = kDtype == RLCC_I8 ? fmaf(scale[r], sum, sums[r][m]) : sum;
       }
     }
-  }
+    column += kStep;
+    word += kStep / 32;
+    k += kStep;
+  } while (k < stop);
 }
 
 // Block (b, s): row groups b groups .. (b + 1) groups, parts s warps_along_k .. of the columns.
@@ -333,34 +367,29 @@ __global__ void __launch_bounds__(256, 1) sparse_linear_decode(const __grid_cons
 
   float sums[kDecodeRows][kRowsOfX] = {};
   if (begin < end && row < a.p.weight.rows) {
-    RowCursor cursor{};
-    const int64_t own_row = row + lane / kRowLanes;
-    if (own_row < a.p.weight.rows) {
-      cursor.mask = a.p.weight.mask + own_row * a.words;
-      cursor.values = reinterpret_cast<uintptr_t>(a.p.weight.values) +
-                      static_cast<uint64_t>(a.p.weight.row_offsets[own_row] + lane % kRowLanes * 16 / kBytes) * kBytes;
-    }
-    cursor.values += static_cast<uint64_t>(count_before(a, cursor.mask, begin)) * kBytes;
-    int mask_column = begin + lane % kRowLanes * (kDecodeSegment / kRowLanes);
-    uint4 mask = load_mask(a, cursor.mask, mask_column, end);
+    RowCursor cursor = start_row(a, staged, row + lane / kRowLanes, begin, end);
+    int column = begin + lane * kColumns;
     uint32_t next_x[4];
-    if (kRowsOfX == 1) load_x(a, 0, begin + lane * kColumns, next_x);
-    count_segment(staged, 0, mask, cursor);
-    copy_stage(staged, 0, cursor);
-    copy_stage(staged, 1, cursor);
+    if (kRowsOfX == 1) X<kDtype, kRowsOfX>::load(a, 0, column, next_x);
+    count_segment<kBytes>(next_mask(a, cursor), 0, cursor);
+    copy_stage<kBytes>(0, cursor);
+    copy_stage<kBytes>(1, cursor);
 
-    int turn = 0, stage = 0;
+    constexpr uint32_t kStageOfWords = kRingOfWords / 4;
+    const MaskWord* const words = &staged.words[0][lane / 4];
+    uint32_t position = 0;  // in the ring of words, in bytes
+    uint4 mask{};
 #pragma unroll 1
     for (int k = begin; k < end; k += kDecodeStage) {
-      if (stage == 0) mask = load_mask(a, cursor.mask, mask_column += kDecodeSegment, end);
+      const int stage = static_cast<int>(position / kStageOfWords % 2);
+      if (stage == 0) mask = next_mask(a, cursor);
       ptx::cp_async_wait_group<1>();
       __syncwarp();  // this stage has arrived, for all lanes
-      multiply_stage<kDtype, kRowsOfX>(a, staged.words[turn], stage, row, k, end, next_x, sums);
+      multiply_stage<kDtype, kRowsOfX>(a, words + position / sizeof(MaskWord), row, k, end, column, next_x, sums);
       __syncwarp();  // and has been read
-      if (stage == 0) count_segment(staged, turn ^ 1, mask, cursor);
-      copy_stage(staged, stage, cursor);  // of the next segment
-      turn ^= stage;
-      stage ^= 1;
+      if (stage == 0) count_segment<kBytes>(mask, position ^ 2 * kStageOfWords, cursor);
+      copy_stage<kBytes>(stage, cursor);  // of the next segment
+      position = (position + kStageOfWords) % kRingOfWords;
     }
     ptx::cp_async_wait_group<0>();
   }
@@ -415,7 +444,8 @@ LaunchError launch_for(const Arguments& a, const DecodePlan& plan, void* stream)
                   static_cast<unsigned>(plan.splits));
   const unsigned threads = static_cast<unsigned>(plan.warps() * kLane);
   const size_t bytes = static_cast<size_t>(plan.warps()) * sizeof(Staged<Value<kDtype>::kBytes>);
-  if (a.p.x_rows == 1) return launch(sparse_linear_decode<kDtype, 1>, grid, threads, bytes, stream, a);
+  if (a.p.x_rows == 1 && a.p.x_dtype == natural_x(kDtype))
+    return launch(sparse_linear_decode<kDtype, 1>, grid, threads, bytes, stream, a);
   if (a.p.x_rows <= 4) return launch(sparse_linear_decode<kDtype, 4>, grid, threads, bytes, stream, a);
   return launch(sparse_linear_decode<kDtype, 16>, grid, threads, bytes, stream, a);
 }
@@ -441,9 +471,9 @@ LaunchError launch_sparse_linear_decode(const rlcc_sparse_linear_params& params,
   a.part_columns = plan.part_columns;
   a.warps_along_k = plan.warps_along_k;
   a.wide_mask = a.words % 2 == 0 && aligned_to_16(params.weight.mask);
-  a.x_bytes = params.x_dtype == RLCC_F32 ? 4 : 2;
-  const bool wide_x = aligned_to_16(params.x) && (params.x_rows == 1 || params.x_stride * a.x_bytes % 16 == 0);
-  a.last_wide_x = wide_x ? a.columns - 16 / a.x_bytes : -1;
+  const int x_bytes = params.x_dtype == RLCC_F32 ? 4 : 2;
+  const bool wide_x = aligned_to_16(params.x) && (params.x_rows == 1 || params.x_stride * x_bytes % 16 == 0);
+  a.last_wide_x = wide_x ? a.columns - 16 / x_bytes : -1;
   a.partials = plan.splits > 1 ? workspace : nullptr;
   RLCC_RETURN_IF_NOT_LAUNCHED(launch_for_dtype(a, plan, stream));
   if (plan.splits == 1) return nullptr;
