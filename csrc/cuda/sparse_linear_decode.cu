@@ -150,9 +150,9 @@ struct X {
 
 // ---- The stream of one warp.
 
-// 32 bits of mask and the address in shared memory of what lies behind the last one's value.
+// 32 bits of mask and the address in shared memory of the value before the first one's.
 struct alignas(8) MaskWord {
-  uint32_t bits, values_end;
+  uint32_t bits, before;
 };
 
 // What a warp keeps in shared memory.
@@ -165,20 +165,23 @@ constexpr int kRingOfWords = 2 * kWords * static_cast<int>(sizeof(MaskWord));
 
 // One of the warp's rows as its lane i of the kRowLanes sees it that count and copy for it.
 struct RowCursor {
-  const uint64_t* mask;  // of the next 128 columns that this lane counts
-  int column, end;       // the first of them, and where the row ends: at once, if there is no such row
-  uint64_t values;       // address of the first value that was not yet queued, + 16 i
-  int half, rest;        // values of the first half of the segment that was counted last, and of its second
-  // In the warp's shared memory:
-  MaskWord* words;         // what this lane writes of the ring's first segment
-  unsigned char* to;       // the lane's first 16 bytes of the row's first stage
-  uint32_t values_at;      // address of the stage that this lane's columns are in
+  uint64_t mask;    // address of the next 128 columns' that this lane counts
+  int column, end;  // the first of them, and where the row ends: at once, if there is no such row
+  uint64_t values;  // address of the first value that was not yet queued, + 16 i
+  int half, rest;   // values of the first half of the segment that was counted last, and of its second
+  // In the warp's shared memory. Where two places take turns: the next one and how far it is to the other.
+  MaskWord* words;  // what this lane writes of a segment's words
+  int to_other_words;
+  unsigned char* to;  // the lane's first 16 bytes of a stage
+  int to_other_stage;
+  uint32_t values_at;  // address of the stage that this lane's columns are in
 };
 
 // 128 bits of the mask from column k on; 0 behind `end`.
-__device__ __forceinline__ uint4 load_mask(const Arguments& a, const uint64_t* at, int k, int end) {
+__device__ __forceinline__ uint4 load_mask(const Arguments& a, uint64_t address, int k, int end) {
   uint4 bits{};
   if (k >= end) return bits;
+  const auto* const at = reinterpret_cast<const uint64_t*>(address);
   if (a.wide_mask) return ptx::load_stream_16(at);
   const uint64_t first = at[0], second = k / 64 + 1 < a.words ? at[1] : 0;
   bits.x = static_cast<uint32_t>(first);
@@ -191,7 +194,7 @@ __device__ __forceinline__ uint4 load_mask(const Arguments& a, const uint64_t* a
 // The lane's part of the next segment's mask.
 __device__ __forceinline__ uint4 next_mask(const Arguments& a, RowCursor& row) {
   const uint4 bits = load_mask(a, row.mask, row.column, row.end);
-  row.mask += kDecodeSegment / 64;
+  row.mask += kDecodeSegment / 8;
   row.column += kDecodeSegment;
   return bits;
 }
@@ -200,11 +203,12 @@ __device__ __forceinline__ int count(uint4 bits) {
   return __popc(bits.x) + __popc(bits.y) + __popc(bits.z) + __popc(bits.w);
 }
 
-// Counts a segment's mask and writes down its words, `position` bytes into the ring, for the lanes that multiply.
+// Counts a segment's mask and writes down its words for the lanes that multiply.
 template <int kBytes>
-__device__ __forceinline__ void count_segment(uint4 mask, uint32_t position, RowCursor& row) {
+__device__ __forceinline__ void count_segment(uint4 mask, RowCursor& row) {
   const int i = static_cast<int>(threadIdx.x) % kRowLanes;
-  int through = count(mask);  // survivors up to and with this lane's 128 columns
+  const int own = count(mask);
+  int through = own;  // survivors up to and with this lane's 128 columns
 #pragma unroll
   for (int lanes = 1; lanes < kRowLanes; lanes *= 2) {
     const int before = __shfl_up_sync(kWholeWarp, through, static_cast<unsigned>(lanes), kRowLanes);
@@ -213,38 +217,40 @@ __device__ __forceinline__ void count_segment(uint4 mask, uint32_t position, Row
   row.half = __shfl_sync(kWholeWarp, through, kRowLanes / 2 - 1, kRowLanes);
   row.rest = __shfl_sync(kWholeWarp, through, kRowLanes - 1, kRowLanes) - row.half;
 
-  const int skipped = i < kRowLanes / 2 ? 0 : row.half;  // of the lane's stage: what lies in the other one
+  const int skipped = i < kRowLanes / 2 ? 0 : row.half;  // not in this lane's stage, but in the other one
   const uint32_t ahead = (static_cast<uint32_t>(row.values) + static_cast<uint32_t>(skipped * kBytes)) % 16;
-  uint32_t end = row.values_at + ahead + static_cast<uint32_t>((through - skipped) * kBytes);
-  MaskWord* const words = row.words + position / sizeof(MaskWord);
+  uint32_t at = row.values_at + ahead + static_cast<uint32_t>((through - own - skipped - 1) * kBytes);
   const uint32_t bits[4] = {mask.x, mask.y, mask.z, mask.w};
 #pragma unroll
-  for (int w = kLaneWords - 1; w >= 0; --w) {
-    words[w] = {bits[w], end};
-    end -= static_cast<uint32_t>(__popc(bits[w])) * kBytes;
+  for (int w = 0; w < kLaneWords; ++w) {
+    row.words[w] = {bits[w], at};
+    at += static_cast<uint32_t>(__popc(bits[w])) * kBytes;
   }
+  row.words += row.to_other_words;
+  row.to_other_words = -row.to_other_words;
 }
 
 // Queues the values of one half of the segment that was counted. Copies are whole 16 bytes: they begin up to 15
 // bytes early and end up to 15 late, within the row, whose values begin and end at a multiple of 16.
 template <int kBytes>
-__device__ __forceinline__ void copy_stage(int stage, RowCursor& row) {
+__device__ __forceinline__ void copy_stage(int values, RowCursor& row) {
   constexpr int kTurn = kRowLanes * 16;
   constexpr int kCopies = divide_up(decode_stage_bytes(kBytes) / 2, kTurn);  // enough at 50 %
   const int i = static_cast<int>(threadIdx.x) % kRowLanes;
-  const int bytes = (stage == 0 ? row.half : row.rest) * kBytes;
-  unsigned char* const to = row.to + stage * (kDecodeRows * decode_stage_bytes(kBytes));
+  const int bytes = values * kBytes;
   const uint64_t from = row.values / 16 * 16;
   const int left = static_cast<int>(row.values % 16) + bytes - i * 16;
 #pragma unroll
   for (int c = 0; c < kCopies; ++c) {
-    if (left > c * kTurn) ptx::cp_async_16(to + c * kTurn, reinterpret_cast<const void*>(from + c * kTurn));
+    if (left > c * kTurn) ptx::cp_async_16(row.to + c * kTurn, reinterpret_cast<const void*>(from + c * kTurn));
   }
 #pragma unroll 1
   for (int at = kCopies * kTurn; at < left; at += kTurn)
-    ptx::cp_async_16(to + at, reinterpret_cast<const void*>(from + static_cast<uint32_t>(at)));
+    ptx::cp_async_16(row.to + at, reinterpret_cast<const void*>(from + static_cast<uint32_t>(at)));
   ptx::cp_async_commit();
   row.values += static_cast<uint32_t>(bytes);
+  row.to += row.to_other_stage;
+  row.to_other_stage = -row.to_other_stage;
 }
 
 // The lane's cursor at column `begin`, a multiple of 128, of row n of W.
@@ -255,18 +261,21 @@ __device__ __forceinline__ RowCursor start_row(const Arguments& a, Staged<kBytes
             i = static_cast<int>(threadIdx.x) % kRowLanes;
   RowCursor row{};
   row.words = &staged.words[r][i * kLaneWords];
+  row.to_other_words = kWords;
   row.to = &staged.values[0][r][i * 16];
+  row.to_other_stage = kDecodeRows * decode_stage_bytes(kBytes);
   row.values_at = ptx::shared_address(&staged.values[i / (kRowLanes / 2)][r][0]);
   row.end = n < a.p.weight.rows ? end : 0;
-  const uint64_t* const mask = a.p.weight.mask + (row.end > 0 ? n : 0) * a.words;
+  const uint64_t mask =
+      reinterpret_cast<uintptr_t>(a.p.weight.mask) + static_cast<uint64_t>((row.end > 0 ? n : 0) * a.words) * 8;
   int survivors = 0;
 #pragma unroll 1
   for (int k = i * kDecodePartMultiple; k < min(begin, row.end); k += kDecodeSegment)
-    survivors += count(load_mask(a, mask + k / 64, k, begin));
+    survivors += count(load_mask(a, mask + static_cast<uint32_t>(k / 8), k, begin));
 #pragma unroll
   for (int bits = 1; bits < kRowLanes; bits *= 2) survivors += __shfl_xor_sync(kWholeWarp, survivors, bits);
   row.column = begin + i * (kDecodeSegment / kRowLanes);
-  row.mask = mask + row.column / 64;
+  row.mask = mask + static_cast<uint32_t>(row.column / 8);
   if (row.end > 0) {
     row.values = reinterpret_cast<uintptr_t>(a.p.weight.values) +
                  static_cast<uint64_t>(a.p.weight.row_offsets[n] + survivors) * kBytes + static_cast<uint32_t>(i * 16);
@@ -274,45 +283,43 @@ __device__ __forceinline__ RowCursor start_row(const Arguments& a, Staged<kBytes
   return row;
 }
 
-// The 8 weights behind `bits`, whose values begin at the address `at`; +0 where a bit is 0.
+// The 8 weights behind the highest 8 bits; +0 where a bit is 0. `last` is the address of the last one's value.
 template <rlcc_dtype kDtype>
-__device__ __forceinline__ void expand(uint32_t bits, uint32_t at, float (&w)[kColumns]) {
+__device__ __forceinline__ void expand(uint32_t bits, uint32_t last, float (&w)[kColumns]) {
   using Type = Value<kDtype>;
   uint32_t raw[kColumns];
 #pragma unroll
-  for (int j = 0; j < kColumns; ++j) {
+  for (int j = kColumns - 1; j >= 0; --j) {
     raw[j] = 0;
-    if ((bits & 1u << j) != 0) {
-      raw[j] = *ptx::shared_pointer<const typename Type::Raw>(at);
-      at += Type::kBytes;
+    if ((bits & 1u << (32 - kColumns + j)) != 0) {
+      raw[j] = *ptx::shared_pointer<const typename Type::Raw>(last);
+      last -= Type::kBytes;
     }
   }
 #pragma unroll
   for (int j = 0; j < kColumns; ++j) w[j] = Type::of(raw[j]);
 }
 
-// The main loop: sums += W x over the columns [k, k + kDecodeStage) of the warp's rows, `position` bytes into the
-// ring of words. `column` is the lane's place in its step, and `next_x`, if there is one row of x, what was
-// loaded from there.
+// The main loop: sums += W x over the columns [k, k + kDecodeStage) of the warp's rows. `column` is the lane's
+// place in its step and `x`, if there is one row of it, x there.
 template <rlcc_dtype kDtype, int kRowsOfX>
-__device__ __forceinline__ void multiply_stage(const Arguments& a,
-                                               const MaskWord* word, int64_t row, int k, int end, int& column,
-                                               uint32_t (&next_x)[4], float (&sums)[kDecodeRows][kRowsOfX]) {
+__device__ __forceinline__ void multiply_stage(const Arguments& a, const MaskWord* word, int64_t row, int k,
+                                               int end, int& column, float (&x)[kColumns],
+                                               float (&sums)[kDecodeRows][kRowsOfX]) {
   using OfX = X<kDtype, kRowsOfX>;
-  const int shift = static_cast<int>(threadIdx.x) % 4 * kColumns;
-  const int stop = min(k + kDecodeStage, end);
+  const int lane = static_cast<int>(threadIdx.x) % kLane;
+  const int shift = (3 - lane % 4) * kColumns;
+  const int stop = min(k + kDecodeStage, end) + lane * kColumns;  // the same number of steps for all lanes
 #pragma unroll 1
   do {
-    float x[kColumns], w[kDecodeRows][kColumns];
-    if (kRowsOfX == 1) {
-      OfX::unpack(a, 0, column, next_x, x);
-      OfX::load(a, 0, column + kStep, next_x);
-    }
+    uint32_t loaded[4];
+    if (kRowsOfX == 1) OfX::load(a, 0, column + kStep, loaded);  // under way meanwhile
+    float w[kDecodeRows][kColumns];
 #pragma unroll
     for (int r = 0; r < kDecodeRows; ++r) {
       const MaskWord entry = word[r * 2 * kWords];
-      const uint32_t bits = entry.bits >> shift;
-      expand<kDtype>(bits, entry.values_end - static_cast<uint32_t>(__popc(bits)) * Value<kDtype>::kBytes, w[r]);
+      const uint32_t bits = entry.bits << shift;
+      expand<kDtype>(bits, entry.before + static_cast<uint32_t>(__popc(bits)) * Value<kDtype>::kBytes, w[r]);
     }
     float scale[kDecodeRows];
     if (kDtype == RLCC_I8) {
@@ -328,7 +335,6 @@ __device__ __forceinline__ void multiply_stage(const Arguments& a,
     for (int m = 0; m < kRowsOfX; ++m) {
       if (kRowsOfX > 1) {
         if (m >= a.p.x_rows) break;
-        uint32_t loaded[4];
         OfX::load(a, m, column, loaded);
         OfX::unpack(a, m, column, loaded, x);
       }
@@ -336,14 +342,14 @@ __device__ __forceinline__ void multiply_stage(const Arguments& a,
       for (int r = 0; r < kDecodeRows; ++r) {
         float sum = kDtype == RLCC_I8 ? 0.0f : sums[r][m];
 #pragma unroll
-        for (int j = 0; j < kColumns; ++j) sum = fmaf(w[r][j], x[j], sum);
+        for (int j = kColumns - 1; j >= 0; --j) sum = fmaf(w[r][j], x[j], sum);
         sums[r][m] = kDtype == RLCC_I8 ? fmaf(scale[r], sum, sums[r][m]) : sum;
       }
     }
     column += kStep;
     word += kStep / 32;
-    k += kStep;
-  } while (k < stop);
+    if (kRowsOfX == 1) OfX::unpack(a, 0, column, loaded, x);
+  } while (column < stop);
 }
 
 // Block (b, s): row groups b groups .. (b + 1) groups, parts s warps_along_k .. of the columns.
@@ -369,27 +375,31 @@ __global__ void __launch_bounds__(256, 1) sparse_linear_decode(const __grid_cons
   if (begin < end && row < a.p.weight.rows) {
     RowCursor cursor = start_row(a, staged, row + lane / kRowLanes, begin, end);
     int column = begin + lane * kColumns;
-    uint32_t next_x[4];
-    if (kRowsOfX == 1) X<kDtype, kRowsOfX>::load(a, 0, column, next_x);
-    count_segment<kBytes>(next_mask(a, cursor), 0, cursor);
-    copy_stage<kBytes>(0, cursor);
-    copy_stage<kBytes>(1, cursor);
+    float x[kColumns];
+    if (kRowsOfX == 1) {
+      uint32_t loaded[4];
+      X<kDtype, kRowsOfX>::load(a, 0, column, loaded);
+      X<kDtype, kRowsOfX>::unpack(a, 0, column, loaded, x);
+    }
+    count_segment<kBytes>(next_mask(a, cursor), cursor);
+    copy_stage<kBytes>(cursor.half, cursor);
+    copy_stage<kBytes>(cursor.rest, cursor);
 
-    constexpr uint32_t kStageOfWords = kRingOfWords / 4;
-    const MaskWord* const words = &staged.words[0][lane / 4];
+    const auto* const words = reinterpret_cast<const unsigned char*>(&staged.words[0][lane / 4]);
     uint32_t position = 0;  // in the ring of words, in bytes
     uint4 mask{};
 #pragma unroll 1
     for (int k = begin; k < end; k += kDecodeStage) {
-      const int stage = static_cast<int>(position / kStageOfWords % 2);
-      if (stage == 0) mask = next_mask(a, cursor);
+      const bool second = (position & kRingOfWords / 4) != 0;
+      if (!second) mask = next_mask(a, cursor);
       ptx::cp_async_wait_group<1>();
       __syncwarp();  // this stage has arrived, for all lanes
-      multiply_stage<kDtype, kRowsOfX>(a, words + position / sizeof(MaskWord), row, k, end, column, next_x, sums);
+      multiply_stage<kDtype, kRowsOfX>(a, reinterpret_cast<const MaskWord*>(words + position), row, k, end, column, x,
+                                       sums);
       __syncwarp();  // and has been read
-      if (stage == 0) count_segment<kBytes>(mask, position ^ 2 * kStageOfWords, cursor);
-      copy_stage<kBytes>(stage, cursor);  // of the next segment
-      position = (position + kStageOfWords) % kRingOfWords;
+      if (!second) count_segment<kBytes>(mask, cursor);
+      copy_stage<kBytes>(second ? cursor.rest : cursor.half, cursor);  // of the next segment
+      position = (position + kRingOfWords / 4) % kRingOfWords;
     }
     ptx::cp_async_wait_group<0>();
   }
