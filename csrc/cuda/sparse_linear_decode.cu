@@ -165,10 +165,10 @@ constexpr int kRingOfWords = 2 * kWords * static_cast<int>(sizeof(MaskWord));
 
 // One of the warp's rows as its lane i of the kRowLanes sees it that count and copy for it.
 struct RowCursor {
-  uint64_t mask;    // address of the next 128 columns' that this lane counts
-  int column, end;  // the first of them, and where the row ends: at once, if there is no such row
-  uint64_t values;  // address of the first value that was not yet queued, + 16 i
-  int half, rest;   // values of the first half of the segment that was counted last, and of its second
+  const uint64_t* mask;  // of the next 128 columns that this lane counts
+  int column, end;       // the first of them, and where the row ends: at once, if there is no such row
+  uint64_t values;       // address of the first value that was not yet queued, + 16 i
+  int half, rest;        // values of the first half of the segment that was counted last, and of its second
   // In the warp's shared memory. Where two places take turns: the next one and how far it is to the other.
   MaskWord* words;  // what this lane writes of a segment's words
   int to_other_words;
@@ -178,10 +178,9 @@ struct RowCursor {
 };
 
 // 128 bits of the mask from column k on; 0 behind `end`.
-__device__ __forceinline__ uint4 load_mask(const Arguments& a, uint64_t address, int k, int end) {
+__device__ __forceinline__ uint4 load_mask(const Arguments& a, const uint64_t* at, int k, int end) {
   uint4 bits{};
   if (k >= end) return bits;
-  const auto* const at = reinterpret_cast<const uint64_t*>(address);
   if (a.wide_mask) return ptx::load_stream_16(at);
   const uint64_t first = at[0], second = k / 64 + 1 < a.words ? at[1] : 0;
   bits.x = static_cast<uint32_t>(first);
@@ -194,7 +193,7 @@ __device__ __forceinline__ uint4 load_mask(const Arguments& a, uint64_t address,
 // The lane's part of the next segment's mask.
 __device__ __forceinline__ uint4 next_mask(const Arguments& a, RowCursor& row) {
   const uint4 bits = load_mask(a, row.mask, row.column, row.end);
-  row.mask += kDecodeSegment / 8;
+  row.mask += kDecodeSegment / 64;
   row.column += kDecodeSegment;
   return bits;
 }
@@ -266,16 +265,15 @@ __device__ __forceinline__ RowCursor start_row(const Arguments& a, Staged<kBytes
   row.to_other_stage = kDecodeRows * decode_stage_bytes(kBytes);
   row.values_at = ptx::shared_address(&staged.values[i / (kRowLanes / 2)][r][0]);
   row.end = n < a.p.weight.rows ? end : 0;
-  const uint64_t mask =
-      reinterpret_cast<uintptr_t>(a.p.weight.mask) + static_cast<uint64_t>((row.end > 0 ? n : 0) * a.words) * 8;
+  const uint64_t* const mask = a.p.weight.mask + (row.end > 0 ? n : 0) * a.words;
   int survivors = 0;
 #pragma unroll 1
   for (int k = i * kDecodePartMultiple; k < min(begin, row.end); k += kDecodeSegment)
-    survivors += count(load_mask(a, mask + static_cast<uint32_t>(k / 8), k, begin));
+    survivors += count(load_mask(a, mask + k / 64, k, begin));
 #pragma unroll
   for (int bits = 1; bits < kRowLanes; bits *= 2) survivors += __shfl_xor_sync(kWholeWarp, survivors, bits);
   row.column = begin + i * (kDecodeSegment / kRowLanes);
-  row.mask = mask + static_cast<uint32_t>(row.column / 8);
+  row.mask = mask + row.column / 64;
   if (row.end > 0) {
     row.values = reinterpret_cast<uintptr_t>(a.p.weight.values) +
                  static_cast<uint64_t>(a.p.weight.row_offsets[n] + survivors) * kBytes + static_cast<uint32_t>(i * 16);
