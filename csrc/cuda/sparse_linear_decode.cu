@@ -350,13 +350,36 @@ __device__ __forceinline__ void multiply_stage(const Arguments& a, const MaskWor
   } while (column < stop);
 }
 
+// Sums each of kCount (a power of two) values over the warp: value lane * kCount / 32 + i ends up in values[i].
+// While there is more than one, a lane hands half of them to the other and sums the other half for both: 6
+// shuffles for 4 values, 62 for 64.
+template <int kCount>
+__device__ __forceinline__ void sum_over_warp(float (&values)[kCount]) {
+  int left = kCount;
+#pragma unroll
+  for (int bits = kLane / 2; bits > 0; bits /= 2) {
+    if (left == 1) {
+      values[0] += __shfl_xor_sync(kWholeWarp, values[0], bits);
+      continue;
+    }
+    left /= 2;
+    const bool upper = (threadIdx.x & static_cast<unsigned>(bits)) != 0;
+#pragma unroll
+    for (int i = 0; i < left; ++i) {
+      const float given = upper ? values[i] : values[left + i];
+      values[i] = (upper ? values[left + i] : values[i]) + __shfl_xor_sync(kWholeWarp, given, bits);
+    }
+  }
+}
+
 // Block (b, s): row groups b groups .. (b + 1) groups, parts s warps_along_k .. of the columns.
 template <rlcc_dtype kDtype, int kRowsOfX>
 __global__ void __launch_bounds__(256, 1) sparse_linear_decode(const __grid_constant__ Arguments a) {
   constexpr int kBytes = Value<kDtype>::kBytes;
   static_assert(sizeof(Staged<kBytes>) == decode_warp_bytes(kBytes), "the plan counts the same bytes");
   RLCC_DYNAMIC_SHARED(unsigned char, shared);
-  RLCC_SHARED(float, partial, 8 * kDecodeRows * kRowsOfX);  // of each warp
+  constexpr int kSums = kDecodeRows * kRowsOfX;
+  RLCC_SHARED(float, partial, 8 * kSums);  // of each warp
 
   const int warp = static_cast<int>(threadIdx.x) / kLane, lane = static_cast<int>(threadIdx.x) % kLane;
   const int groups = static_cast<int>(blockDim.x) / kLane / a.warps_along_k;
@@ -402,15 +425,13 @@ __global__ void __launch_bounds__(256, 1) sparse_linear_decode(const __grid_cons
     ptx::cp_async_wait_group<0>();
   }
 
+  float of_lane[kSums];
 #pragma unroll
-  for (int r = 0; r < kDecodeRows; ++r) {
+  for (int i = 0; i < kSums; ++i) of_lane[i] = sums[i % kDecodeRows][i / kDecodeRows];
+  sum_over_warp(of_lane);
 #pragma unroll
-    for (int m = 0; m < kRowsOfX; ++m) {
-#pragma unroll
-      for (int bits = kLane / 2; bits > 0; bits /= 2)
-        sums[r][m] += __shfl_xor_sync(kWholeWarp, sums[r][m], bits);
-      if (lane == 0) partial[(warp * kRowsOfX + m) * kDecodeRows + r] = sums[r][m];
-    }
+  for (int i = 0; i < divide_up(kSums, kLane); ++i) {
+    if (kSums >= kLane || lane % (kLane / kSums) == 0) partial[warp * kSums + lane * kSums / kLane + i] = of_lane[i];
   }
   __syncthreads();
   const int rows_of_x = static_cast<int>(a.p.x_rows);
