@@ -350,26 +350,23 @@ __device__ __forceinline__ void multiply_stage(const Arguments& a, const MaskWor
   } while (column < stop);
 }
 
-// Sums each of kCount (a power of two) values over the warp: value lane * kCount / 32 + i ends up in values[i].
-// While there is more than one, a lane hands half of them to the other and sums the other half for both: 6
-// shuffles for 4 values, 62 for 64.
-template <int kCount>
+// Sums each of the first kLeft values over the warp: value lane * kLeft / 32 + i ends up in values[i]. While
+// there is more than one, a lane hands half of them to the other and sums the other half for both: 6 shuffles
+// for 4 values, 62 for 64.
+template <int kLeft, int kBits = kLane / 2, int kCount>
 __device__ __forceinline__ void sum_over_warp(float (&values)[kCount]) {
-  int left = kCount;
+  constexpr int kKept = kLeft > 1 ? kLeft / 2 : 1;
+  const bool upper = (threadIdx.x & static_cast<unsigned>(kBits)) != 0;
 #pragma unroll
-  for (int bits = kLane / 2; bits > 0; bits /= 2) {
-    if (left == 1) {
-      values[0] += __shfl_xor_sync(kWholeWarp, values[0], bits);
-      continue;
+  for (int i = 0; i < kKept; ++i) {
+    float kept = values[i], given = values[i];
+    if (kLeft > 1) {
+      kept = upper ? values[kLeft - kKept + i] : values[i];
+      given = upper ? values[i] : values[kLeft - kKept + i];
     }
-    left /= 2;
-    const bool upper = (threadIdx.x & static_cast<unsigned>(bits)) != 0;
-#pragma unroll
-    for (int i = 0; i < left; ++i) {
-      const float given = upper ? values[i] : values[left + i];
-      values[i] = (upper ? values[left + i] : values[i]) + __shfl_xor_sync(kWholeWarp, given, bits);
-    }
+    values[i] = kept + __shfl_xor_sync(kWholeWarp, given, kBits);
   }
+  if constexpr (kBits > 1) sum_over_warp<kKept, kBits / 2>(values);
 }
 
 // Block (b, s): row groups b groups .. (b + 1) groups, parts s warps_along_k .. of the columns.
@@ -428,7 +425,7 @@ __global__ void __launch_bounds__(256, 1) sparse_linear_decode(const __grid_cons
   float of_lane[kSums];
 #pragma unroll
   for (int i = 0; i < kSums; ++i) of_lane[i] = sums[i % kDecodeRows][i / kDecodeRows];
-  sum_over_warp(of_lane);
+  sum_over_warp<kSums>(of_lane);
 #pragma unroll
   for (int i = 0; i < divide_up(kSums, kLane); ++i) {
     if (kSums >= kLane || lane % (kLane / kSums) == 0) partial[warp * kSums + lane * kSums / kLane + i] = of_lane[i];
