@@ -37,6 +37,8 @@ constexpr int kLane = 32;
 constexpr int kColumns = 8;                     // of one lane at a time
 constexpr int kStep = kLane * kColumns;         // of a warp
 constexpr int kWords = kDecodeSegment / 32;     // of mask, 32 bits each
+constexpr int kStageWords = kWords / 2;
+constexpr int kPlaces = 3;                      // for the words of a stage
 constexpr int kRowLanes = kLane / kDecodeRows;  // lanes that count and copy for one row
 constexpr int kLaneWords = kWords / kRowLanes;  // of mask per lane: 16 bytes
 static_assert(kLaneWords == 4 && kDecodeStage % kStep == 0, "one 16-byte load; whole steps");
@@ -158,10 +160,11 @@ struct alignas(8) MaskWord {
 // What a warp keeps in shared memory.
 template <int kBytes>
 struct alignas(16) Staged {
-  MaskWord words[kDecodeRows][2 * kWords];                           // a ring of two segments
+  // Stages take turns in three places: when a segment is counted, two of the one before are still to come, less
+  // the one that was just multiplied.
+  MaskWord words[kDecodeRows][kPlaces][kStageWords];
   unsigned char values[2][kDecodeRows][decode_stage_bytes(kBytes)];  // of a segment's first and second half
 };
-constexpr int kRingOfWords = 2 * kWords * static_cast<int>(sizeof(MaskWord));
 
 // One of the warp's rows as its lane i of the kRowLanes sees it that count and copy for it.
 struct RowCursor {
@@ -169,10 +172,10 @@ struct RowCursor {
   int column, end;       // the first of them, and where the row ends: at once, if there is no such row
   uint64_t values;       // address of the first value that was not yet queued, + 16 i
   int half, rest;        // values of the first half of the segment that was counted last, and of its second
-  // In the warp's shared memory. Where two places take turns: the next one and how far it is to the other.
-  MaskWord* words;  // what this lane writes of a segment's words
-  int to_other_words;
-  unsigned char* to;  // the lane's first 16 bytes of a stage
+  // In the warp's shared memory:
+  MaskWord* words;    // this lane's of a stage, in the first place
+  int place;          // that they go to next
+  unsigned char* to;  // the lane's first 16 bytes of a stage's values; and how far it is to the other stage's
   int to_other_stage;
   uint32_t values_at;  // address of the stage that this lane's columns are in
 };
@@ -219,14 +222,14 @@ __device__ __forceinline__ void count_segment(uint4 mask, RowCursor& row) {
   const int skipped = i < kRowLanes / 2 ? 0 : row.half;  // not in this lane's stage, but in the other one
   const uint32_t ahead = (static_cast<uint32_t>(row.values) + static_cast<uint32_t>(skipped * kBytes)) % 16;
   uint32_t at = row.values_at + ahead + static_cast<uint32_t>((through - own - skipped - 1) * kBytes);
+  MaskWord* const words = row.words + row.place * kStageWords;
   const uint32_t bits[4] = {mask.x, mask.y, mask.z, mask.w};
 #pragma unroll
   for (int w = 0; w < kLaneWords; ++w) {
-    row.words[w] = {bits[w], at};
+    words[w] = {bits[w], at};
     at += static_cast<uint32_t>(__popc(bits[w])) * kBytes;
   }
-  row.words += row.to_other_words;
-  row.to_other_words = -row.to_other_words;
+  row.place = row.place == 0 ? kPlaces - 1 : row.place - 1;  // two further
 }
 
 // Queues the values of one half of the segment that was counted. Copies are whole 16 bytes: they begin up to 15
@@ -259,8 +262,8 @@ __device__ __forceinline__ RowCursor start_row(const Arguments& a, Staged<kBytes
   const int r = static_cast<int>(threadIdx.x) % kLane / kRowLanes,
             i = static_cast<int>(threadIdx.x) % kRowLanes;
   RowCursor row{};
-  row.words = &staged.words[r][i * kLaneWords];
-  row.to_other_words = kWords;
+  row.words = &staged.words[r][0][i % (kRowLanes / 2) * kLaneWords];
+  row.place = i / (kRowLanes / 2);
   row.to = &staged.values[0][r][i * 16];
   row.to_other_stage = kDecodeRows * decode_stage_bytes(kBytes);
   row.values_at = ptx::shared_address(&staged.values[i / (kRowLanes / 2)][r][0]);
@@ -315,7 +318,7 @@ __device__ __forceinline__ void multiply_stage(const Arguments& a, const MaskWor
     float w[kDecodeRows][kColumns];
 #pragma unroll
     for (int r = 0; r < kDecodeRows; ++r) {
-      const MaskWord entry = word[r * 2 * kWords];
+      const MaskWord entry = word[r * kPlaces * kStageWords];
       const uint32_t bits = entry.bits << shift;
       expand<kDtype>(bits, entry.before + static_cast<uint32_t>(__popc(bits)) * Value<kDtype>::kBytes, w[r]);
     }
@@ -403,21 +406,21 @@ __global__ void __launch_bounds__(256, 1) sparse_linear_decode(const __grid_cons
     copy_stage<kBytes>(cursor.half, cursor);
     copy_stage<kBytes>(cursor.rest, cursor);
 
-    const auto* const words = reinterpret_cast<const unsigned char*>(&staged.words[0][lane / 4]);
-    uint32_t position = 0;  // in the ring of words, in bytes
+    const MaskWord* const words = &staged.words[0][0][lane / 4];
+    int place = 0;
+    bool second = false;
     uint4 mask{};
 #pragma unroll 1
     for (int k = begin; k < end; k += kDecodeStage) {
-      const bool second = (position & kRingOfWords / 4) != 0;
       if (!second) mask = next_mask(a, cursor);
       ptx::cp_async_wait_group<1>();
       __syncwarp();  // this stage has arrived, for all lanes
-      multiply_stage<kDtype, kRowsOfX>(a, reinterpret_cast<const MaskWord*>(words + position), row, k, end, column, x,
-                                       sums);
+      multiply_stage<kDtype, kRowsOfX>(a, words + place * kStageWords, row, k, end, column, x, sums);
       __syncwarp();  // and has been read
       if (!second) count_segment<kBytes>(mask, cursor);
       copy_stage<kBytes>(second ? cursor.rest : cursor.half, cursor);  // of the next segment
-      position = (position + kRingOfWords / 4) % kRingOfWords;
+      place = place == kPlaces - 1 ? 0 : place + 1;
+      second = !second;
     }
     ptx::cp_async_wait_group<0>();
   }
