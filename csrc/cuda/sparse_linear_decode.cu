@@ -3,26 +3,38 @@
 //   y[m, n] = sum_k x[m, k] W[n, k] + comp_rows[comp_index[m], n] + bias[n] + residual[m, n],     m < M <= 16
 //
 // At M = 1 a dense weight at 50 % costs 1.125 bytes (bf16) and must cost few instructions: an H100 has issue
-// slots for 9.9 lane-instructions per dense weight in the time its memory takes, an A100 for 10.8. So, counted
-// per dense weight:
+// slots for 9.9 lane-instructions per dense weight in the time its memory takes, an A100 for 10.8. Counted from
+// the SASS (tests/cuda counts and limits it), bf16, on sm_80 and sm_90:
+//
+//   per dense weight, in the main loop: load 1, step to the next value 7/8, convert 1, multiply 1,
+//     zero 1/2 (two registers at once)                                                                 4.4
+//   per 8 of them: mask word, shift, count, address, test of the bits (R2P: seven at once; and one)   0.75
+//   per 32: x (load, unpack, is it inside of the row), the loop                                        0.8
+//   the main loop                                                                                      5.9
+//   per stage, 64 dense weights of a lane: next values' copies 0.4, mask words every other time 0.5,
+//     barriers, waits, branches, what comes next 0.8                                                   1.7
+//   all                                                                                           7.6  7.7
 //
 //  - A warp takes kDecodeRows rows of W and streams along the columns on its own, without block barriers. One
-//  16-byte
-//    load per lane brings the mask of 4 x 1024 columns; population counts and a scan over the 8 lanes of each
-//    row give, for each 32 bits of mask, where its values begin (about 0.3 instructions per dense weight, all
-//    of this).
+//    16-byte load per lane brings the mask of 4 x 1024 columns; population counts and a scan over the 8 lanes
+//    of each row give, for each 32 bits of mask, where its values begin.
 //  - The values of half a segment follow by 16-byte cp.async while the half before is multiplied: exactly the
-//  bytes of
-//    the survivors, at any density.
-//  - A lane multiplies 8 neighbouring columns of each row, one after the other: test the bit, load the value
-//  and step on
-//    if it is set, multiply (5 to 6 instructions). Neighbouring lanes' values lie side by side, so a load of
-//    one value by 32 lanes touches the 256 bytes that hold 128 survivors: two passes through the banks. (To
-//    walk over survivors only, by find-first-set, needs 5 instructions per survivor, thus 2.5 per dense weight.
-//    But lanes with few survivors wait for those with many, and x gathered at random costs four passes through
-//    the banks; the load unit would bind.)
-//  - A pruned weight takes part as +0, as in the dense product: 0 * Inf is NaN.
+//    bytes of the survivors, at any density. x is loaded one step ahead.
+//  - A lane multiplies 8 neighbouring columns of each row, the last one first: test the bit, load the value and
+//    step on if it is set, multiply. With its columns' bits at the top of the register, one population count of
+//    it gives the place of the last value, and the bits are a byte that R2P turns into predicates. Neighbouring
+//    lanes' values lie side by side, so a load of one value by 32 lanes touches the 256 bytes that hold 128
+//    survivors: two passes through the banks. (To walk over survivors only, by find-first-set, needs 5
+//    instructions per survivor, thus 2.5 per dense weight. But lanes with few survivors wait for those with
+//    many, and x gathered at random costs four passes through the banks; the load unit would bind.)
+//  - A pruned weight takes part as +0, as in the dense product: 0 * Inf is NaN. (To leave the zeros out
+//  wherever
+//    x is finite would save the 1/2, but costs about as much to find out.)
+//  - Where places in shared memory take turns, the next one is carried along from turn to turn: what the
+//  compiler
+//    could compute from loop counters, it does compute, again for each use.
 //
+// At M = 1 the kernels are for x of the values' dtype (bf16 for int8); any other pair runs those for 4 rows.
 // Int8 values are turned into floats in two instructions, without the slow integer conversion; a group of 128
 // columns shares one scale, so each lane scales its sum of 8.
 #include "cuda/device.cuh"
@@ -34,9 +46,9 @@ namespace {
 
 constexpr unsigned kWholeWarp = 0xffffffffu;
 constexpr int kLane = 32;
-constexpr int kColumns = 8;                     // of one lane at a time
-constexpr int kStep = kLane * kColumns;         // of a warp
-constexpr int kWords = kDecodeSegment / 32;     // of mask, 32 bits each
+constexpr int kColumns = 8;                  // of one lane at a time
+constexpr int kStep = kLane * kColumns;      // of a warp
+constexpr int kWords = kDecodeSegment / 32;  // of mask, 32 bits each
 constexpr int kStageWords = kWords / 2;
 constexpr int kPlaces = 3;                      // for the words of a stage
 constexpr int kRowLanes = kLane / kDecodeRows;  // lanes that count and copy for one row
@@ -90,18 +102,26 @@ struct Value<RLCC_I8> {
 // Kernels for one row of x are for the x that goes with the values, others for any x.
 constexpr rlcc_dtype natural_x(rlcc_dtype values) { return values == RLCC_I8 ? RLCC_BF16 : values; }
 
+// x as one warp reads it. Behind `end`, where its columns end, it is 0: the warp's last step may reach into the
+// next part of the columns, and 0 * Inf is NaN.
 template <rlcc_dtype kDtype, int kRowsOfX>
 struct X {
-  static __device__ __forceinline__ rlcc_dtype dtype(const Arguments& a) {
-    return kRowsOfX == 1 ? natural_x(kDtype) : a.p.x_dtype;
-  }
+  const Arguments& a;
+  int end, last_wide;  // last_wide: the last column from which 16 bytes may be read at a time
 
-  // 16 bytes of x from element (m, k) on, +0 behind the last column.
-  static __device__ __forceinline__ void load(const Arguments& a, int m, int k, uint32_t (&words)[4]) {
-    const int bytes = dtype(a) == RLCC_F32 ? 4 : 2;
+  __device__ __forceinline__ X(const Arguments& arguments, int end_)
+      : a(arguments), end(end_), last_wide(min(arguments.last_wide_x, end_ - 16 / bytes())) {}
+
+  __device__ __forceinline__ rlcc_dtype dtype() const {
+    return kRowsOfX == 1 ? natural_x(kDtype) : static_cast<rlcc_dtype>(a.p.x_dtype);
+  }
+  __device__ __forceinline__ int bytes() const { return dtype() == RLCC_F32 ? 4 : 2; }
+
+  // 16 bytes from element (m, k) on.
+  __device__ __forceinline__ void load(int m, int k, uint32_t (&words)[4]) const {
     const int64_t row = kRowsOfX == 1 ? 0 : m * a.p.x_stride;
-    const auto* const at = static_cast<const unsigned char*>(a.p.x) + (row + k) * bytes;
-    if (k <= a.last_wide_x) {
+    const auto* const at = static_cast<const unsigned char*>(a.p.x) + (row + k) * bytes();
+    if (k <= last_wide) {
       const uint4 loaded = ptx::load_cached_16(at);
       words[0] = loaded.x;
       words[1] = loaded.y;
@@ -110,9 +130,10 @@ struct X {
       return;
     }
     const auto* const halves = reinterpret_cast<const uint16_t*>(at);
-    const int valid = (a.columns - k) * (bytes / 2);
+    const int valid = (end - k) * (bytes() / 2);
 #pragma unroll
     for (int i = 0; i < 4; ++i) words[i] = 0;
+    if (valid <= 0) return;
 #pragma unroll 1
     for (int i = 0; i < 8; ++i) {  // rare, so short: the next half comes in at the top
       const uint32_t half = i < valid ? halves[i] : 0;
@@ -124,15 +145,14 @@ struct X {
   }
 
   // x[m, k .. k + 8) in fp32, from what `load` gave for k.
-  static __device__ __forceinline__ void unpack(const Arguments& a, int m, int k, const uint32_t (&words)[4],
-                                                float (&x)[kColumns]) {
-    if (dtype(a) == RLCC_BF16) {
+  __device__ __forceinline__ void unpack(int m, int k, const uint32_t (&words)[4], float (&x)[kColumns]) const {
+    if (dtype() == RLCC_BF16) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         x[2 * i] = float_of_bf16_low(words[i]);
         x[2 * i + 1] = float_of_bf16_high(words[i]);
       }
-    } else if (dtype(a) == RLCC_F16) {
+    } else if (dtype() == RLCC_F16) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         x[2 * i] = float_of_f16_low(words[i]);
@@ -140,7 +160,7 @@ struct X {
       }
     } else {
       uint32_t others[4];
-      load(a, m, k + 4, others);
+      load(m, k + 4, others);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         x[i] = __uint_as_float(words[i]);
@@ -279,7 +299,8 @@ __device__ __forceinline__ RowCursor start_row(const Arguments& a, Staged<kBytes
   row.mask = mask + row.column / 64;
   if (row.end > 0) {
     row.values = reinterpret_cast<uintptr_t>(a.p.weight.values) +
-                 static_cast<uint64_t>(a.p.weight.row_offsets[n] + survivors) * kBytes + static_cast<uint32_t>(i * 16);
+                 static_cast<uint64_t>(a.p.weight.row_offsets[n] + survivors) * kBytes +
+                 static_cast<uint32_t>(i * 16);
   }
   return row;
 }
@@ -304,17 +325,16 @@ __device__ __forceinline__ void expand(uint32_t bits, uint32_t last, float (&w)[
 // The main loop: sums += W x over the columns [k, k + kDecodeStage) of the warp's rows. `column` is the lane's
 // place in its step and `x`, if there is one row of it, x there.
 template <rlcc_dtype kDtype, int kRowsOfX>
-__device__ __forceinline__ void multiply_stage(const Arguments& a, const MaskWord* word, int64_t row, int k,
-                                               int end, int& column, float (&x)[kColumns],
-                                               float (&sums)[kDecodeRows][kRowsOfX]) {
-  using OfX = X<kDtype, kRowsOfX>;
+__device__ __forceinline__ void multiply_stage(const Arguments& a, const X<kDtype, kRowsOfX>& of_x,
+                                               const MaskWord* word, int64_t row, int k, int& column,
+                                               float (&x)[kColumns], float (&sums)[kDecodeRows][kRowsOfX]) {
   const int lane = static_cast<int>(threadIdx.x) % kLane;
   const int shift = (3 - lane % 4) * kColumns;
-  const int stop = min(k + kDecodeStage, end) + lane * kColumns;  // the same number of steps for all lanes
+  const int stop = min(k + kDecodeStage, of_x.end) + lane * kColumns;  // the same number of steps for all lanes
 #pragma unroll 1
   do {
     uint32_t loaded[4];
-    if (kRowsOfX == 1) OfX::load(a, 0, column + kStep, loaded);  // under way meanwhile
+    if (kRowsOfX == 1) of_x.load(0, column + kStep, loaded);  // under way meanwhile
     float w[kDecodeRows][kColumns];
 #pragma unroll
     for (int r = 0; r < kDecodeRows; ++r) {
@@ -336,8 +356,8 @@ __device__ __forceinline__ void multiply_stage(const Arguments& a, const MaskWor
     for (int m = 0; m < kRowsOfX; ++m) {
       if (kRowsOfX > 1) {
         if (m >= a.p.x_rows) break;
-        OfX::load(a, m, column, loaded);
-        OfX::unpack(a, m, column, loaded, x);
+        of_x.load(m, column, loaded);
+        of_x.unpack(m, column, loaded, x);
       }
 #pragma unroll
       for (int r = 0; r < kDecodeRows; ++r) {
@@ -349,7 +369,7 @@ __device__ __forceinline__ void multiply_stage(const Arguments& a, const MaskWor
     }
     column += kStep;
     word += kStep / 32;
-    if (kRowsOfX == 1) OfX::unpack(a, 0, column, loaded, x);
+    if (kRowsOfX == 1) of_x.unpack(0, column, loaded, x);
   } while (column < stop);
 }
 
@@ -396,11 +416,12 @@ __global__ void __launch_bounds__(256, 1) sparse_linear_decode(const __grid_cons
   if (begin < end && row < a.p.weight.rows) {
     RowCursor cursor = start_row(a, staged, row + lane / kRowLanes, begin, end);
     int column = begin + lane * kColumns;
+    const X<kDtype, kRowsOfX> of_x(a, end);
     float x[kColumns];
     if (kRowsOfX == 1) {
       uint32_t loaded[4];
-      X<kDtype, kRowsOfX>::load(a, 0, column, loaded);
-      X<kDtype, kRowsOfX>::unpack(a, 0, column, loaded, x);
+      of_x.load(0, column, loaded);
+      of_x.unpack(0, column, loaded, x);
     }
     count_segment<kBytes>(next_mask(a, cursor), cursor);
     copy_stage<kBytes>(cursor.half, cursor);
@@ -415,7 +436,7 @@ __global__ void __launch_bounds__(256, 1) sparse_linear_decode(const __grid_cons
       if (!second) mask = next_mask(a, cursor);
       ptx::cp_async_wait_group<1>();
       __syncwarp();  // this stage has arrived, for all lanes
-      multiply_stage<kDtype, kRowsOfX>(a, words + place * kStageWords, row, k, end, column, x, sums);
+      multiply_stage(a, of_x, words + place * kStageWords, row, k, column, x, sums);
       __syncwarp();  // and has been read
       if (!second) count_segment<kBytes>(mask, cursor);
       copy_stage<kBytes>(second ? cursor.rest : cursor.half, cursor);  // of the next segment
@@ -431,7 +452,8 @@ __global__ void __launch_bounds__(256, 1) sparse_linear_decode(const __grid_cons
   sum_over_warp<kSums>(of_lane);
 #pragma unroll
   for (int i = 0; i < divide_up(kSums, kLane); ++i) {
-    if (kSums >= kLane || lane % (kLane / kSums) == 0) partial[warp * kSums + lane * kSums / kLane + i] = of_lane[i];
+    if (kSums >= kLane || lane % (kLane / kSums) == 0)
+      partial[warp * kSums + lane * kSums / kLane + i] = of_lane[i];
   }
   __syncthreads();
   const int rows_of_x = static_cast<int>(a.p.x_rows);
