@@ -41,9 +41,9 @@ constexpr int kDecodePartMultiple = 128;
 // Bytes of staged values per row of W: all of a stage's weights may survive, and they begin anywhere in 16
 // bytes.
 constexpr int decode_stage_bytes(int value_bytes) { return kDecodeStage * value_bytes + 16; }
-// Two stages, and two segments of {32 bits of mask, where their values begin}.
+// Two stages of values, and three of {32 bits of mask, where their values begin}.
 constexpr int decode_warp_bytes(int value_bytes) {
-  return kDecodeRows * (2 * decode_stage_bytes(value_bytes) + 2 * kDecodeSegment / 32 * 8);
+  return kDecodeRows * (2 * decode_stage_bytes(value_bytes) + 3 * kDecodeStage / 32 * 8);
 }
 
 struct DecodePlan {
@@ -55,7 +55,7 @@ struct DecodePlan {
   int warps() const { return warps_along_k * groups; }
 };
 
-// Enough warps to fill the device twice at 16 warps a multiprocessor (what 41 KB of shared memory per four
+// Enough warps to fill the device twice at 16 warps a multiprocessor (what 40 KB of shared memory per four
 // warps leave on an A100), as long as a warp keeps a stage of columns to work on: below that, starting it costs
 // more than it saves. Parts are put side by side in a block first, which costs a barrier; over blocks they cost
 // another kernel.

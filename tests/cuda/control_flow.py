@@ -71,8 +71,8 @@ def _cut(instructions: list[Instruction]) -> list[Block]:
 def blocks_of(instructions: list[Instruction]) -> list[Block]:
     """The control-flow graph; block 0 is the entry, and what is never reached has no `after`.
 
-    BRA.DIV and BRA.CONV lead to code for a warp whose lanes have diverged before a collective. Lanes here agree, so
-    they are not taken.
+    BRA.DIV leads to code for a warp whose lanes have diverged before a collective, BRA.CONV past it. Lanes here agree,
+    so the one is not taken and the other is.
     """
     blocks = _cut(instructions)
     number = {block.instructions[0].address: index for index, block in enumerate(blocks)}
@@ -85,8 +85,8 @@ def blocks_of(instructions: list[Instruction]) -> list[Block]:
         last = block.instructions[-1]
         kind, *modifiers = last.opcode.split(".")
         after = {index + 1} if index + 1 < len(blocks) else set()
-        if kind == "BRA" and not {"DIV", "CONV"} & set(modifiers):
-            if _always(last):
+        if kind == "BRA" and "DIV" not in modifiers:
+            if _always(last) or "CONV" in modifiers:
                 after = set()
             if last.target in number:
                 after.add(number[last.target])

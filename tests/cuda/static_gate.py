@@ -153,10 +153,10 @@ def count_loop(kernel: Kernel, loop: LoopBudget) -> tuple[float, float | None]:
     blocks = blocks_of(kernel.instructions)
     marks = re.compile(loop.marker)
     marked = [sum(bool(marks.match(one.opcode)) for one in block.instructions) for block in blocks]
-    innermost = [
+    innermost = [  # loops inside of them that have no mark are their own (a ragged edge, read one by one)
         (sum(marked[index] for index in inner.blocks), inner, outer)
         for inner, outer in all_loops(loops_of(blocks))
-        if not inner.inner
+        if not any(marked[index] for deeper in inner.inner for index in deeper.blocks)
     ]
     most = max((count for count, _, _ in innermost), default=0)
     if most == 0:

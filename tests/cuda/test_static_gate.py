@@ -103,6 +103,24 @@ def test_diverged_lanes_are_not_counted() -> None:
     assert longest_way(blocks, loop, "FFMA", []).instructions == 3
 
 
+def test_lanes_that_agree_skip_what_brings_them_together() -> None:
+    blocks = blocks_of(
+        listing("""
+        0000: FFMA R1, R1, R1, R1
+        0010: BRA.CONV ~URZ, 0x0040
+        0020: MOV R8, 0x0040
+        0030: CALL.REL.NOINC 0x0070
+        0040: NOP
+        0050: @P0 BRA 0x0000
+        0060: EXIT
+        0070: WARPSYNC R9
+        0080: RET.REL.NODEC R8 0x0
+        """)
+    )
+    (loop,) = loops_of(blocks)
+    assert longest_way(blocks, loop, "FFMA", []).instructions == 4
+
+
 def test_a_call_may_leave_a_loop() -> None:
     blocks = blocks_of(
         listing("""
@@ -187,6 +205,30 @@ def test_the_loop_around(tmp_path: Path) -> None:
     # 2 x 4 + 5 with the shuffles, 2 x 4 + 3 without
     assert judged(tmp_path, [one], loop={**LOOP, "around": around}) == []
     (sentence,) = judged(tmp_path, [one], loop={**LOOP, "around": {**around, "limit": 2.9}})
+    assert "3.00 instructions per dense weight with the loop around" in sentence
+
+
+# The main loop reads ragged edges one by one in a loop of its own, and that around it has one more.
+RAGGED = """
+0000: SHFL.UP P0, R3, R4, 0x1, RZ
+0010: FFMA R5, R6, R7, R5
+0020: @P1 BRA 0x0050
+0030: LDG.E.U16 R6, [R8]
+0040: @P2 BRA 0x0030
+0050: FFMA R9, R6, R7, R9
+0060: @!P0 BRA 0x0010
+0070: LDGSTS.E.BYPASS.128 [R11], [R8.64]
+0080: @P3 BRA 0x0070
+0090: @P4 BRA 0x0000
+00a0: EXIT
+"""
+
+
+def test_loops_inside_of_the_main_loop(tmp_path: Path) -> None:
+    around = {"weights": 4, "main_turns": 2, "other_turns": 0, "limit": 2.5}  # 2 x 4 + 2
+    one = kernel(instructions=listing(RAGGED))
+    assert judged(tmp_path, [one], loop={**LOOP, "limit": 2, "around": around}) == []
+    (sentence,) = judged(tmp_path, [one], loop={**LOOP, "around": {**around, "other_turns": 1, "limit": 2.9}})
     assert "3.00 instructions per dense weight with the loop around" in sentence
 
 

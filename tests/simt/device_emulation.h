@@ -223,6 +223,16 @@ template <class... Parameters, class... Arguments>
 // The instructions of device/ptx.cuh.
 namespace ptx {
 
+// The window: the low half of a host address, whose high half is that of the block's shared memory.
+inline uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(pointer));
+}
+template <class T>
+T* shared_pointer(uint32_t address) {
+  unsigned char* const base = static_cast<unsigned char*>(simt::dynamic_shared());
+  return reinterpret_cast<T*>(base + static_cast<int32_t>(address - shared_address(base)));
+}
+
 inline void cp_async_4(void* shared, const void* global, int bytes = 4, SIMT_CALLER) {
   simt::copy_async(SIMT_SITE, shared, global, 4, bytes);
 }

@@ -154,6 +154,27 @@ void special_values() {
   }
 }
 
+// x is not finite in one place only, which one lane in one step sees: every fourth row of W has a weight there,
+// the others a pruned one, and one of them nothing but pruned ones.
+void one_special_value() {
+  std::mt19937 random(31);
+  for (rlcc_dtype dtype : kDtypes) {
+    for (int64_t column : {0, 777, 1299}) {
+      const auto half = half_with_full_and_empty_row(random);
+      const Packed w(random_weight(9, 1300, dtype, random, [&](int64_t n, int64_t k) {
+        return k == column ? n % 4 == 0 : n != 6 && half(n, k);
+      }));
+      for (float special : {INFINITY, NAN}) {
+        LinearCase c(w, 1, dtype, random, 0, false, false);
+        c.x.set(0, column, special);
+        run(c, w, describe("one_special_value", "cuda", w, 1, dtype));
+        for (int64_t n = 0; n < 9; ++n)
+          CHECK(n % 4 == 0 ? !std::isfinite(c.y.get(0, n)) : std::isnan(c.y.get(0, n)));
+      }
+    }
+  }
+}
+
 void residual_in_place() {
   std::mt19937 random(26);
   const Packed w(random_weight(37, 1100, RLCC_BF16, random, half_with_full_and_empty_row(random)));
@@ -254,6 +275,7 @@ int main() {
     patterns();
     alignments();
     special_values();
+    one_special_value();
   }
   residual_in_place();
   the_bits_are_the_same();

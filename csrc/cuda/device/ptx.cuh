@@ -13,6 +13,10 @@ namespace restorelcc::cuda::ptx {
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
+template <class T>
+__device__ __forceinline__ T* shared_pointer(uint32_t address) {
+  return static_cast<T*>(__cvta_shared_to_generic(address));
+}
 
 // ---- cp.async: global to shared memory, behind the registers' back. Copies `bytes` (0 .. size) and fills the
 // rest of the `size` bytes with zeros; both addresses are aligned to `size`. The 16-byte form bypasses L1.
