@@ -240,8 +240,8 @@ unsigned blocks_of(int64_t work, int64_t each) { return static_cast<unsigned>(di
 
 LaunchError launch_list_rows(const RowQuery& query, const RowList& rows, const RowStates* states,
                              void* stream) {
-  const int64_t threads =
-      std::min<int64_t>(std::max(divide_up(query.rows, 32), int64_t{1}) * 32, kMostListThreads);
+  const int64_t threads = std::min<int64_t>(
+      std::max(divide_up(static_cast<int64_t>(query.rows), 32), int64_t{1}) * 32, kMostListThreads);
   return launch(list_rows, 1, static_cast<unsigned>(threads), 0, stream, query, rows,
                 states != nullptr ? states->max : nullptr, states != nullptr ? states->sum : nullptr);
 }
