@@ -14,8 +14,11 @@ namespace restorelcc::cuda {
 namespace {
 
 template <class P>
-struct Shared {
-  Stages<P, HiddenCopy<P>, WeightCopy<P>> stages;
+using LogitStages = Stages<P, HiddenCopy<P>, WeightCopy<P>>;
+
+// In the same memory, once the product is done: two blocks of it fit in the 100 KiB of sm_86 and sm_89.
+template <class P>
+struct Rows {
   // Forward: max and sum over a part of the tile's columns. Backward: max[0] is lse, sum[0] scale grad_nll.
   float max[P::kRowParts][P::kRows];
   float sum[P::kRowParts][P::kRows];
@@ -23,15 +26,20 @@ struct Shared {
   int label[P::kRows];
 };
 
+template <class P>
+constexpr size_t shared_bytes() {
+  return sizeof(LogitStages<P>) > sizeof(Rows<P>) ? sizeof(LogitStages<P>) : sizeof(Rows<P>);
+}
+
 struct Place {
   int first_row, total, counted;  // of numbers
   int first_column;               // of the tile, in the chunk
 };
 
-// The logits of the block's tile, bias included; -Inf behind the last column.
+// The logits of the block's tile, bias included; -Inf behind the last column. Leaves the stages free.
 template <class P>
 __device__ __forceinline__ void form_logits(const LogitSource& source, const Chunk& chunk, const Place& at,
-                                            Shared<P>& shared, typename P::Sums& sums) {
+                                            LogitStages<P>& stages, typename P::Sums& sums) {
   const int row_bytes = static_cast<int>(source.head.columns) * P::Element::kBytes;
   const int depths = (row_bytes + kInsideLineBytes - 1) / kInsideLineBytes;
   HiddenCopy<P> hidden;
@@ -45,13 +53,14 @@ __device__ __forceinline__ void form_logits(const LogitSource& source, const Chu
   through_stages(
       depths,
       [&](int stage, int) {
-        hidden.queue(shared.stages.a[stage], byte, row_bytes, source.wide_h);
-        weight.queue(shared.stages.b[stage], byte, row_bytes, source.wide_weight);
+        hidden.queue(stages.a[stage], byte, row_bytes, source.wide_h);
+        weight.queue(stages.b[stage], byte, row_bytes, source.wide_weight);
         byte += kInsideLineBytes;
       },
       [&](int stage, int) {
-        if (busy) P::multiply(shared.stages.a[stage], shared.stages.b[stage], places, sums);
+        if (busy) P::multiply(stages.a[stage], stages.b[stage], places, sums);
       });
+  __syncthreads();
   add_bias<P>(source.head.bias, chunk.first + at.first_column, chunk.columns - at.first_column, sums);
 }
 
@@ -84,7 +93,7 @@ __device__ __forceinline__ void store_values(const Chunk& chunk, const Place& at
 // The sum of each column over the block's rows, in fp32: what 16 bits keep of a small share is enough for
 // products, whose result is rounded to 16 bits too, but not for the fp32 gradient of the bias.
 template <class P>
-__device__ __forceinline__ void sum_columns(Shared<P>& shared, typename P::Sums& sums, float* block_sums) {
+__device__ __forceinline__ void sum_columns(Rows<P>& shared, typename P::Sums& sums, float* block_sums) {
 #pragma unroll
   for (int j = 0; j < P::kThreadColumns; ++j) {
     float sum = 0;
@@ -117,13 +126,13 @@ __global__ void __launch_bounds__(LogitProduct<Element, kRows>::kThreads, LogitP
                                       float scale) {
   using P = LogitProduct<Element, kRows>;
   RLCC_DYNAMIC_SHARED(unsigned char, memory);
-  Shared<P>& shared = *reinterpret_cast<Shared<P>*>(memory);
+  Rows<P>& shared = *reinterpret_cast<Rows<P>*>(memory);
   const Place at = place_of_block<P>(source);
   if (at.first_row >= at.total) return;
-  load_labels<P>(source, at.first_row, at.total, at.counted, shared.label);
   typename P::Sums sums;
-  form_logits<P>(source, chunk, at, shared, sums);
-  __syncthreads();  // labels, where there was no step of the product
+  form_logits<P>(source, chunk, at, *reinterpret_cast<LogitStages<P>*>(memory), sums);
+  load_labels<P>(source, at.first_row, at.total, at.counted, shared.label);
+  __syncthreads();
 
   const int first_row = P::first_row(), first = static_cast<int>(chunk.first) + at.first_column;
   const bool first_lane = lane_index() % P::kRowLanes == 0;
@@ -169,9 +178,11 @@ __global__ void __launch_bounds__(LogitProduct<Element, kRows>::kThreads, LogitP
                                          const __grid_constant__ LossGradient gradient) {
   using P = LogitProduct<Element, kRows>;
   RLCC_DYNAMIC_SHARED(unsigned char, memory);
-  Shared<P>& shared = *reinterpret_cast<Shared<P>*>(memory);
+  Rows<P>& shared = *reinterpret_cast<Rows<P>*>(memory);
   const Place at = place_of_block<P>(source);
   if (at.first_row >= at.total) return;
+  typename P::Sums sums;
+  form_logits<P>(source, chunk, at, *reinterpret_cast<LogitStages<P>*>(memory), sums);
   load_labels<P>(source, at.first_row, at.total, at.counted, shared.label);
   for (int row = static_cast<int>(threadIdx.x); row < kRows; row += P::kThreads) {
     const bool exists = at.first_row + row < at.total;
@@ -180,9 +191,7 @@ __global__ void __launch_bounds__(LogitProduct<Element, kRows>::kThreads, LogitP
     shared.max[0][row] = exists ? gradient.lse[m] : -minus_infinity();  // no share of anything
     shared.sum[0][row] = bad ? not_a_number() : exists ? gradient.grad_nll[m] * gradient.scale[0] : 0;
   }
-  typename P::Sums sums;
-  form_logits<P>(source, chunk, at, shared, sums);
-  __syncthreads();  // what was read above, where there was no step of the product
+  __syncthreads();
 
   const int first_row = P::first_row(), first = static_cast<int>(chunk.first) + at.first_column;
 #pragma unroll
@@ -215,7 +224,7 @@ LaunchError launch_exponentials(const LogitSource& source, const Chunk& chunk, c
   return with_tile(source.head.dtype, tile_rows, [&](auto element, auto rows) {
     using P = LogitProduct<decltype(element), decltype(rows)::kValue>;
     return launch(linear_cross_entropy_exponentials<decltype(element), decltype(rows)::kValue>,
-                  grid_of<P>(source, chunk), P::kThreads, sizeof(Shared<P>), stream, source, chunk, tiles,
+                  grid_of<P>(source, chunk), P::kThreads, shared_bytes<P>(), stream, source, chunk, tiles,
                   label_logit, exponential_scale(source.head.dtype));
   });
 }
@@ -225,7 +234,7 @@ LaunchError launch_logit_gradients(const LogitSource& source, const Chunk& chunk
   return with_tile(source.head.dtype, tile_rows, [&](auto element, auto rows) {
     using P = LogitProduct<decltype(element), decltype(rows)::kValue>;
     return launch(linear_cross_entropy_logit_gradients<decltype(element), decltype(rows)::kValue>,
-                  grid_of<P>(source, chunk), P::kThreads, sizeof(Shared<P>), stream, source, chunk, gradient);
+                  grid_of<P>(source, chunk), P::kThreads, shared_bytes<P>(), stream, source, chunk, gradient);
   });
 }
 

@@ -28,8 +28,9 @@ inline int loss_tile_rows(rlcc_dtype dtype, int64_t rows) {
 }
 inline int loss_tile_columns(rlcc_dtype dtype) { return dtype == RLCC_F32 ? 64 : 128; }
 
-// Blocks that run at once, by registers and shared memory (tile_product.cuh's kBlocks; a multiprocessor with
-// 100 KiB holds one wide block instead of two, which only doubles the waves).
+// Blocks that run at once, by registers and shared memory: tile_product.cuh's kBlocks. (Of the forward pass
+// without a gradient, whose states lie beside the stages, 100 KiB as on sm_86 and sm_89 hold one wide block
+// rather than two: twice the waves, the same choice.)
 inline int64_t loss_slots(int tile_rows, const DeviceInfo& device) {
   return int64_t{tile_rows == kLossFewRows ? 5 : 2} * device.multiprocessors;
 }

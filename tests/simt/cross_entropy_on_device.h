@@ -1,7 +1,7 @@
 // The CUDA cross entropies with a workspace that is made for one call, as the tests' cases call them.
 #pragma once
 
-#include <cmath>
+#include <cstdint>
 #include <vector>
 
 #include "../cpp/check.h"

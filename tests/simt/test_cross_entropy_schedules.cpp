@@ -60,6 +60,11 @@ void the_bits_are_the_same(const LossShape& shape, rlcc_dtype dtype, int multipr
   std::mt19937 random(65);
   Cases cases(shape, dtype, random);
   simt::options().multiprocessors = multiprocessors;
+  if (kSlow) {
+    cases.run();
+    simt::options() = simt::Options{};
+    return;
+  }
   const std::string name = describe("schedules", shape, dtype);
   cases.loss.run(name, loss_on_device);
   cases.gradient.run(name, gradient_on_device);
@@ -80,10 +85,10 @@ int main() {
   // Two blocks of rows, several tiles and steps; few rows, split over many parts; plain loads instead of
   // copies.
   for (rlcc_dtype dtype : {RLCC_BF16, RLCC_F32}) {
-    the_bits_are_the_same({130, 150, 72, true}, dtype, 4, 2);
+    the_bits_are_the_same({130, 150, 72, true}, dtype, 4, 1);
     the_bits_are_the_same({5, 400, 104, true}, dtype, 40, 2);
   }
-  the_bits_are_the_same({21, 140, 41, true}, RLCC_F16, 1, 1);
+  the_bits_are_the_same({21, 140, 41, true}, RLCC_F16, 1, 2);
   the_bits_are_the_same({19, 135, 37, false}, RLCC_BF16, 2, 1);
   return report("cross_entropy_schedules");
 }
