@@ -1,8 +1,10 @@
 // A dense matrix times the packed weight on tensor cores, the weight decoded tile by tile:
 //
-//   forward     out[m, n] = sum_k left[m, k] W[n, k]      (x Wᵀ)        a block walks along the columns of its
-//   rows of W gradient    out[m, k] = sum_n left[m, n] W[n, k]      (grad_y W)    a block walks down the rows
-//   of its columns of W
+//   forward     out[m, n] = sum_k left[m, k] W[n, k]   (x Wᵀ)
+//               a block walks along the columns of its rows of W
+//
+//   gradient    out[m, k] = sum_n left[m, n] W[n, k]   (grad_y W)
+//               a block walks down the rows of its columns of W
 //
 // One loop serves both: the reduction goes kDepth at a time, and the decoded tile is [columns, depth] or
 // [depth, columns] in storage. In each turn between two barriers a block queues the copies of a later step,
