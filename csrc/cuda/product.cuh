@@ -1,8 +1,10 @@
 // A dense matrix times the packed weight on tensor cores, the weight decoded tile by tile:
 //
-//   forward     out[m, n] = sum_k left[m, k] W[n, k]      (x Wᵀ)        a block walks along the columns of its
-//   rows of W gradient    out[m, k] = sum_n left[m, n] W[n, k]      (grad_y W)    a block walks down the rows
-//   of its columns of W
+//   forward     out[m, n] = sum_k left[m, k] W[n, k]   (x Wᵀ)
+//               a block walks along the columns of its rows of W
+//
+//   gradient    out[m, k] = sum_n left[m, n] W[n, k]   (grad_y W)
+//               a block walks down the rows of its columns of W
 //
 // One loop serves both: the reduction goes kDepth at a time, and the decoded tile is [columns, depth] or
 // [depth, columns] in storage. In each turn between two barriers a block queues the copies of a later step,
@@ -10,10 +12,10 @@
 // order, so that tensor cores and integer units are both at work.
 //
 // Why no index of values along K in the forward pass: a block that walks a row from its beginning carries the
-// number of values passed in a register per row; a block of a split counts the mask before its part once (1/18
-// of the bytes of what it is about to read, at worst times the number of splits). The gradient's blocks enter
-// each row in its middle: they read where from an index, u32 per 128 columns, that a kernel of one pass over
-// the mask makes in the workspace (0.03 bytes a weight; the mask is 0.125).
+// number of values passed in a register per row, and a block of a split counts the mask of the columns before
+// its part once (a ninth of the bytes that they have). The gradient's blocks enter each row in its middle: they
+// read where from an index, u32 per 128 columns, that a kernel of one pass over the mask makes in the workspace
+// (0.03 bytes a weight; the mask is 0.125).
 #pragma once
 
 #include <type_traits>

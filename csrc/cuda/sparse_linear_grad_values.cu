@@ -9,8 +9,8 @@
 namespace restorelcc::cuda {
 namespace {
 
-// 128 x 128 by four warps: 128 multiply-adds per byte loaded, 32 KB a step of which three are under way in 64
-// KB, so that two blocks share a multiprocessor of an A100.
+// 128 x 128 by four warps: 32 multiply-adds per byte loaded. 16 KB a step, four of them in 64 KB, so that two
+// blocks share a multiprocessor of an A100.
 using T = Tile<64, 64, 2, 2, 4, 2>;
 using Warp = WarpTile<T>;
 constexpr int kStep = 32;  // rows of x and grad_y

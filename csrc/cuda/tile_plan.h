@@ -5,7 +5,8 @@
 //
 //                        256 x 128    128 x 64    64 x 64
 //   tensor cores               1024         256        128   R C 32 / 1024
-//   decoding W, issue           192          96         96   32 C weights, 6 lane-instructions each
+//   decoding W, issue           220         110        110   32 C weights, 7 lane-instructions each
+//   the rest, issue             420         120         60   copies, ldmatrix, mma
 //   shared memory               900         330        220   fragments by ldmatrix, decoding, copies
 //   bytes of W, of x       4.6k, 16k    2.3k, 8k   2.3k, 4k  at 50 %, bf16; from L2 mostly
 //
