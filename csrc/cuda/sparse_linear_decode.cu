@@ -28,11 +28,9 @@
 //    instructions per survivor, thus 2.5 per dense weight. But lanes with few survivors wait for those with
 //    many, and x gathered at random costs four passes through the banks; the load unit would bind.)
 //  - A pruned weight takes part as +0, as in the dense product: 0 * Inf is NaN. (To leave the zeros out
-//  wherever
-//    x is finite would save the 1/2, but costs about as much to find out.)
+//    wherever x is finite would save the 1/2, but costs about as much to find out.)
 //  - Where places in shared memory take turns, the next one is carried along from turn to turn: what the
-//  compiler
-//    could compute from loop counters, it does compute, again for each use.
+//    compiler could compute from loop counters, it does compute, again for each use.
 //
 // At M = 1 the kernels are for x of the values' dtype (bf16 for int8); any other pair runs those for 4 rows.
 // Int8 values are turned into floats in two instructions, without the slow integer conversion; a group of 128
@@ -133,15 +131,16 @@ struct X {
     const int valid = (end - k) * (bytes() / 2);
 #pragma unroll
     for (int i = 0; i < 4; ++i) words[i] = 0;
-    if (valid <= 0) return;
+    const int halves_to_come = valid > 0 ? 8 : 1;  // all behind the end: one 0 is as good as eight
+    int i = 0;
 #pragma unroll 1
-    for (int i = 0; i < 8; ++i) {  // rare, so short: the next half comes in at the top
+    do {  // rare, so short: the next half comes in at the top
       const uint32_t half = i < valid ? halves[i] : 0;
       words[0] = __funnelshift_r(words[0], words[1], 16);
       words[1] = __funnelshift_r(words[1], words[2], 16);
       words[2] = __funnelshift_r(words[2], words[3], 16);
       words[3] = __funnelshift_r(words[3], half, 16);
-    }
+    } while (++i < halves_to_come);
   }
 
   // x[m, k .. k + 8) in fp32, from what `load` gave for k.
