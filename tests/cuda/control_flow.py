@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from sass import Instruction
 
-# Ends of a block. A call counts as one instruction and goes on behind it; and where it leads, since nvcc leaves loops by
-# a CALL to the place behind them (sm_80).
+# Ends of a block. A call counts as one instruction and goes on behind it; and where it leads, since nvcc leaves loops
+# by a CALL to the place behind them (sm_80).
 _TURNS = ("BRA", "CALL", "BSSY", "BSYNC", "EXIT", "RET", "KILL")
 
 
