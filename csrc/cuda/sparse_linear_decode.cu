@@ -7,9 +7,9 @@
 // the SASS (tests/cuda counts and limits it), bf16, on sm_80 and sm_90:
 //
 //   per dense weight, in the main loop: load 1, step to the next value 7/8, convert 1, multiply 1,
-//     zero 1/2 (two registers at once)                                                                 4.4
-//   per 8 of them: mask word, shift, count, address, test of the bits (R2P: seven at once; and one)   0.75
-//   per 32: x (load, unpack, is it inside of the row), the loop                                        0.8
+//     zero 2/3 (mostly two registers at once)                                                          4.5
+//   per 8 of them: mask word, shift, count, address, test of the bits (R2P: seven at once; and one)    0.8
+//   per 32: x (load, unpack, is it inside of the row), the loop                                        0.6
 //   the main loop                                                                                      5.9
 //   per stage, 64 dense weights of a lane: next values' copies 0.4, mask words every other time 0.5,
 //     barriers, waits, branches, what comes next 0.8                                                   1.7
@@ -28,7 +28,7 @@
 //    instructions per survivor, thus 2.5 per dense weight. But lanes with few survivors wait for those with
 //    many, and x gathered at random costs four passes through the banks; the load unit would bind.)
 //  - A pruned weight takes part as +0, as in the dense product: 0 * Inf is NaN. (To leave the zeros out
-//    wherever x is finite would save the 1/2, but costs about as much to find out.)
+//    wherever x is finite would save the 2/3, but costs about as much to find out.)
 //  - Where places in shared memory take turns, the next one is carried along from turn to turn: what the
 //    compiler could compute from loop counters, it does compute, again for each use.
 //
