@@ -1,5 +1,7 @@
 // What happens row by row around the tiles of logits: which rows count, their losses, their contrasts, the
 // merging of states. None of it is worth more than a few microseconds; all sums are in a fixed order.
+#include <algorithm>
+
 #include "cuda/cross_entropy.h"
 #include "cuda/device.cuh"
 
@@ -7,7 +9,7 @@ namespace restorelcc::cuda {
 namespace {
 
 constexpr unsigned kWarpMask = 0xffffffffu;
-constexpr int kListThreads = 1024, kListWarps = kListThreads / 32;
+constexpr int kMostListThreads = 1024;
 constexpr int kRowThreads = 256, kRowWarps = kRowThreads / 32;
 
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
@@ -16,7 +18,7 @@ __device__ __forceinline__ int thread_of_grid() {
   return static_cast<int>(blockIdx.x) * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
 }
 
-// ---- Which rows count, numbered in their order: one block, kListThreads rows at a time.
+// ---- Which rows count, numbered in their order: one block, as many rows at a time as it has threads.
 
 __device__ __forceinline__ int label_of(const RowQuery& q, int m) {
   const int64_t label = q.labels[m];
@@ -38,15 +40,16 @@ __device__ __forceinline__ float scale_of(float largest) {
   return __uint_as_float(static_cast<unsigned>(power + 127) << 23);
 }
 
-__global__ void __launch_bounds__(kListThreads)
+__global__ void __launch_bounds__(kMostListThreads)
     list_rows(const __grid_constant__ RowQuery q, const __grid_constant__ RowList list, float* max_of,
               float* sum_of) {
-  RLCC_SHARED(int, warp_counts, kListWarps);
-  RLCC_SHARED(float, warp_largest, kListWarps);
+  RLCC_SHARED(int, warp_counts, kMostListThreads / 32);
+  RLCC_SHARED(float, warp_largest, kMostListThreads / 32);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  const int threads = static_cast<int>(blockDim.x), warps = threads / 32;
   int before = 0;
   float largest = 0;
-  for (int first = 0; first < q.rows; first += kListThreads) {
+  for (int first = 0; first < q.rows; first += threads) {
     const int m = first + thread;
     bool counted = false;
     int label = kNoLabel;
@@ -64,7 +67,7 @@ __global__ void __launch_bounds__(kListThreads)
     if (lane == 0) warp_counts[warp] = __popc(vote);
     __syncthreads();
     int number = before + __popc(vote & ((1u << lane) - 1));
-    for (int w = 0; w < kListWarps; ++w) {
+    for (int w = 0; w < warps; ++w) {
       const int count = warp_counts[w];
       before += count;
       if (w < warp) number += count;
@@ -84,7 +87,7 @@ __global__ void __launch_bounds__(kListThreads)
   if (lane == 0) warp_largest[warp] = largest;
   __syncthreads();
   if (thread != 0) return;
-  for (int w = 1; w < kListWarps; ++w) largest = fmaxf(largest, warp_largest[w]);
+  for (int w = 1; w < warps; ++w) largest = fmaxf(largest, warp_largest[w]);
   q.scale[0] = scale_of(largest);
   q.scale[1] = 1 / scale_of(largest);
 }
@@ -237,8 +240,10 @@ unsigned blocks_of(int64_t work, int64_t each) { return static_cast<unsigned>(di
 
 LaunchError launch_list_rows(const RowQuery& query, const RowList& rows, const RowStates* states,
                              void* stream) {
-  return launch(list_rows, 1, kListThreads, 0, stream, query, rows, states != nullptr ? states->max : nullptr,
-                states != nullptr ? states->sum : nullptr);
+  const int64_t threads = std::min<int64_t>(
+      std::max(divide_up(static_cast<int64_t>(query.rows), 32), int64_t{1}) * 32, kMostListThreads);
+  return launch(list_rows, 1, static_cast<unsigned>(threads), 0, stream, query, rows,
+                states != nullptr ? states->max : nullptr, states != nullptr ? states->sum : nullptr);
 }
 
 LaunchError launch_losses(const LogitSource& source, const RowStates& states, const LossOutputs& outputs,

@@ -36,6 +36,17 @@ int main() {
   CHECK_STATUS(rlcc_cuda_sparse_linear(&params, nullptr, 0, nullptr), RLCC_UNSUPPORTED);
   const char* const said = rlcc_last_error();
   CHECK(std::strstr(said, built ? "no usable CUDA device" : "no CUDA kernels") != nullptr) << said;
+  // Of no rows, which takes nothing but a device.
+  const rlcc_linear_cross_entropy_params loss{};
+  const rlcc_linear_cross_entropy_backward_params gradient{};
+  rlcc_head_contrast_params contrast{};
+  contrast.segment_count = 1;
+  CHECK_STATUS(rlcc_cuda_linear_cross_entropy_workspace(&loss, &bytes), RLCC_UNSUPPORTED);
+  CHECK_STATUS(rlcc_cuda_linear_cross_entropy(&loss, nullptr, 0, nullptr), RLCC_UNSUPPORTED);
+  CHECK_STATUS(rlcc_cuda_linear_cross_entropy_backward_workspace(&gradient, &bytes), RLCC_UNSUPPORTED);
+  CHECK_STATUS(rlcc_cuda_linear_cross_entropy_backward(&gradient, nullptr, 0, nullptr), RLCC_UNSUPPORTED);
+  CHECK_STATUS(rlcc_cuda_head_contrast_workspace(&contrast, &bytes), RLCC_UNSUPPORTED);
+  CHECK_STATUS(rlcc_cuda_head_contrast(&contrast, nullptr, 0, nullptr), RLCC_UNSUPPORTED);
   CHECK(y[0] == 7.0f);
   CHECK_STATUS(rlcc_sparse_linear(&params), RLCC_OK);
   CHECK(y[0] == 0.0f);
