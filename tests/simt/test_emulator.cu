@@ -115,6 +115,17 @@ __global__ void count_threads(int* total, float* sum) {
   atomicMax(total + 1, static_cast<int>(blockIdx.y * 100 + threadIdx.y));
 }
 
+__global__ void powers(const float* x, float* out) { out[threadIdx.x] = ptx::exp2_approximate(x[threadIdx.x]); }
+
+void powers_of_two() {
+  const float x[] = {0, -1, 10, -126, -127, -INFINITY, INFINITY, NAN},
+              expected[] = {1, 0.5f, 1024, 0x1p-126f, 0, 0, INFINITY};
+  float out[8];
+  CHECK_LAUNCHED(launch(powers, 1, 8, 0, nullptr, x, out));
+  for (int i = 0; i < 7; ++i) CHECK(out[i] == expected[i]) << x[i] << ": " << out[i];
+  CHECK(std::isnan(out[7]));
+}
+
 void sums() {
   std::vector<float> x(1000);
   float total = 0;
@@ -248,6 +259,7 @@ void grids() {
 }  // namespace
 
 int main() {
+  powers_of_two();
   sums();
   words();
   asynchronous_copies();
