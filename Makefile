@@ -51,14 +51,17 @@ SIMT := -DCMAKE_CXX_FLAGS_RELEASE="-O1 -g1" -DRLCC_BUILD_TESTS=ON -DRLCC_BUILD_F
 SIMT += -DRLCC_CUTLASS="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/cutlass_library/source"
 test-cuda: $(VENV)/.nvcc $(VENV)/.cuda
 	cmake -S . -B build/cuda -G Ninja -DCMAKE_BUILD_TYPE=Release -DRLCC_BUILD_TESTS=ON -DRLCC_BUILD_FUZZ=OFF \
-	  -DRLCC_CUDA=ON -DRLCC_X86_VECTORS=OFF $(CMAKE_ARGS)
-	cmake --build build/cuda --target restorelcc rlcc_cuda_instructions test_abi test_cuda_border
+	  -DRLCC_BUILD_PYTHON=ON -DPython_EXECUTABLE=$(BIN)/python $(CMAKE_ARGS) -DRLCC_CUDA=ON
+	cmake --build build/cuda --target restorelcc rlcc_cuda_instructions test_abi test_cuda_border restorelcc_torch \
+	  restorelcc_python
+	rm -rf build/cuda/package && mkdir -p build/cuda/package && cp -r python/restorelcc build/cuda/package/
+	cmake --install build/cuda --prefix build/cuda/package/restorelcc --component python
 	ctest --test-dir build/cuda --output-on-failure -R 'symbols|abi|cuda_border'
 	RLCC_CUDA_LANE=1 $(BIN)/python -m pytest -q tests/cuda
 	$(BIN)/python tests/cuda/static_gate.py build/cuda/librestorelcc.so --table build/cuda/static_gate.md
 	for sanitize in "" address,undefined thread; do \
 	  build=build/simt$${sanitize:+-$${sanitize%,*}}; \
-	  cmake -S . -B $$build -G Ninja -DCMAKE_BUILD_TYPE=Release $(SIMT) -DRLCC_SANITIZE=$$sanitize $(CMAKE_ARGS) && \
+	  cmake -S . -B $$build -G Ninja -DCMAKE_BUILD_TYPE=Release $(CMAKE_ARGS) $(SIMT) -DRLCC_SANITIZE=$$sanitize && \
 	  cmake --build $$build --target rlcc_simt_tests && \
 	  ctest --test-dir $$build --output-on-failure --parallel $(WORKERS) -R '^simt\.' || exit 1; \
 	done
@@ -128,7 +131,7 @@ $(VENV)/.nvcc: $(VENV)/.base
 	touch $@
 
 # What reads compiled kernels, and CUTLASS's headers to compare with; its Python dependencies are not needed.
-$(VENV)/.cuda: $(VENV)/.base
+$(VENV)/.cuda: $(VENV)/.test
 	$(PIP) install --quiet --no-deps "nvidia-cuda-cuobjdump>=13" "nvidia-cutlass==4.*"
 	$(PIP) install --quiet pytest matplotlib
 	touch $@

@@ -15,7 +15,9 @@
 
 namespace restorelcc::cuda {
 
-constexpr size_t kSharedBytesWithoutAsking = 48 * 1024;
+// A block has 48 KiB of static and dynamic shared memory together without asking. Kernels with so much of the latter
+// have few KiB of the former; asking costs a microsecond.
+constexpr size_t kSharedBytesWithoutAsking = 32 * 1024;
 
 // Queues kernel<<<grid, block, dynamic_shared_bytes, stream>>>(arguments...) and says whether that went well.
 // Nothing is allocated and nothing waits: a stream that is being captured into a graph takes it.
