@@ -65,9 +65,10 @@ class PackedWeight:
     row_offsets  int64 [N + 1]; row n starts at values[row_offsets[n]]
     scales       bfloat16 [N, ceil(K / 128)] with int8 values: W[n, k] = value * scales[n, k // 128]; else None
 
-    Building one from tensors checks every index, so that no kernel can be made to read outside
-    them (on the CPU, whatever device they are on); ValueError says what is wrong. The tensors must not be written to afterwards: the ops
-    notice (see Snapshot) and check again in each call until validate() has said yes.
+    Building one from tensors checks every index (on the CPU, whatever device they are on), so that no
+    kernel can be made to read outside them; ValueError says what is wrong. The tensors must not be
+    written to afterwards: the ops notice (see Snapshot) and check again in each call until validate()
+    has said yes.
     """
 
     def __init__(
