@@ -1,12 +1,10 @@
 // A tile of W in shared memory, out of mask and values, in two steps a pipeline stage apart:
 //
-//   stage    the survivors of each row of the tile, in 16-byte granules by cp.async, and for each 32 columns
-//   the mask and
+//   stage    the survivors of each row, in 16-byte granules by cp.async; and for each 32 columns the mask and
 //            where their values begin. Exactly the survivors' bytes, at most 15 more at each end.
-//   decode   eight lanes take 32 columns, four each: count the bits below, then per column: test, load, step
-//   on.
-//            Pruned places are +0. Neighbouring lanes' values lie side by side, so their loads hardly meet in a
-//            bank.
+//
+//   decode   eight lanes take 32 columns, four each: count the bits below, then test, load, step on. What was
+//            pruned is +0. Neighbouring lanes' values lie side by side, so their loads hardly meet in a bank.
 //
 // About 7 lane-instructions (counted in the SASS of sm_80) and 1.3 shared-memory loads per dense weight, spread
 // over as many products as the tile has output rows. A register window shuffled by byte permutes needs fewer
