@@ -132,7 +132,8 @@ $(VENV)/.nvcc: $(VENV)/.base
 
 # What reads compiled kernels, and CUTLASS's headers to compare with; its Python dependencies are not needed.
 $(VENV)/.cuda: $(VENV)/.test
-	$(PIP) install --quiet --no-deps "nvidia-cuda-cuobjdump>=13" "nvidia-cutlass==4.*"
+	$(PIP) install --quiet --no-deps "nvidia-cuda-cuobjdump>=13" "nvidia-cuda-nvdisasm>=13" \
+	  "nvidia-cutlass==4.*"
 	$(PIP) install --quiet pytest matplotlib
 	touch $@
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HOW_TO_GET_CUOBJDUMP = (
-    "put it on PATH, name it in CUOBJDUMP, or `pip install nvidia-cuda-cuobjdump` (a CUDA toolkit has it too)"
+    "put it on PATH, name it in CUOBJDUMP, or `pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm` (a CUDA toolkit has it too)"
 )
 
 
@@ -63,7 +63,11 @@ def find_cuobjdump() -> str:
 
 def _lines(command: list[str]) -> Iterator[str]:
     """The output line by line as it comes: the SASS of all kernels is hundreds of megabytes."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    beside = str(Path(command[0]).resolve().parent)  # where the wheel of nvdisasm puts it; cuobjdump looks in PATH
+    environment = {**os.environ, "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), beside])}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         yield from process.stdout

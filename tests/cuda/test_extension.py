@@ -28,9 +28,10 @@ exact = ops.sparse_linear(x.double(), layer.packed, bias=layer.bias.double(), im
 error = float((layer(x) - exact).abs().max())
 library = ctypes.CDLL(restorelcc.__path__[0] + "/_lib/librestorelcc.so")
 library.rlcc_last_error.restype = ctypes.c_char_p
+info = restorelcc.build_info()
 status = library.rlcc_cuda_sparse_linear(None, None, ctypes.c_size_t(0), None)
-print(json.dumps({"info": restorelcc.build_info(), "error": error, "status": status,
-                  "sentence": library.rlcc_last_error().decode(), "file": restorelcc.__file__}))
+sentence = library.rlcc_last_error().decode()
+print(json.dumps({"info": info, "error": error, "status": status, "sentence": sentence, "file": restorelcc.__file__}))
 """
 
 

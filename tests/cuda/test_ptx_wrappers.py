@@ -83,6 +83,7 @@ TABLE = {
     "load_stream_16": Assembly(
         "ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4]", fields("=r"), ("l global",), False, False
     ),
+    "exp2_approximate": Assembly("ex2.approx.ftz.f32 %0, %1", ("=f result",), ("f x",), False, False),
     "load_cached_16": Assembly("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4]", fields("=r"), ("l global",), False, False),
     "store_stream_16": Assembly(
         "st.global.cs.v4.u32 [%0], {%1, %2, %3, %4}", (), ("l global", *fields("r")), True, True

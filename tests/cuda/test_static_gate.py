@@ -309,7 +309,7 @@ def test_planted_kernels_are_found(planted: Path, tmp_path: Path) -> None:
             {**plain, "kernel": "planted_*"},
         ],
     )
-    assert status == 1
+    assert status == 1, err
     said = [line for line in err.splitlines() if line.startswith("violation")]
     assert any("planted_spill: a stack of" in line for line in said), err
     assert any("planted_spill" in line and "local loads or stores" in line for line in said), err
@@ -324,7 +324,7 @@ def test_a_loop_over_its_budget_is_found(planted: Path, tmp_path: Path) -> None:
     plain = {"why": "planted", "threads": 128, "registers": 64}
     tight = {"weights": 8, "limit": 1.5, "why": "eight FFMA, four loads, and the loop's own"}
     status, _, err = run_gate(planted, tmp_path, [{**plain, "kernel": "planted_sound", "loop": tight}])
-    assert status == 1
+    assert status == 1, err
     assert "instructions per dense weight in the main loop, allowed are 1.5" in err
 
 
