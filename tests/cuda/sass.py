@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HOW_TO_GET_CUOBJDUMP = (
-    "put it on PATH, name it in CUOBJDUMP, or `pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm` (a CUDA toolkit has it too)"
+    "put it on PATH, name it in CUOBJDUMP, or `pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm` "
+    "(a CUDA toolkit has both)"
 )
 
 
