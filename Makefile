@@ -55,6 +55,7 @@ test-cuda: $(VENV)/.nvcc $(VENV)/.cuda
 	cmake --build build/cuda --target restorelcc rlcc_cuda_instructions test_abi test_cuda_border restorelcc_torch \
 	  restorelcc_python
 	rm -rf build/cuda/package && mkdir -p build/cuda/package && cp -r python/restorelcc build/cuda/package/
+	rm -rf build/cuda/package/restorelcc/_lib build/cuda/package/restorelcc/_C*.so
 	cmake --install build/cuda --prefix build/cuda/package/restorelcc --component python
 	ctest --test-dir build/cuda --output-on-failure -R 'symbols|abi|cuda_border'
 	RLCC_CUDA_LANE=1 $(BIN)/python -m pytest -q tests/cuda
