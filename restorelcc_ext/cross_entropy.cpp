@@ -2,9 +2,9 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "ops.h"
-#include "restorelcc/restorelcc.h"
+#include "place.h"
+#include "restorelcc/cuda.h"
 #include "tensor_view.h"
-#include "torch_pool.h"
 
 namespace restorelcc_ext {
 
@@ -72,6 +72,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(const Tensor& h, const T
                                                         const std::optional<Tensor>& bias,
                                                         int64_t ignore_index, bool with_lse,
                                                         bool with_grad_h) {
+  const Place place({{h, "h"}, {weight, "weight"}, {labels, "labels"}, {bias, "bias"}});
   const LanguageHead language(h, "h", weight, bias);
   const Rows rows = rows_of(h, language.head.columns, "h");
   const std::vector<int64_t> leading = leading_shape(h);
@@ -91,9 +92,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(const Tensor& h, const T
   params.lse = with_lse ? static_cast<float*>(lse.data_ptr()) : nullptr;
   params.grad_h = with_grad_h ? grad_h.data_ptr() : nullptr;
   params.grad_h_stride = language.head.columns;
-  const TorchPool pool;
-  params.parallel = pool.seam();
-  pool.throw_unless_ok(rlcc_linear_cross_entropy(&params));
+  place.run(params, {rlcc_linear_cross_entropy, rlcc_cuda_linear_cross_entropy_workspace, rlcc_cuda_linear_cross_entropy});
   return {nll, lse, grad_h};
 }
 
@@ -101,6 +100,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(
     const Tensor& grad_nll, const Tensor& h, const Tensor& weight, const Tensor& labels,
     const Tensor& lse, const std::optional<Tensor>& bias, int64_t ignore_index, bool with_grad_h,
     bool with_grad_weight, bool with_grad_bias) {
+  const Place place({{h, "h"}, {weight, "weight"}, {grad_nll, "grad_nll"}, {labels, "labels"}, {lse, "lse"},
+                     {bias, "bias"}});
   const LanguageHead language(h, "h", weight, bias);
   const int64_t columns = language.head.columns, vocabulary = language.head.vocabulary;
   const Rows rows = rows_of(h, columns, "h");
@@ -126,9 +127,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(
   params.grad_weight = with_grad_weight ? grad_weight.data_ptr() : nullptr;
   params.grad_weight_stride = columns;
   params.grad_bias = with_grad_bias ? static_cast<float*>(grad_bias.data_ptr()) : nullptr;
-  const TorchPool pool;
-  params.parallel = pool.seam();
-  pool.throw_unless_ok(rlcc_linear_cross_entropy_backward(&params));
+  place.run(params, {rlcc_linear_cross_entropy_backward, rlcc_cuda_linear_cross_entropy_backward_workspace, rlcc_cuda_linear_cross_entropy_backward});
   return {grad_h, grad_weight, grad_bias};
 }
 
@@ -136,6 +135,8 @@ Tensor head_contrast(const Tensor& h_edited, const Tensor& weight, const Tensor&
                      const Tensor& base_nll, const std::optional<Tensor>& segments,
                      const std::optional<Tensor>& weights, int64_t segment_count,
                      const std::optional<Tensor>& bias, int64_t ignore_index) {
+  const Place place({{h_edited, "h_edited"}, {weight, "weight"}, {labels, "labels"}, {base_nll, "base_nll"},
+                     {segments, "segments"}, {weights, "weights"}, {bias, "bias"}});
   const LanguageHead language(h_edited, "h_edited", weight, bias);
   if (h_edited.dim() != 3 || h_edited.size(2) != language.head.columns) {
     refuse("h_edited has shape ", shape_text(h_edited.sizes()), "; it must be [G, M, ", language.head.columns,
@@ -165,9 +166,7 @@ Tensor head_contrast(const Tensor& h_edited, const Tensor& weight, const Tensor&
   params.segment_count = segment_count;
   params.weights = weight_rows ? float_data(*weight_rows) : nullptr;
   params.contrast = static_cast<double*>(contrast.data_ptr());
-  const TorchPool pool;
-  params.parallel = pool.seam();
-  pool.throw_unless_ok(rlcc_head_contrast(&params));
+  place.run(params, {rlcc_head_contrast, rlcc_cuda_head_contrast_workspace, rlcc_cuda_head_contrast});
   return contrast;
 }
 

@@ -2,9 +2,9 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "ops.h"
-#include "restorelcc/restorelcc.h"
+#include "place.h"
+#include "restorelcc/cuda.h"
 #include "tensor_view.h"
-#include "torch_pool.h"
 
 namespace restorelcc_ext {
 
@@ -27,6 +27,7 @@ double* accumulator(const Tensor& tensor, const std::vector<int64_t>& shape, con
 
 void head_moments_(const Tensor& z_dense, const Tensor& z_pruned, const Tensor& total,
                    const Tensor& gram) {
+  const Place place({{z_dense, "z_dense"}, {z_pruned, "z_pruned"}, {total, "total"}, {gram, "gram"}});
   rlcc_head_moments_params params{};
   params.dtype = float_dtype(z_dense, "z_dense");
   require_dtype(z_pruned, z_dense.scalar_type(), "z_pruned");
@@ -47,9 +48,7 @@ void head_moments_(const Tensor& z_dense, const Tensor& z_pruned, const Tensor& 
   params.pruned_head_stride = pruned.stride(1);
   params.total = accumulator(total, {params.heads, params.head_dim}, "total");
   params.gram = accumulator(gram, {params.heads, params.head_dim, params.head_dim}, "gram");
-  const TorchPool pool;
-  params.parallel = pool.seam();
-  pool.throw_unless_ok(rlcc_head_moments(&params));
+  place.run(params, {rlcc_head_moments, rlcc_cuda_head_moments_workspace, rlcc_cuda_head_moments});
 }
 
 }  // namespace restorelcc_ext

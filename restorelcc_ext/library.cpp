@@ -1,5 +1,5 @@
-// The schema of every op, once. The kernels are registered for every device, so that a tensor that
-// is not on the CPU meets the one sentence of require_cpu() and not the dispatcher's table of keys.
+// The schema of every op, once. The kernels are registered for every device: the core decides where it computes, and a
+// tensor on a device without kernels meets the one sentence of Place and not the dispatcher's table of keys.
 #include <torch/csrc/stable/library.h>
 
 #include "ops.h"

@@ -2,13 +2,14 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "ops.h"
+#include "place.h"
 #include "restorelcc/restorelcc.h"
-#include "status_exception.h"
 #include "tensor_view.h"
 
 namespace restorelcc_ext {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> pack(const Tensor& weight, bool int8) {
+  require_cpu({{weight, "weight"}});
   const rlcc_dtype dtype = float_dtype(weight, "weight"), values_dtype = int8 ? RLCC_I8 : dtype;
   if (weight.dim() != 2) {
     refuse("weight has shape ", shape_text(weight.sizes()), "; it must be [N, K]");
@@ -33,6 +34,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pack(const Tensor& weight, bool int8)
 
 Tensor unpack(const Tensor& mask, const Tensor& values, const Tensor& row_offsets,
               const std::optional<Tensor>& scales, int64_t columns) {
+  require_cpu({{mask, "mask"}, {values, "values"}, {row_offsets, "row_offsets"}, {scales, "scales"}});
   const rlcc_packed_weight packed = packed_weight(mask, values, row_offsets, scales, columns, false);
   Tensor weight = torch::stable::new_empty(
       values, {packed.rows, columns}, packed.dtype == RLCC_I8 ? ScalarType::Float : values.scalar_type());
@@ -42,6 +44,7 @@ Tensor unpack(const Tensor& mask, const Tensor& values, const Tensor& row_offset
 
 void packed_validate(const Tensor& mask, const Tensor& values, const Tensor& row_offsets,
                      const std::optional<Tensor>& scales, int64_t columns) {
+  require_cpu({{mask, "mask"}, {values, "values"}, {row_offsets, "row_offsets"}, {scales, "scales"}});
   const rlcc_packed_weight packed = packed_weight(mask, values, row_offsets, scales, columns, false);
   throw_unless_ok(rlcc_packed_validate(&packed));
 }

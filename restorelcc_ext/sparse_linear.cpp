@@ -2,9 +2,9 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "ops.h"
-#include "restorelcc/restorelcc.h"
+#include "place.h"
+#include "restorelcc/cuda.h"
 #include "tensor_view.h"
-#include "torch_pool.h"
 
 namespace restorelcc_ext {
 
@@ -26,6 +26,8 @@ Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values, 
                      const std::optional<Tensor>& comp_rows, const std::optional<Tensor>& comp_index,
                      const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, bool trusted,
                      bool exact_x) {
+  const Place place({{x, "x"}, {mask, "mask"}, {values, "values"}, {row_offsets, "row_offsets"}, {scales, "scales"},
+                     {comp_rows, "comp_rows"}, {comp_index, "comp_index"}, {bias, "bias"}, {residual, "residual"}});
   rlcc_sparse_linear_params params{};
   params.exact_x = exact_x ? 1 : 0;
   params.x_dtype = float_dtype(x, "x");
@@ -70,15 +72,15 @@ Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values, 
   Tensor y = torch::stable::new_empty(x, y_shape);
   params.y = y.data_ptr();
   params.y_stride = outputs;
-  const TorchPool pool;
-  params.parallel = pool.seam();
-  pool.throw_unless_ok(rlcc_sparse_linear(&params));
+  place.run(params, {rlcc_sparse_linear, rlcc_cuda_sparse_linear_workspace, rlcc_cuda_sparse_linear});
   return y;
 }
 
 Tensor sparse_linear_grad_x(const Tensor& grad_y, const Tensor& mask, const Tensor& values,
                             const Tensor& row_offsets, const std::optional<Tensor>& scales, int64_t columns,
                             bool trusted) {
+  const Place place({{grad_y, "grad_y"}, {mask, "mask"}, {values, "values"}, {row_offsets, "row_offsets"},
+                     {scales, "scales"}});
   rlcc_sparse_linear_grad_x_params params{};
   params.dtype = float_dtype(grad_y, "grad_y");
   params.weight = packed_weight(mask, values, row_offsets, scales, columns, trusted);
@@ -89,14 +91,15 @@ Tensor sparse_linear_grad_x(const Tensor& grad_y, const Tensor& mask, const Tens
   Tensor grad_x = torch::stable::new_empty(grad_y, with_columns(sizes_of(grad_y), columns));
   params.grad_x = grad_x.data_ptr();
   params.grad_x_stride = columns;
-  const TorchPool pool;
-  params.parallel = pool.seam();
-  pool.throw_unless_ok(rlcc_sparse_linear_grad_x(&params));
+  place.run(params,
+            {rlcc_sparse_linear_grad_x, rlcc_cuda_sparse_linear_grad_x_workspace, rlcc_cuda_sparse_linear_grad_x});
   return grad_x;
 }
 
 Tensor sparse_linear_grad_values(const Tensor& grad_y, const Tensor& x, const Tensor& mask,
                                  const Tensor& values, const Tensor& row_offsets, bool trusted) {
+  const Place place({{x, "x"}, {grad_y, "grad_y"}, {mask, "mask"}, {values, "values"},
+                     {row_offsets, "row_offsets"}});
   rlcc_sparse_linear_grad_values_params params{};
   params.dtype = float_dtype(x, "x");
   require_dtype(grad_y, x.scalar_type(), "grad_y");
@@ -116,9 +119,8 @@ Tensor sparse_linear_grad_values(const Tensor& grad_y, const Tensor& x, const Te
   // Zeros, so that what lies between the rows is no garbage that an optimizer would keep.
   Tensor grad_values = torch::stable::new_zeros(values, {values.numel()});
   params.grad_values = grad_values.data_ptr();
-  const TorchPool pool;
-  params.parallel = pool.seam();
-  pool.throw_unless_ok(rlcc_sparse_linear_grad_values(&params));
+  place.run(params, {rlcc_sparse_linear_grad_values, rlcc_cuda_sparse_linear_grad_values_workspace,
+                     rlcc_cuda_sparse_linear_grad_values});
   return grad_values;
 }
 

@@ -32,14 +32,7 @@ const char* dtype_name(ScalarType dtype) {
   }
 }
 
-void require_cpu(const Tensor& tensor, const char* name) {
-  if (!tensor.is_cpu()) {
-    refuse(name, " is not on the CPU, and this build of restorelcc has CPU kernels only; move it with .cpu()");
-  }
-}
-
 void require_dtype(const Tensor& tensor, ScalarType dtype, const char* name) {
-  require_cpu(tensor, name);
   if (tensor.scalar_type() != dtype) {
     refuse(name, " has dtype ", dtype_name(tensor.scalar_type()), "; it must be ", dtype_name(dtype));
   }
@@ -57,7 +50,6 @@ void require_contiguous(const Tensor& tensor, const char* name) {
 }
 
 rlcc_dtype float_dtype(const Tensor& tensor, const char* name) {
-  require_cpu(tensor, name);
   switch (tensor.scalar_type()) {
     case ScalarType::Float: return RLCC_F32;
     case ScalarType::BFloat16: return RLCC_BF16;
@@ -117,7 +109,6 @@ rlcc_packed_weight packed_weight(const Tensor& mask, const Tensor& values, const
                                  const std::optional<Tensor>& scales, int64_t columns, bool trusted) {
   require_dtype(mask, ScalarType::Long, "mask");
   require_dtype(row_offsets, ScalarType::Long, "row_offsets");
-  require_cpu(values, "values");
   rlcc_packed_weight packed{};
   packed.dtype = values.scalar_type() == ScalarType::Char ? RLCC_I8 : float_dtype(values, "values");
   if (columns < 0) refuse("columns is ", columns, "; it must be >= 0");
@@ -164,7 +155,8 @@ namespace {
 Tensor contiguous_row(const Tensor& tensor, int64_t count, const char* name) {
   const rlcc_dtype dtype = float_dtype(tensor, name);
   require_shape(tensor, {count}, name);
-  return contiguous_of(dtype == RLCC_F16 ? torch::stable::to(tensor, ScalarType::Float) : tensor);
+  const bool here = dtype == RLCC_F32 || (dtype == RLCC_BF16 && tensor.is_cpu());  // taken, or widened, as it is
+  return contiguous_of(here ? tensor : torch::stable::to(tensor, ScalarType::Float));
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// From torch::stable::Tensor to the PODs of the core: device, dtype, rank and stride checks, each
-// with a sentence. What the core checks itself (ranges, the packed format) is not checked twice.
+// From torch::stable::Tensor to the PODs of the core: dtype, rank and stride checks, each with a sentence (of devices:
+// place.h). What the core checks itself (ranges, the packed format) is not checked twice.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -31,12 +31,11 @@ std::vector<int64_t> sizes_of(const Tensor& tensor);
 std::string shape_text(Shape sizes);  // "[2, 3]"
 const char* dtype_name(ScalarType dtype);                   // "float32", as torch's users write it
 
-void require_cpu(const Tensor& tensor, const char* name);
 void require_dtype(const Tensor& tensor, ScalarType dtype, const char* name);
 void require_shape(const Tensor& tensor, Shape shape, const char* name);
 void require_contiguous(const Tensor& tensor, const char* name);
 
-// float32, bfloat16 or float16, on the CPU; anything else is refused.
+// float32, bfloat16 or float16; anything else is refused.
 rlcc_dtype float_dtype(const Tensor& tensor, const char* name);
 
 // [..., columns] seen as rows of unit column stride: the tensor itself where its leading
@@ -67,13 +66,13 @@ class Float32Row {
 
  private:
   Tensor owner_;
-  std::vector<float> widened_;  // of bfloat16: torch's own conversion takes 6 us, as long as a small product
+  std::vector<float> widened_;  // of bfloat16 on the CPU: torch's own conversion takes 6 us, as long as a small product
 };
 
 // The tensor where it is contiguous, which is asked without torch's dispatcher (1 us, a tenth of a small product).
 Tensor contiguous_of(const Tensor& tensor);
 
-// CPU, a narrower floating point type widened to float32, contiguous, of this shape.
+// A narrower floating point type widened to float32, contiguous, of this shape.
 Tensor as_float32(const Tensor& tensor, Shape shape, const char* name);
 
 }  // namespace restorelcc_ext

@@ -7,8 +7,10 @@
 #include "cpu/ops.h"
 #include "cpu/registry.h"
 #include "ref/reference.h"
+#include "restorelcc/cuda.h"
 #include "restorelcc/restorelcc.h"
 #include "sparse/layout.h"
+#include "sparse/pack_2to4.h"
 
 namespace restorelcc {
 namespace {
@@ -103,6 +105,24 @@ rlcc_status rlcc_packed_validate(const rlcc_packed_weight* packed) {
   return guarded([&]() -> Status {
     if (packed == nullptr) return invalid("packed is null");
     return validate(*packed);
+  });
+}
+
+rlcc_status rlcc_cuda_pack_2to4_counts(const rlcc_packed_weight* weight, int64_t* value_count,
+                                       int64_t* metadata_count) {
+  return guarded([&]() -> Status {
+    if (weight == nullptr || value_count == nullptr || metadata_count == nullptr) {
+      return invalid("weight, value_count or metadata_count is null");
+    }
+    return pack_2to4_counts(*weight, value_count, metadata_count);
+  });
+}
+
+rlcc_status rlcc_cuda_pack_2to4(const rlcc_packed_weight* weight, void* values, int64_t value_count,
+                                uint32_t* metadata, int64_t metadata_count) {
+  return guarded([&]() -> Status {
+    if (weight == nullptr) return invalid("weight is null");
+    return pack_2to4(*weight, values, value_count, metadata, metadata_count);
   });
 }
 

@@ -30,6 +30,14 @@ std::string isa_list(bool (*included)(Isa)) {
   return list + "]";
 }
 
+// ["a", "b"] of "a b"
+std::string word_list(const std::string& words) {
+  std::istringstream stream(words);
+  std::string list, word;
+  while (stream >> word) list += (list.empty() ? "\"" : ", \"") + word + "\"";
+  return "[" + list + "]";
+}
+
 }  // namespace
 
 std::string build_info_json() {
@@ -39,7 +47,8 @@ std::string build_info_json() {
   json << "{\"version\": \"" << RLCC_VERSION << "\", \"abi_version\": " << RLCC_ABI_VERSION
        << ", \"compiler\": \"" << compiler() << "\", \"build_type\": \"" << RLCC_BUILD_TYPE
        << "\", \"sanitizers\": \"" << RLCC_SANITIZERS
-       << "\", \"backends\": [\"cpu\"], \"isas_compiled\": " << isa_list(isa_compiled)
+       << "\", \"backends\": " << word_list(cuda_architectures()[0] == '\0' ? "cpu" : "cpu cuda")
+       << ", \"cuda_architectures\": " << word_list(cuda_architectures()) << ", \"isas_compiled\": " << isa_list(isa_compiled)
        << ", \"isas_available\": " << isa_list(isa_available) << ", \"isa\": ";
   if (chosen) {
     json << '"' << isa_name(isa) << '"';

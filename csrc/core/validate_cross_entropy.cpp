@@ -18,8 +18,7 @@ Status validate_head(const rlcc_language_head& head) {
 }
 
 // A label that is ignore_index is ignored, be it inside the vocabulary or not.
-Status validate_labels(const int64_t* labels, int64_t rows, int64_t vocabulary, int64_t ignore_index) {
-  RLCC_RETURN_IF_FAILED(validate_array("labels", labels, rows, 8));
+Status check_labels(const int64_t* labels, int64_t rows, int64_t vocabulary, int64_t ignore_index) {
   for (int64_t m = 0; m < rows; ++m) {
     if (labels[m] != ignore_index && (labels[m] < 0 || labels[m] >= vocabulary)) {
       return invalid("labels[", m, "] is ", labels[m], ", must be in [0, ", vocabulary,
@@ -34,7 +33,7 @@ template <class Params>
 Status validate_rows(const Params& p) {
   RLCC_RETURN_IF_FAILED(validate_head(p.head));
   RLCC_RETURN_IF_FAILED(validate_matrix("h", p.h, p.rows, p.head.columns, p.h_stride, p.head.dtype));
-  RLCC_RETURN_IF_FAILED(validate_labels(p.labels, p.rows, p.head.vocabulary, p.ignore_index));
+  RLCC_RETURN_IF_FAILED(validate_array("labels", p.labels, p.rows, 8));
   if (p.grad_h == nullptr) return {};
   return validate_matrix("grad_h", p.grad_h, p.rows, p.head.columns, p.grad_h_stride, p.head.dtype);
 }
@@ -71,7 +70,11 @@ Status validate_segments(const rlcc_head_contrast_params& p) {
     if (p.segment_count == 1 || p.rows == 0) return {};
     return invalid("segments is null, but segment_count is ", p.segment_count, "; each row needs its segment");
   }
-  RLCC_RETURN_IF_FAILED(validate_array("segments", p.segments, p.rows, 8));
+  return validate_array("segments", p.segments, p.rows, 8);
+}
+
+Status check_segments(const rlcc_head_contrast_params& p) {
+  if (p.segments == nullptr) return {};
   for (int64_t m = 0; m < p.rows; ++m) {
     if (p.segments[m] >= p.segment_count) {
       return invalid("segments[", m, "] is ", p.segments[m], ", must be below segment_count, ", p.segment_count,
@@ -81,9 +84,8 @@ Status validate_segments(const rlcc_head_contrast_params& p) {
   return {};
 }
 
-Status validate_weights(const float* weights, int64_t rows) {
+Status check_weights(const float* weights, int64_t rows) {
   if (weights == nullptr) return {};
-  RLCC_RETURN_IF_FAILED(validate_array("weights", weights, rows, 4));
   for (int64_t m = 0; m < rows; ++m) {
     if (!std::isfinite(weights[m]) || weights[m] < 0) {
       return invalid("weights[", m, "] is ", weights[m], ", must be finite and at least 0");
@@ -94,14 +96,14 @@ Status validate_weights(const float* weights, int64_t rows) {
 
 }  // namespace
 
-Status validate(const rlcc_linear_cross_entropy_params& p) {
+Status validate_visible(const rlcc_linear_cross_entropy_params& p) {
   RLCC_RETURN_IF_FAILED(validate_rows(p));
   RLCC_RETURN_IF_FAILED(validate_array("nll", p.nll, p.rows, 4));
   if (p.lse != nullptr) RLCC_RETURN_IF_FAILED(validate_array("lse", p.lse, p.rows, 4));
   return validate_parallel(p.parallel);
 }
 
-Status validate(const rlcc_linear_cross_entropy_backward_params& p) {
+Status validate_visible(const rlcc_linear_cross_entropy_backward_params& p) {
   RLCC_RETURN_IF_FAILED(validate_rows(p));
   RLCC_RETURN_IF_FAILED(validate_array("lse", p.lse, p.rows, 4));
   RLCC_RETURN_IF_FAILED(validate_array("grad_nll", p.grad_nll, p.rows, 4));
@@ -115,19 +117,36 @@ Status validate(const rlcc_linear_cross_entropy_backward_params& p) {
   return validate_parallel(p.parallel);
 }
 
-Status validate(const rlcc_head_contrast_params& p) {
+Status validate_visible(const rlcc_head_contrast_params& p) {
   RLCC_RETURN_IF_FAILED(validate_head(p.head));
   RLCC_RETURN_IF_FAILED(validate_edited(p));
-  RLCC_RETURN_IF_FAILED(validate_labels(p.labels, p.rows, p.head.vocabulary, p.ignore_index));
+  RLCC_RETURN_IF_FAILED(validate_array("labels", p.labels, p.rows, 8));
   RLCC_RETURN_IF_FAILED(validate_array("base_nll", p.base_nll, p.rows, 4));
   RLCC_RETURN_IF_FAILED(validate_segments(p));
-  RLCC_RETURN_IF_FAILED(validate_weights(p.weights, p.rows));
+  if (p.weights != nullptr) RLCC_RETURN_IF_FAILED(validate_array("weights", p.weights, p.rows, 4));
   int64_t contrasts = 0;
   if (__builtin_mul_overflow(p.groups, p.segment_count, &contrasts)) {
     return invalid("contrast of [", p.groups, ", ", p.segment_count, "] overflows 64 bits");
   }
   RLCC_RETURN_IF_FAILED(validate_array("contrast", p.contrast, contrasts, 8));
   return validate_parallel(p.parallel);
+}
+
+Status validate(const rlcc_linear_cross_entropy_params& p) {
+  RLCC_RETURN_IF_FAILED(validate_visible(p));
+  return check_labels(p.labels, p.rows, p.head.vocabulary, p.ignore_index);
+}
+
+Status validate(const rlcc_linear_cross_entropy_backward_params& p) {
+  RLCC_RETURN_IF_FAILED(validate_visible(p));
+  return check_labels(p.labels, p.rows, p.head.vocabulary, p.ignore_index);
+}
+
+Status validate(const rlcc_head_contrast_params& p) {
+  RLCC_RETURN_IF_FAILED(validate_visible(p));
+  RLCC_RETURN_IF_FAILED(check_labels(p.labels, p.rows, p.head.vocabulary, p.ignore_index));
+  RLCC_RETURN_IF_FAILED(check_segments(p));
+  return check_weights(p.weights, p.rows);
 }
 
 }  // namespace restorelcc

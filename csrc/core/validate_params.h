@@ -13,6 +13,11 @@ Status validate(const rlcc_linear_cross_entropy_params& params);
 Status validate(const rlcc_linear_cross_entropy_backward_params& params);
 Status validate(const rlcc_head_contrast_params& params);
 
+// The same without a look into arrays (labels, segments, weights), which may be in another memory.
+Status validate_visible(const rlcc_linear_cross_entropy_params& params);
+Status validate_visible(const rlcc_linear_cross_entropy_backward_params& params);
+Status validate_visible(const rlcc_head_contrast_params& params);
+
 Status validate_parallel(const rlcc_parallel* parallel);
 
 }  // namespace restorelcc

@@ -105,8 +105,8 @@ struct Engine {
 // nll and lse of a row from its state; see CrossEntropyJob.
 void losses(float max, double sum, float label_logit, bool labelled, float* nll, float* lse) {
   const double others = double{max} + std::log(sum);
-  if (!labelled) {
-    *lse = static_cast<float>(others);
+  if (!labelled) {  // -infinity: every logit is, and a softmax of nothing is no number
+    *lse = others == -std::numeric_limits<double>::infinity() ? std::nanf("") : static_cast<float>(others);
     *nll = 0;
     return;
   }

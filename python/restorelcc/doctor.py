@@ -78,7 +78,9 @@ def _native() -> list[Finding]:
     lines = [Finding("build", "ok", ", ".join(f"{key} {_short(value)}" for key, value in sorted(info.items())))]
     lines.append(Finding("processor", "ok", f"{_cpu_name()}; vector extensions: {', '.join(_cpu_flags()) or 'none'}"))
     if not any("cuda" in str(value).lower() for value in info.get("backends", [])):
-        lines.append(Finding("GPU", "note", "this build runs on the CPU only; there are no CUDA kernels yet"))
+        lines.append(Finding("GPU", "note", "this build runs on the CPU only: it was made without nvcc (docs/cuda.md)"))
+    elif not importlib.import_module("torch").cuda.is_available():
+        lines.append(Finding("GPU", "note", "this build has CUDA kernels; torch sees no CUDA device to run them on"))
     return lines
 
 

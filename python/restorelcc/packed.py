@@ -65,9 +65,10 @@ class PackedWeight:
     row_offsets  int64 [N + 1]; row n starts at values[row_offsets[n]]
     scales       bfloat16 [N, ceil(K / 128)] with int8 values: W[n, k] = value * scales[n, k // 128]; else None
 
-    Building one from tensors checks every index, so that no kernel can be made to read outside
-    them; ValueError says what is wrong. The tensors must not be written to afterwards: the ops
-    notice (see Snapshot) and check again in each call until validate() has said yes.
+    Building one from tensors checks every index (on the CPU, whatever device they are on), so that no
+    kernel can be made to read outside them; ValueError says what is wrong. The tensors must not be
+    written to afterwards: the ops notice (see Snapshot) and check again in each call until validate()
+    has said yes.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class PackedWeight:
         if self.mask.dim() != 2 or self.mask.shape[0] != rows:
             raise ValueError(f"mask has shape {list(self.mask.shape)}, but the weight has {rows} rows")
         if _native.available():
-            torch.ops.restorelcc.packed_validate(self.mask, self.values, self.row_offsets, self.scales, columns)
+            torch.ops.restorelcc.packed_validate(*self._on_cpu)  # of a CUDA device, a copy: it is done once
         else:
             _validate_reference(self.mask, self.values, self.row_offsets, self.scales, columns)
         self._snapshot = Snapshot(*self._parts)
@@ -114,6 +115,11 @@ class PackedWeight:
     def tensors(self) -> PackedTensors:
         """(mask, values, row_offsets, scales, K): what the ops take."""
         return self.mask, self.values, self.row_offsets, self.scales, self.shape[1]
+
+    @property
+    def _on_cpu(self) -> PackedTensors:
+        mask, values, row_offsets, scales, columns = self.tensors
+        return mask.cpu(), values.cpu(), row_offsets.cpu(), None if scales is None else scales.cpu(), columns
 
     @property
     def dtype(self) -> torch.dtype:
@@ -139,8 +145,8 @@ class PackedWeight:
     def unpack(self) -> Tensor:
         """W [N, K], the same bits; pruned places are +0.0. Of int8 values: value * scale in float32, exact."""
         if _native.available():
-            weight: Tensor = torch.ops.restorelcc.unpack(*self.tensors)
-            return weight
+            weight: Tensor = torch.ops.restorelcc.unpack(*self._on_cpu)
+            return weight.to(self.values.device)
         return unpack_reference(*self.tensors)
 
     def slice_rows(self, begin: int, end: int) -> PackedWeight:

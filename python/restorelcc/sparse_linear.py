@@ -125,7 +125,7 @@ class SparseLinear(nn.Module):
         # int8 values with their scales.
         dtype = fn(self.values.new_empty(0)).dtype
         if dtype != self.values.dtype:
-            repacked = pack(self.packed.unpack().to(dtype))
+            repacked = pack(self.packed.unpack().cpu().to(dtype))
             self.mask, self.values, self.row_offsets = repacked.mask, repacked.values, repacked.row_offsets
         added = [parameter for parameter in (self.comp, self.shift) if parameter is not None]
         keep = [t for t in (*added, *(parameter.grad for parameter in added), self.scales) if t is not None]
@@ -137,7 +137,7 @@ class SparseLinear(nn.Module):
 
         self.forget()
         super()._apply(apply, recurse)  # type: ignore[no-untyped-call]
-        if self.values.device.type == "cpu":
+        if self.values.device.type != "meta":
             _ = self.packed  # so that a graph compiled from here on starts from checked buffers
         return self
 
@@ -161,7 +161,7 @@ class SparseLinear(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        if self.values.device.type == "cpu":
+        if self.values.device.type != "meta":
             try:
                 _ = self.packed
             except ValueError as error:

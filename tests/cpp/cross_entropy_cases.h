@@ -1,5 +1,5 @@
-// One call of linear_cross_entropy, of its gradient, or of head_contrast on random inputs, held against the float64
-// oracle.
+// One call of linear_cross_entropy, of its gradient, or of head_contrast on random inputs, on whatever back-end, held
+// against the float64 oracle.
 //
 // Budget: a logit may be off by kSlack 2^-24 S, S = max_v sum_e |h| |W| + |bias| of its row (fp32 sums in whatever
 // order). A loss may be off by as much, and by its own rounding. A probability may be off by as much, relative, and
@@ -20,6 +20,7 @@ constexpr int64_t kIgnored = -100;
 
 struct LossShape {
   int64_t rows, vocabulary, columns;
+  bool wide = false;  // rows of h and W begin at multiples of 16 bytes
 };
 
 // Whole tiles, ragged ones, 1 of each, nothing of each, long in each direction.
@@ -47,7 +48,8 @@ struct LanguageModel {
   rlcc_language_head head{};
 
   LanguageModel(const LossShape& shape, int64_t h_rows, rlcc_dtype dtype, std::mt19937& random, bool biased)
-      : h(h_rows, shape.columns, dtype, 3), weight(shape.vocabulary, shape.columns, dtype, 5) {
+      : h(h_rows, shape.columns, dtype, gap(shape, 3)),
+        weight(shape.vocabulary, shape.columns, dtype, gap(shape, 5)) {
     fill_logits(h, random, 1);
     fill_logits(weight, random, 2 / std::sqrt(static_cast<float>(shape.columns + 1)));
     std::normal_distribution<float> normal;
@@ -67,6 +69,7 @@ struct LanguageModel {
   LanguageModel& operator=(const LanguageModel&) = delete;
 
   rlcc_dtype dtype() const { return head.dtype; }
+  static int64_t gap(const LossShape& shape, int64_t odd) { return shape.wide ? (8 - shape.columns % 8) % 8 : odd; }
 
   // What a logit of this row of h may be off by.
   double logit_error(int64_t row) const {
@@ -140,8 +143,8 @@ struct LossCase {
     params.grad_h_stride = grad_h.stride();
   }
 
-  void run(const std::string& name) {
-    CHECK_STATUS(rlcc_linear_cross_entropy(&params), RLCC_OK);
+  void run(const std::string& name, rlcc_status (*op)(const rlcc_linear_cross_entropy_params*) = rlcc_linear_cross_entropy) {
+    CHECK_STATUS(op(&params), RLCC_OK);
     rlcc_linear_cross_entropy_params oracle = params;
     oracle.nll = nll64.data();
     oracle.lse = lse64.data();
@@ -202,9 +205,10 @@ struct LossGradientCase {
     params.grad_bias = grad_bias.data();
   }
 
-  void run(const std::string& name) {
+  void run(const std::string& name,
+           rlcc_status (*op)(const rlcc_linear_cross_entropy_backward_params*) = rlcc_linear_cross_entropy_backward) {
     const LanguageModel& model = forward.model;
-    CHECK_STATUS(rlcc_linear_cross_entropy_backward(&params), RLCC_OK);
+    CHECK_STATUS(op(&params), RLCC_OK);
     rlcc_linear_cross_entropy_backward_params oracle = params;
     oracle.grad_h = forward.grad_h64.data();
     oracle.grad_weight = grad_weight64.data();
@@ -273,8 +277,8 @@ struct ContrastCase {
     params.contrast = contrast.data();
   }
 
-  void run(const std::string& name) {
-    CHECK_STATUS(rlcc_head_contrast(&params), RLCC_OK);
+  void run(const std::string& name, rlcc_status (*op)(const rlcc_head_contrast_params*) = rlcc_head_contrast) {
+    CHECK_STATUS(op(&params), RLCC_OK);
     rlcc_head_contrast_params oracle = params;
     oracle.contrast = contrast64.data();
     CHECK_STATUS(rlcc_head_contrast_reference(&oracle), RLCC_OK);

@@ -81,6 +81,9 @@ void not_finite(const char* isa) {
     c.model.bias.assign(c.model.bias.size(), -HUGE_VALF);
     CHECK_STATUS(rlcc_linear_cross_entropy(&c.params), RLCC_OK);
     for (float loss : c.nll) CHECK(std::isnan(loss)) << isa << ": all words masked give " << loss;
+    c.model.labels.assign(c.model.labels.size(), c.params.ignore_index);
+    CHECK_STATUS(rlcc_linear_cross_entropy(&c.params), RLCC_OK);
+    for (float lse : c.lse) CHECK(std::isnan(lse)) << isa << ": and rows that are ignored an lse of " << lse;
   }
 }
 

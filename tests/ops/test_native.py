@@ -17,8 +17,9 @@ from restorelcc import _C
 def test_build_info() -> None:
     info = restorelcc.build_info()
     assert info["native"] is True
-    assert info["backends"] == ["cpu", "reference"]
-    assert info["cuda"] is False
+    cuda = bool(info["cuda_architectures"])  # whether nvcc was found by the build
+    assert info["backends"] == ["cpu", *(["cuda"] if cuda else []), "reference"]
+    assert info["cuda"] is cuda
     assert info["isa"] in info["isas_available"]
     assert info["versions"] == {"restorelcc": restorelcc.__version__, "torch": torch.__version__}
     assert info["version"] == restorelcc.__version__  # CMakeLists.txt names it once

@@ -1,0 +1,46 @@
+// Shared memory and launches under nvcc.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+
+#include "cuda/launch.h"
+
+#define RLCC_SHARED(T, name, count) __shared__ T name[count]
+// One symbol for all kernels: extern shared arrays of one translation unit must agree in type.
+#define RLCC_DYNAMIC_SHARED(T, name)                                   \
+  extern __shared__ __align__(16) unsigned char rlcc_dynamic_shared[]; \
+  T* const name = reinterpret_cast<T*>(rlcc_dynamic_shared)
+
+namespace restorelcc::cuda {
+
+// A block has 48 KiB of static and dynamic shared memory together without asking. Kernels with so much of the latter
+// have few KiB of the former; asking costs a microsecond.
+constexpr size_t kSharedBytesWithoutAsking = 32 * 1024;
+
+// Queues kernel<<<grid, block, dynamic_shared_bytes, stream>>>(arguments...) and says whether that went well.
+// Nothing is allocated and nothing waits: a stream that is being captured into a graph takes it.
+template <class... Parameters, class... Arguments>
+[[nodiscard]] LaunchError launch(void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                                 size_t dynamic_shared_bytes, void* stream, Arguments... arguments) {
+  cudaError_t error = cudaSuccess;
+  if (dynamic_shared_bytes > kSharedBytesWithoutAsking) {
+    error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(dynamic_shared_bytes));
+  }
+  if (error == cudaSuccess) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = dynamic_shared_bytes;
+    config.stream = static_cast<cudaStream_t>(stream);
+    error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  }
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();  // the caller is told here; do not leave it for the next one to find
+  return cudaGetErrorString(error);
+}
+
+}  // namespace restorelcc::cuda

@@ -1,0 +1,88 @@
+#include "cuda/validate.h"
+
+#include "core/validate_params.h"
+#include "cuda/head_moments.h"
+#include "cuda/plan.h"
+#include "sparse/layout.h"
+
+namespace restorelcc::cuda {
+namespace {
+
+constexpr int64_t kMostBlocks = INT32_MAX;  // of a grid's first dimension
+
+Status validate_weight(const rlcc_packed_weight& weight) {
+  if (weight.trusted != 1) {
+    return invalid(
+        "weight.trusted is ", weight.trusted,
+        ", must be 1 for a weight in device memory; check it with rlcc_packed_validate before the upload");
+  }
+  RLCC_RETURN_IF_FAILED(validate_shape(weight));
+  if (weight.columns > kMostColumns) {
+    return failure(RLCC_UNSUPPORTED, "weight has ", weight.columns, " columns, the CUDA kernels take ",
+                   kMostColumns);
+  }
+  if (reinterpret_cast<uintptr_t>(weight.values) % RLCC_VALUE_ALIGNMENT_BYTES != 0) {
+    return invalid("weight.values is not aligned to ", RLCC_VALUE_ALIGNMENT_BYTES, " bytes");
+  }
+  return {};
+}
+
+}  // namespace
+
+Status validate(const rlcc_sparse_linear_params& params) {
+  RLCC_RETURN_IF_FAILED(validate_weight(params.weight));
+  RLCC_RETURN_IF_FAILED(
+      validate_array("comp_index", params.comp_index, params.comp_index != nullptr ? params.x_rows : 0, 8));
+  rlcc_sparse_linear_params visible = params;
+  visible.parallel = nullptr;    // not looked at
+  visible.comp_index = nullptr;  // its entries are not for the host; what it stands for is checked below
+  if (params.comp_index != nullptr && params.comp_rows != nullptr && params.groups > 1) {
+    RLCC_RETURN_IF_FAILED(validate_matrix("comp_rows", params.comp_rows, params.groups, params.weight.rows,
+                                          params.weight.rows, RLCC_F32));
+    visible.groups = 1;
+  }
+  if (params.comp_index != nullptr && params.comp_rows == nullptr) {
+    return invalid("comp_index is set, but comp_rows is null");
+  }
+  return restorelcc::validate(visible);
+}
+
+Status validate(const rlcc_head_moments_params& params) {
+  rlcc_head_moments_params visible = params;
+  visible.parallel = nullptr;  // not looked at
+  RLCC_RETURN_IF_FAILED(restorelcc::validate(visible));
+  const int64_t tiles = plan_head_moments(params.tokens, 1, params.head_dim).tiles;
+  if (params.heads > 0 && tiles > kMostBlocks / params.heads) {
+    return invalid("gram of [", params.heads, ", ", params.head_dim, ", ", params.head_dim,
+                   "] takes more than ", kMostBlocks, " blocks of threads; use fewer heads per call");
+  }
+  return {};
+}
+
+Status validate(const rlcc_sparse_linear_grad_x_params& params) {
+  RLCC_RETURN_IF_FAILED(validate_weight(params.weight));
+  rlcc_sparse_linear_grad_x_params visible = params;
+  visible.parallel = nullptr;
+  return restorelcc::validate(visible);
+}
+
+Status validate(const rlcc_sparse_linear_grad_values_params& params) {
+  RLCC_RETURN_IF_FAILED(validate_weight(params.weight));
+  rlcc_sparse_linear_grad_values_params visible = params;
+  visible.parallel = nullptr;
+  return restorelcc::validate(visible);
+}
+
+Status validate_workspace(const void* workspace, size_t bytes, size_t needed) {
+  if (needed == 0) return {};
+  if (workspace == nullptr || bytes < needed) {
+    return invalid("workspace has ", workspace == nullptr ? 0 : bytes, " bytes, needs ", needed,
+                   " (ask the op's _workspace function)");
+  }
+  if (reinterpret_cast<uintptr_t>(workspace) % kWorkspaceAlignment != 0) {
+    return invalid("workspace is not aligned to ", kWorkspaceAlignment, " bytes");
+  }
+  return {};
+}
+
+}  // namespace restorelcc::cuda
