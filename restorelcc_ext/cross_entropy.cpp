@@ -68,10 +68,8 @@ Tensor edited_rows(const Tensor& h) {
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(const Tensor& h, const Tensor& weight,
-                                                        const Tensor& labels,
-                                                        const std::optional<Tensor>& bias,
-                                                        int64_t ignore_index, bool with_lse,
-                                                        bool with_grad_h) {
+                                                        const Tensor& labels, const std::optional<Tensor>& bias,
+                                                        int64_t ignore_index, bool with_lse, bool with_grad_h) {
   const Place place({{h, "h"}, {weight, "weight"}, {labels, "labels"}, {bias, "bias"}});
   const LanguageHead language(h, "h", weight, bias);
   const Rows rows = rows_of(h, language.head.columns, "h");
@@ -92,16 +90,19 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(const Tensor& h, const T
   params.lse = with_lse ? static_cast<float*>(lse.data_ptr()) : nullptr;
   params.grad_h = with_grad_h ? grad_h.data_ptr() : nullptr;
   params.grad_h_stride = language.head.columns;
-  place.run(params, {rlcc_linear_cross_entropy, rlcc_cuda_linear_cross_entropy_workspace, rlcc_cuda_linear_cross_entropy});
+  place.run(params, {rlcc_linear_cross_entropy, rlcc_cuda_linear_cross_entropy_workspace,
+                     rlcc_cuda_linear_cross_entropy});
   return {nll, lse, grad_h};
 }
 
-std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(
-    const Tensor& grad_nll, const Tensor& h, const Tensor& weight, const Tensor& labels,
-    const Tensor& lse, const std::optional<Tensor>& bias, int64_t ignore_index, bool with_grad_h,
-    bool with_grad_weight, bool with_grad_bias) {
-  const Place place({{h, "h"}, {weight, "weight"}, {grad_nll, "grad_nll"}, {labels, "labels"}, {lse, "lse"},
-                     {bias, "bias"}});
+std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(const Tensor& grad_nll, const Tensor& h,
+                                                                 const Tensor& weight, const Tensor& labels,
+                                                                 const Tensor& lse,
+                                                                 const std::optional<Tensor>& bias,
+                                                                 int64_t ignore_index, bool with_grad_h,
+                                                                 bool with_grad_weight, bool with_grad_bias) {
+  const Place place(
+      {{h, "h"}, {weight, "weight"}, {grad_nll, "grad_nll"}, {labels, "labels"}, {lse, "lse"}, {bias, "bias"}});
   const LanguageHead language(h, "h", weight, bias);
   const int64_t columns = language.head.columns, vocabulary = language.head.vocabulary;
   const Rows rows = rows_of(h, columns, "h");
@@ -127,16 +128,21 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(
   params.grad_weight = with_grad_weight ? grad_weight.data_ptr() : nullptr;
   params.grad_weight_stride = columns;
   params.grad_bias = with_grad_bias ? static_cast<float*>(grad_bias.data_ptr()) : nullptr;
-  place.run(params, {rlcc_linear_cross_entropy_backward, rlcc_cuda_linear_cross_entropy_backward_workspace, rlcc_cuda_linear_cross_entropy_backward});
+  place.run(params, {rlcc_linear_cross_entropy_backward, rlcc_cuda_linear_cross_entropy_backward_workspace,
+                     rlcc_cuda_linear_cross_entropy_backward});
   return {grad_h, grad_weight, grad_bias};
 }
 
-Tensor head_contrast(const Tensor& h_edited, const Tensor& weight, const Tensor& labels,
-                     const Tensor& base_nll, const std::optional<Tensor>& segments,
-                     const std::optional<Tensor>& weights, int64_t segment_count,
-                     const std::optional<Tensor>& bias, int64_t ignore_index) {
-  const Place place({{h_edited, "h_edited"}, {weight, "weight"}, {labels, "labels"}, {base_nll, "base_nll"},
-                     {segments, "segments"}, {weights, "weights"}, {bias, "bias"}});
+Tensor head_contrast(const Tensor& h_edited, const Tensor& weight, const Tensor& labels, const Tensor& base_nll,
+                     const std::optional<Tensor>& segments, const std::optional<Tensor>& weights,
+                     int64_t segment_count, const std::optional<Tensor>& bias, int64_t ignore_index) {
+  const Place place({{h_edited, "h_edited"},
+                     {weight, "weight"},
+                     {labels, "labels"},
+                     {base_nll, "base_nll"},
+                     {segments, "segments"},
+                     {weights, "weights"},
+                     {bias, "bias"}});
   const LanguageHead language(h_edited, "h_edited", weight, bias);
   if (h_edited.dim() != 3 || h_edited.size(2) != language.head.columns) {
     refuse("h_edited has shape ", shape_text(h_edited.sizes()), "; it must be [G, M, ", language.head.columns,

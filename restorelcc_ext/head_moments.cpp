@@ -25,8 +25,7 @@ double* accumulator(const Tensor& tensor, const std::vector<int64_t>& shape, con
 
 }  // namespace
 
-void head_moments_(const Tensor& z_dense, const Tensor& z_pruned, const Tensor& total,
-                   const Tensor& gram) {
+void head_moments_(const Tensor& z_dense, const Tensor& z_pruned, const Tensor& total, const Tensor& gram) {
   const Place place({{z_dense, "z_dense"}, {z_pruned, "z_pruned"}, {total, "total"}, {gram, "gram"}});
   rlcc_head_moments_params params{};
   params.dtype = float_dtype(z_dense, "z_dense");

@@ -1,18 +1,21 @@
-// The schema of every op, once. The kernels are registered for every device: the core decides where it computes, and a
-// tensor on a device without kernels meets the one sentence of Place and not the dispatcher's table of keys.
+// The schema of every op, once. The kernels are registered for every device: the core decides where it
+// computes, and a tensor on a device without kernels meets the one sentence of Place and not the dispatcher's
+// table of keys.
 #include <torch/csrc/stable/library.h>
 
 #include "ops.h"
 
 STABLE_TORCH_LIBRARY(restorelcc, library) {
-  // A packed weight is mask, values, row_offsets, scales (int8 values only) and columns: see restorelcc/params.h.
+  // A packed weight is mask, values, row_offsets, scales (int8 values only) and columns: see
+  // restorelcc/params.h.
   library.def(
       "sparse_linear(Tensor x, Tensor mask, Tensor values, Tensor row_offsets, Tensor? scales, SymInt columns, "
       "Tensor? comp_rows=None, Tensor? comp_index=None, Tensor? bias=None, Tensor? residual=None, "
       "bool trusted=False, bool exact_x=False) -> Tensor");
   // The same without a gradient formula: torch calls Python to look whether one is wanted, 10 us a call.
   library.def(
-      "sparse_linear_inference(Tensor x, Tensor mask, Tensor values, Tensor row_offsets, Tensor? scales, SymInt columns, "
+      "sparse_linear_inference(Tensor x, Tensor mask, Tensor values, Tensor row_offsets, Tensor? scales, "
+      "SymInt columns, "
       "Tensor? comp_rows=None, Tensor? comp_index=None, Tensor? bias=None, Tensor? residual=None, "
       "bool trusted=False, bool exact_x=False) -> Tensor");
   library.def(
@@ -21,8 +24,7 @@ STABLE_TORCH_LIBRARY(restorelcc, library) {
   library.def(
       "sparse_linear_grad_values(Tensor grad_y, Tensor x, Tensor mask, Tensor values, Tensor row_offsets, "
       "bool trusted=False) -> Tensor");
-  library.def(
-      "head_moments_(Tensor z_dense, Tensor z_pruned, Tensor(a!) total, Tensor(b!) gram) -> ()");
+  library.def("head_moments_(Tensor z_dense, Tensor z_pruned, Tensor(a!) total, Tensor(b!) gram) -> ()");
   // lse is empty [0] without with_lse, and so is grad_h, d nll / d h, without with_grad_h.
   library.def(
       "linear_cross_entropy(Tensor h, Tensor weight, Tensor labels, Tensor? bias=None, int ignore_index=-100, "
@@ -36,7 +38,8 @@ STABLE_TORCH_LIBRARY(restorelcc, library) {
       "head_contrast(Tensor h_edited, Tensor weight, Tensor labels, Tensor base_nll, Tensor? segments=None, "
       "Tensor? weights=None, SymInt segment_count=1, Tensor? bias=None, int ignore_index=-100) -> Tensor");
   library.def(  // scales is empty unless int8
-      "pack(Tensor weight, bool int8=False) -> (Tensor mask, Tensor values, Tensor row_offsets, Tensor scales)");
+      "pack(Tensor weight, bool int8=False) -> (Tensor mask, Tensor values, Tensor row_offsets, Tensor "
+      "scales)");
   library.def(
       "unpack(Tensor mask, Tensor values, Tensor row_offsets, Tensor? scales, SymInt columns) -> Tensor");
   library.def(

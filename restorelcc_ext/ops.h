@@ -11,11 +11,11 @@ namespace restorelcc_ext {
 
 using torch::stable::Tensor;
 
-Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values,
-                     const Tensor& row_offsets, const std::optional<Tensor>& scales, int64_t columns,
+Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values, const Tensor& row_offsets,
+                     const std::optional<Tensor>& scales, int64_t columns,
                      const std::optional<Tensor>& comp_rows, const std::optional<Tensor>& comp_index,
-                     const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
-                     bool trusted, bool exact_x);
+                     const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, bool trusted,
+                     bool exact_x);
 
 Tensor sparse_linear_grad_x(const Tensor& grad_y, const Tensor& mask, const Tensor& values,
                             const Tensor& row_offsets, const std::optional<Tensor>& scales, int64_t columns,
@@ -24,24 +24,22 @@ Tensor sparse_linear_grad_x(const Tensor& grad_y, const Tensor& mask, const Tens
 Tensor sparse_linear_grad_values(const Tensor& grad_y, const Tensor& x, const Tensor& mask,
                                  const Tensor& values, const Tensor& row_offsets, bool trusted);
 
-void head_moments_(const Tensor& z_dense, const Tensor& z_pruned, const Tensor& total,
-                   const Tensor& gram);
+void head_moments_(const Tensor& z_dense, const Tensor& z_pruned, const Tensor& total, const Tensor& gram);
 
 std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(const Tensor& h, const Tensor& weight,
-                                                        const Tensor& labels,
-                                                        const std::optional<Tensor>& bias,
-                                                        int64_t ignore_index, bool with_lse,
-                                                        bool with_grad_h);
+                                                        const Tensor& labels, const std::optional<Tensor>& bias,
+                                                        int64_t ignore_index, bool with_lse, bool with_grad_h);
 
-std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(
-    const Tensor& grad_nll, const Tensor& h, const Tensor& weight, const Tensor& labels,
-    const Tensor& lse, const std::optional<Tensor>& bias, int64_t ignore_index, bool with_grad_h,
-    bool with_grad_weight, bool with_grad_bias);
+std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(const Tensor& grad_nll, const Tensor& h,
+                                                                 const Tensor& weight, const Tensor& labels,
+                                                                 const Tensor& lse,
+                                                                 const std::optional<Tensor>& bias,
+                                                                 int64_t ignore_index, bool with_grad_h,
+                                                                 bool with_grad_weight, bool with_grad_bias);
 
-Tensor head_contrast(const Tensor& h_edited, const Tensor& weight, const Tensor& labels,
-                     const Tensor& base_nll, const std::optional<Tensor>& segments,
-                     const std::optional<Tensor>& weights, int64_t segment_count,
-                     const std::optional<Tensor>& bias, int64_t ignore_index);
+Tensor head_contrast(const Tensor& h_edited, const Tensor& weight, const Tensor& labels, const Tensor& base_nll,
+                     const std::optional<Tensor>& segments, const std::optional<Tensor>& weights,
+                     int64_t segment_count, const std::optional<Tensor>& bias, int64_t ignore_index);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> pack(const Tensor& weight, bool int8);
 

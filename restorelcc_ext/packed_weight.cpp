@@ -17,13 +17,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pack(const Tensor& weight, bool int8)
   const int64_t columns = weight.size(1);
   const Rows rows = rows_of(weight, columns, "weight");
   int64_t value_count = 0;
-  throw_unless_ok(rlcc_pack_count(rows.data, rows.count, columns, rows.stride, dtype, values_dtype, &value_count));
+  throw_unless_ok(
+      rlcc_pack_count(rows.data, rows.count, columns, rows.stride, dtype, values_dtype, &value_count));
   const int64_t words = columns / 64 + (columns % 64 != 0);
   Tensor mask = torch::stable::new_empty(weight, {rows.count, words}, ScalarType::Long);
   Tensor values =
       torch::stable::new_empty(weight, {value_count}, int8 ? ScalarType::Char : weight.scalar_type());
   Tensor row_offsets = torch::stable::new_empty(weight, {rows.count + 1}, ScalarType::Long);
-  const std::vector<int64_t> scales_shape = int8 ? scales_shape_of(rows.count, columns) : std::vector<int64_t>{0};
+  const std::vector<int64_t> scales_shape =
+      int8 ? scales_shape_of(rows.count, columns) : std::vector<int64_t>{0};
   Tensor scales = torch::stable::new_empty(weight, scales_shape, ScalarType::BFloat16);
   throw_unless_ok(rlcc_pack(rows.data, rows.count, columns, rows.stride, dtype, values_dtype,
                             static_cast<uint64_t*>(mask.data_ptr()), values.data_ptr(), value_count,
@@ -36,8 +38,8 @@ Tensor unpack(const Tensor& mask, const Tensor& values, const Tensor& row_offset
               const std::optional<Tensor>& scales, int64_t columns) {
   require_cpu({{mask, "mask"}, {values, "values"}, {row_offsets, "row_offsets"}, {scales, "scales"}});
   const rlcc_packed_weight packed = packed_weight(mask, values, row_offsets, scales, columns, false);
-  Tensor weight = torch::stable::new_empty(
-      values, {packed.rows, columns}, packed.dtype == RLCC_I8 ? ScalarType::Float : values.scalar_type());
+  Tensor weight = torch::stable::new_empty(values, {packed.rows, columns},
+                                           packed.dtype == RLCC_I8 ? ScalarType::Float : values.scalar_type());
   throw_unless_ok(rlcc_unpack(&packed, weight.data_ptr(), columns));
   return weight;
 }

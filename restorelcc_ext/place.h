@@ -34,12 +34,12 @@ struct NamedTensor {
 
 class Place {
  public:
-  // The place of the first tensor, where all of them must be; std::invalid_argument for one that is elsewhere, or on
-  // a device that the library has no kernels for. Absent tensors are anywhere.
+  // The place of the first tensor, where all of them must be; std::invalid_argument for one that is elsewhere,
+  // or on a device that the library has no kernels for. Absent tensors are anywhere.
   explicit Place(std::initializer_list<NamedTensor> tensors);
 
-  // On CUDA queued on torch's current stream, with a workspace from torch's allocator, which hands it to nobody else
-  // before the stream has passed the call.
+  // On CUDA queued on torch's current stream, with a workspace from torch's allocator, which hands it to nobody
+  // else before the stream has passed the call.
   template <class Params>
   void run(Params params, const EntryPoints<Params>& entry) const {
     if (cuda_index_ < 0) {
@@ -53,10 +53,12 @@ class Place {
     throw_unless_ok(entry.cuda_workspace(&params, &bytes));
     std::optional<Tensor> workspace;
     if (bytes > 0) {
-      workspace = torch::stable::new_empty(*first_, {static_cast<int64_t>(bytes)}, torch::headeronly::ScalarType::Byte);
+      workspace =
+          torch::stable::new_empty(*first_, {static_cast<int64_t>(bytes)}, torch::headeronly::ScalarType::Byte);
     }
     const auto stream = torch::stable::accelerator::getCurrentStream(cuda_index_);
-    throw_unless_ok(entry.cuda(&params, workspace ? workspace->data_ptr() : nullptr, bytes, stream.nativeHandle()));
+    throw_unless_ok(
+        entry.cuda(&params, workspace ? workspace->data_ptr() : nullptr, bytes, stream.nativeHandle()));
   }
 
  private:

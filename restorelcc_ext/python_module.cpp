@@ -47,6 +47,5 @@ PYBIND11_MODULE(_C, module) {
   module.def(
       "set_num_threads", [](int32_t threads) { throw_unless_ok(rlcc_set_num_threads(threads)); },
       py::arg("threads"), "Threads of the library's own pool; ops called from torch use torch's.");
-  module.def("get_num_threads", [] { return rlcc_get_num_threads(); },
-             "Threads of the library's own pool.");
+  module.def("get_num_threads", [] { return rlcc_get_num_threads(); }, "Threads of the library's own pool.");
 }

@@ -26,8 +26,15 @@ Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values, 
                      const std::optional<Tensor>& comp_rows, const std::optional<Tensor>& comp_index,
                      const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, bool trusted,
                      bool exact_x) {
-  const Place place({{x, "x"}, {mask, "mask"}, {values, "values"}, {row_offsets, "row_offsets"}, {scales, "scales"},
-                     {comp_rows, "comp_rows"}, {comp_index, "comp_index"}, {bias, "bias"}, {residual, "residual"}});
+  const Place place({{x, "x"},
+                     {mask, "mask"},
+                     {values, "values"},
+                     {row_offsets, "row_offsets"},
+                     {scales, "scales"},
+                     {comp_rows, "comp_rows"},
+                     {comp_index, "comp_index"},
+                     {bias, "bias"},
+                     {residual, "residual"}});
   rlcc_sparse_linear_params params{};
   params.exact_x = exact_x ? 1 : 0;
   params.x_dtype = float_dtype(x, "x");
@@ -79,7 +86,10 @@ Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values, 
 Tensor sparse_linear_grad_x(const Tensor& grad_y, const Tensor& mask, const Tensor& values,
                             const Tensor& row_offsets, const std::optional<Tensor>& scales, int64_t columns,
                             bool trusted) {
-  const Place place({{grad_y, "grad_y"}, {mask, "mask"}, {values, "values"}, {row_offsets, "row_offsets"},
+  const Place place({{grad_y, "grad_y"},
+                     {mask, "mask"},
+                     {values, "values"},
+                     {row_offsets, "row_offsets"},
                      {scales, "scales"}});
   rlcc_sparse_linear_grad_x_params params{};
   params.dtype = float_dtype(grad_y, "grad_y");
@@ -91,15 +101,15 @@ Tensor sparse_linear_grad_x(const Tensor& grad_y, const Tensor& mask, const Tens
   Tensor grad_x = torch::stable::new_empty(grad_y, with_columns(sizes_of(grad_y), columns));
   params.grad_x = grad_x.data_ptr();
   params.grad_x_stride = columns;
-  place.run(params,
-            {rlcc_sparse_linear_grad_x, rlcc_cuda_sparse_linear_grad_x_workspace, rlcc_cuda_sparse_linear_grad_x});
+  place.run(params, {rlcc_sparse_linear_grad_x, rlcc_cuda_sparse_linear_grad_x_workspace,
+                     rlcc_cuda_sparse_linear_grad_x});
   return grad_x;
 }
 
 Tensor sparse_linear_grad_values(const Tensor& grad_y, const Tensor& x, const Tensor& mask,
                                  const Tensor& values, const Tensor& row_offsets, bool trusted) {
-  const Place place({{x, "x"}, {grad_y, "grad_y"}, {mask, "mask"}, {values, "values"},
-                     {row_offsets, "row_offsets"}});
+  const Place place(
+      {{x, "x"}, {grad_y, "grad_y"}, {mask, "mask"}, {values, "values"}, {row_offsets, "row_offsets"}});
   rlcc_sparse_linear_grad_values_params params{};
   params.dtype = float_dtype(x, "x");
   require_dtype(grad_y, x.scalar_type(), "grad_y");

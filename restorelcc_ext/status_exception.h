@@ -25,12 +25,9 @@ inline void throw_unless_ok(rlcc_status status) {
   if (status == RLCC_OK) return;
   const std::string message = rlcc_last_error();
   switch (status) {
-    case RLCC_INVALID_ARGUMENT:
-      throw std::invalid_argument(message);
-    case RLCC_OUT_OF_MEMORY:
-      throw OutOfMemory(message);
-    default:
-      throw std::runtime_error(message);
+    case RLCC_INVALID_ARGUMENT: throw std::invalid_argument(message);
+    case RLCC_OUT_OF_MEMORY: throw OutOfMemory(message);
+    default: throw std::runtime_error(message);
   }
 }
 

@@ -117,7 +117,8 @@ rlcc_packed_weight packed_weight(const Tensor& mask, const Tensor& values, const
   packed.columns = columns;
   require_shape(mask, {packed.rows, columns / 64 + (columns % 64 != 0)}, "mask");
   require_shape(row_offsets, {packed.rows + 1}, "row_offsets");
-  if (values.dim() != 1) refuse("values has shape ", shape_text(values.sizes()), "; it must be [", values.numel(), "]");
+  if (values.dim() != 1)
+    refuse("values has shape ", shape_text(values.sizes()), "; it must be [", values.numel(), "]");
   require_contiguous(mask, "mask");
   require_contiguous(row_offsets, "row_offsets");
   require_contiguous(values, "values");
@@ -155,7 +156,8 @@ namespace {
 Tensor contiguous_row(const Tensor& tensor, int64_t count, const char* name) {
   const rlcc_dtype dtype = float_dtype(tensor, name);
   require_shape(tensor, {count}, name);
-  const bool here = dtype == RLCC_F32 || (dtype == RLCC_BF16 && tensor.is_cpu());  // taken, or widened, as it is
+  const bool here =
+      dtype == RLCC_F32 || (dtype == RLCC_BF16 && tensor.is_cpu());  // taken, or widened, as it is
   return contiguous_of(here ? tensor : torch::stable::to(tensor, ScalarType::Float));
 }
 

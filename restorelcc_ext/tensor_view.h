@@ -1,5 +1,5 @@
-// From torch::stable::Tensor to the PODs of the core: dtype, rank and stride checks, each with a sentence (of devices:
-// place.h). What the core checks itself (ranges, the packed format) is not checked twice.
+// From torch::stable::Tensor to the PODs of the core: dtype, rank and stride checks, each with a sentence (of
+// devices: place.h). What the core checks itself (ranges, the packed format) is not checked twice.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -28,8 +28,8 @@ template <typename... Parts>
 }
 
 std::vector<int64_t> sizes_of(const Tensor& tensor);
-std::string shape_text(Shape sizes);  // "[2, 3]"
-const char* dtype_name(ScalarType dtype);                   // "float32", as torch's users write it
+std::string shape_text(Shape sizes);       // "[2, 3]"
+const char* dtype_name(ScalarType dtype);  // "float32", as torch's users write it
 
 void require_dtype(const Tensor& tensor, ScalarType dtype, const char* name);
 void require_shape(const Tensor& tensor, Shape shape, const char* name);
@@ -66,10 +66,12 @@ class Float32Row {
 
  private:
   Tensor owner_;
-  std::vector<float> widened_;  // of bfloat16 on the CPU: torch's own conversion takes 6 us, as long as a small product
+  std::vector<float>
+      widened_;  // of bfloat16 on the CPU: torch's own conversion takes 6 us, as long as a small product
 };
 
-// The tensor where it is contiguous, which is asked without torch's dispatcher (1 us, a tenth of a small product).
+// The tensor where it is contiguous, which is asked without torch's dispatcher (1 us, a tenth of a small
+// product).
 Tensor contiguous_of(const Tensor& tensor);
 
 // A narrower floating point type widened to float32, contiguous, of this shape.

@@ -48,7 +48,8 @@ std::string build_info_json() {
        << ", \"compiler\": \"" << compiler() << "\", \"build_type\": \"" << RLCC_BUILD_TYPE
        << "\", \"sanitizers\": \"" << RLCC_SANITIZERS
        << "\", \"backends\": " << word_list(cuda_architectures()[0] == '\0' ? "cpu" : "cpu cuda")
-       << ", \"cuda_architectures\": " << word_list(cuda_architectures()) << ", \"isas_compiled\": " << isa_list(isa_compiled)
+       << ", \"cuda_architectures\": " << word_list(cuda_architectures())
+       << ", \"isas_compiled\": " << isa_list(isa_compiled)
        << ", \"isas_available\": " << isa_list(isa_available) << ", \"isa\": ";
   if (chosen) {
     json << '"' << isa_name(isa) << '"';

@@ -1,5 +1,5 @@
-// The registry of the core, in which every kernel counts its calls. Takes the place of csrc/cpu/registry.cpp in the
-// test that asks whether each kernel is reached.
+// The registry of the core, in which every kernel counts its calls. Takes the place of csrc/cpu/registry.cpp in
+// the test that asks whether each kernel is reached.
 #define sparse_linear_decode registered_sparse_linear_decode
 #define sparse_linear_panel registered_sparse_linear_panel
 #define sparse_linear_grad_x_panel registered_sparse_linear_grad_x_panel
@@ -94,7 +94,7 @@ namespace restorelcc::test {
 
 std::map<std::string, long> kernel_calls() {
   std::map<std::string, long> calls;
-#define RLCC_CALLS(op, values, shape, isa)           \
+#define RLCC_CALLS(op, values, shape, isa)      \
   calls[#op "_" #values "_" #shape "__" #isa] = \
       cpu::CountedOf<cpu::op##_##values##_##shape##__##isa>::calls.load();
   RLCC_KERNELS(RLCC_CALLS)

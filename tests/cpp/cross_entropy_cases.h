@@ -1,10 +1,10 @@
-// One call of linear_cross_entropy, of its gradient, or of head_contrast on random inputs, on whatever back-end, held
-// against the float64 oracle.
+// One call of linear_cross_entropy, of its gradient, or of head_contrast on random inputs, on whatever
+// back-end, held against the float64 oracle.
 //
-// Budget: a logit may be off by kSlack 2^-24 S, S = max_v sum_e |h| |W| + |bias| of its row (fp32 sums in whatever
-// order). A loss may be off by as much, and by its own rounding. A probability may be off by as much, relative, and
-// may be rounded to the dtype; so a gradient sum_v g W may be off by that share of sum_v |g| |W|, where |g| counts
-// the probability and the label's 1 apart, and by the rounding of the result.
+// Budget: a logit may be off by kSlack 2^-24 S, S = max_v sum_e |h| |W| + |bias| of its row (fp32 sums in
+// whatever order). A loss may be off by as much, and by its own rounding. A probability may be off by as much,
+// relative, and may be rounded to the dtype; so a gradient sum_v g W may be off by that share of sum_v |g| |W|,
+// where |g| counts the probability and the label's 1 apart, and by the rounding of the result.
 #pragma once
 
 #include <algorithm>
@@ -25,9 +25,10 @@ struct LossShape {
 
 // Whole tiles, ragged ones, 1 of each, nothing of each, long in each direction.
 constexpr LossShape kLossShapes[] = {
-    {16, 256, 64}, {0, 5, 3},     {1, 1, 1},    {1, 2, 1},    {3, 1, 17},   {2, 17, 1},   {5, 131, 31},  {17, 67, 64},
-    {33, 509, 65}, {7, 1009, 13}, {65, 40, 24}, {130, 70, 7}, {4, 33, 576}, {4, 9, 1134}, {3, 11, 0},    {2, 4099, 8},
-    {32, 33, 32},  {31, 63, 33},  {8, 128, 16}, {1, 300, 40}, {9, 16, 129}, {6, 15, 2},   {15, 1000, 3},
+    {16, 256, 64}, {0, 5, 3},    {1, 1, 1},     {1, 2, 1},     {3, 1, 17},    {2, 17, 1},
+    {5, 131, 31},  {17, 67, 64}, {33, 509, 65}, {7, 1009, 13}, {65, 40, 24},  {130, 70, 7},
+    {4, 33, 576},  {4, 9, 1134}, {3, 11, 0},    {2, 4099, 8},  {32, 33, 32},  {31, 63, 33},
+    {8, 128, 16},  {1, 300, 40}, {9, 16, 129},  {6, 15, 2},    {15, 1000, 3},
 };
 
 // Normal values times `scale`, some of them 4 times as large: a few words of a row share the probability.
@@ -69,7 +70,9 @@ struct LanguageModel {
   LanguageModel& operator=(const LanguageModel&) = delete;
 
   rlcc_dtype dtype() const { return head.dtype; }
-  static int64_t gap(const LossShape& shape, int64_t odd) { return shape.wide ? (8 - shape.columns % 8) % 8 : odd; }
+  static int64_t gap(const LossShape& shape, int64_t odd) {
+    return shape.wide ? (8 - shape.columns % 8) % 8 : odd;
+  }
 
   // What a logit of this row of h may be off by.
   double logit_error(int64_t row) const {
@@ -99,10 +102,12 @@ struct LanguageModel {
   }
 };
 
-inline void close_to(double got, double expected, double allowed, const std::string& name, int64_t m, int64_t n) {
+inline void close_to(double got, double expected, double allowed, const std::string& name, int64_t m,
+                     int64_t n) {
   const bool same = std::isfinite(expected) ? std::fabs(got - expected) <= allowed && std::isfinite(got)
                                             : got == expected || (std::isnan(got) && std::isnan(expected));
-  CHECK(same) << name << " at " << m << ", " << n << ": " << got << " for " << expected << ", allowed " << allowed;
+  CHECK(same) << name << " at " << m << ", " << n << ": " << got << " for " << expected << ", allowed "
+              << allowed;
 }
 
 inline void compare_gradients(const Matrix& got, const Matrix& expected, const std::vector<double>& allowed,
@@ -143,7 +148,8 @@ struct LossCase {
     params.grad_h_stride = grad_h.stride();
   }
 
-  void run(const std::string& name, rlcc_status (*op)(const rlcc_linear_cross_entropy_params*) = rlcc_linear_cross_entropy) {
+  void run(const std::string& name,
+           rlcc_status (*op)(const rlcc_linear_cross_entropy_params*) = rlcc_linear_cross_entropy) {
     CHECK_STATUS(op(&params), RLCC_OK);
     rlcc_linear_cross_entropy_params oracle = params;
     oracle.nll = nll64.data();
@@ -205,8 +211,8 @@ struct LossGradientCase {
     params.grad_bias = grad_bias.data();
   }
 
-  void run(const std::string& name,
-           rlcc_status (*op)(const rlcc_linear_cross_entropy_backward_params*) = rlcc_linear_cross_entropy_backward) {
+  void run(const std::string& name, rlcc_status (*op)(const rlcc_linear_cross_entropy_backward_params*) =
+                                        rlcc_linear_cross_entropy_backward) {
     const LanguageModel& model = forward.model;
     CHECK_STATUS(op(&params), RLCC_OK);
     rlcc_linear_cross_entropy_backward_params oracle = params;
@@ -250,8 +256,8 @@ struct ContrastCase {
   std::vector<double> contrast, contrast64;
   rlcc_head_contrast_params params{};
 
-  ContrastCase(const LossShape& shape, int64_t groups, int64_t segment_count, rlcc_dtype dtype, std::mt19937& random,
-               bool biased)
+  ContrastCase(const LossShape& shape, int64_t groups, int64_t segment_count, rlcc_dtype dtype,
+               std::mt19937& random, bool biased)
       : model(shape, groups * shape.rows, dtype, random, biased),
         contrast(static_cast<size_t>(groups * segment_count), -7),
         contrast64(contrast) {

@@ -1,5 +1,5 @@
-// linear_cross_entropy, its gradient and head_contrast against the float64 oracle on every instruction set; the same
-// bits for any number of threads; what is refused leaves the outputs as they were.
+// linear_cross_entropy, its gradient and head_contrast against the float64 oracle on every instruction set; the
+// same bits for any number of threads; what is refused leaves the outputs as they were.
 #include <functional>
 #include <string>
 #include <thread>
@@ -44,7 +44,8 @@ void outputs_one_by_one(const char* isa) {
   const std::vector<float> of_bias = gradients.grad_bias;
   for (int kept = 0; kept < 4; ++kept) {
     rlcc_linear_cross_entropy_backward_params p = gradients.params;
-    Matrix h(of_h.rows(), of_h.columns(), of_h.dtype(), 1), weight(of_weight.rows(), of_weight.columns(), RLCC_BF16, 2);
+    Matrix h(of_h.rows(), of_h.columns(), of_h.dtype(), 1),
+        weight(of_weight.rows(), of_weight.columns(), RLCC_BF16, 2);
     std::vector<float> bias(of_bias.size());
     p.grad_h = kept == 0 ? h.data() : nullptr;
     p.grad_weight = kept == 1 ? weight.data() : nullptr;
@@ -56,7 +57,8 @@ void outputs_one_by_one(const char* isa) {
   }
 }
 
-// Words without bias, rows of NaN, logits of 1e30, labels of probability 0: positions of NaN and Inf are the oracle's.
+// Words without bias, rows of NaN, logits of 1e30, labels of probability 0: positions of NaN and Inf are the
+// oracle's.
 void not_finite(const char* isa) {
   std::mt19937 random(63);
   constexpr LossShape kShape{12, 67, 33};
@@ -126,8 +128,8 @@ struct Bits {
   std::vector<double> contrast;
   Matrix grad_h, backward_grad_h, grad_weight;
   bool operator==(const Bits& o) const {
-    return nll == o.nll && lse == o.lse && grad_bias == o.grad_bias && contrast == o.contrast && grad_h == o.grad_h &&
-           backward_grad_h == o.backward_grad_h && grad_weight == o.grad_weight;
+    return nll == o.nll && lse == o.lse && grad_bias == o.grad_bias && contrast == o.contrast &&
+           grad_h == o.grad_h && backward_grad_h == o.backward_grad_h && grad_weight == o.grad_weight;
   }
 };
 
@@ -142,8 +144,13 @@ void threads(const char* isa, rlcc_dtype dtype) {
     CHECK_STATUS(rlcc_linear_cross_entropy(&loss.params), RLCC_OK);
     CHECK_STATUS(rlcc_linear_cross_entropy_backward(&gradient.params), RLCC_OK);
     CHECK_STATUS(rlcc_head_contrast(&contrast.params), RLCC_OK);
-    return Bits{loss.nll,    loss.lse,    gradient.grad_bias,      contrast.contrast,
-                loss.grad_h, gradient.forward.grad_h, gradient.grad_weight};
+    return Bits{loss.nll,
+                loss.lse,
+                gradient.grad_bias,
+                contrast.contrast,
+                loss.grad_h,
+                gradient.forward.grad_h,
+                gradient.grad_weight};
   };
   CHECK_STATUS(rlcc_set_num_threads(1), RLCC_OK);
   const Bits expected = run(nullptr);
@@ -196,9 +203,14 @@ std::vector<Wrong<Params>> wrong_rows() {
       {[](Params& p) { p.h_stride = INT64_MAX; }, "overflows 64 bits"},
       {[](Params& p) { p.rows = -1; }, "negative size"},
       {[](Params& p) { p.labels = nullptr; }, "labels is null"},
-      {[](Params& p) { p.labels = high; }, "labels[2] is 19, must be in [0, 19), the vocabulary, or ignore_index (-100)"},
+      {[](Params& p) { p.labels = high; },
+       "labels[2] is 19, must be in [0, 19), the vocabulary, or ignore_index (-100)"},
       {[](Params& p) { p.labels = low; }, "labels[3] is -1"},
-      {[](Params& p) { p.ignore_index = 7; p.labels = low; }, "labels[3] is -1"},
+      {[](Params& p) {
+         p.ignore_index = 7;
+         p.labels = low;
+       },
+       "labels[3] is -1"},
       {[](Params& p) { p.parallel = &kNoRun; }, "parallel.run is null"},
   };
 }
@@ -248,10 +260,13 @@ void refused_contrasts() {
   wrongs.push_back({[](Params& p) { p.group_stride = INT64_MAX; }, "overflows 64 bits"});
   wrongs.push_back({[](Params& p) { p.base_nll = nullptr; }, "base_nll is null"});
   wrongs.push_back({[](Params& p) { p.segments = nullptr; }, "segments is null, but segment_count is 3"});
-  wrongs.push_back({[](Params& p) { p.segments = beyond; }, "segments[4] is 3, must be below segment_count, 3"});
+  wrongs.push_back(
+      {[](Params& p) { p.segments = beyond; }, "segments[4] is 3, must be below segment_count, 3"});
   wrongs.push_back({[](Params& p) { p.segment_count = 0; }, "segment_count is 0, must be at least 1"});
-  wrongs.push_back({[](Params& p) { p.segment_count = INT64_MAX; }, "contrast of [2, 9223372036854775807] overflows"});
-  wrongs.push_back({[](Params& p) { p.weights = negative; }, "weights[2] is -1, must be finite and at least 0"});
+  wrongs.push_back(
+      {[](Params& p) { p.segment_count = INT64_MAX; }, "contrast of [2, 9223372036854775807] overflows"});
+  wrongs.push_back(
+      {[](Params& p) { p.weights = negative; }, "weights[2] is -1, must be finite and at least 0"});
   wrongs.push_back({[](Params& p) { p.weights = endless; }, "weights[5] is inf"});
   wrongs.push_back({[](Params& p) { p.weights = undefined; }, "weights[0] is nan"});
   wrongs.push_back({[](Params& p) { p.contrast = nullptr; }, "contrast is null"});

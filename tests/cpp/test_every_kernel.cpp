@@ -1,5 +1,6 @@
-// Every kernel of the registry that this CPU has is reached through the C ABI, computes what the reference does, and
-// is the one that ran: calls are counted inside (counted_kernels.cpp), not inferred from the dispatch.
+// Every kernel of the registry that this CPU has is reached through the C ABI, computes what the reference
+// does, and is the one that ran: calls are counted inside (counted_kernels.cpp), not inferred from the
+// dispatch.
 #include <cstring>
 #include <map>
 
@@ -50,7 +51,8 @@ void run_kernel(const std::string& op, const std::string& name, std::mt19937& ra
   const rlcc_dtype values = dtype_of(name);
   if (op == "head_moments") return head_moments(values, name, random);
   if (op == "linear_cross_entropy") return LossCase({17, 67, 64}, values, random, true).run(name);
-  const Packed w(random_weight(19, 200, dense_dtype(values), random, half_with_full_and_empty_row(random)), values);
+  const Packed w(random_weight(19, 200, dense_dtype(values), random, half_with_full_and_empty_row(random)),
+                 values);
   const int64_t rows = decodes(name) ? 1 : 40;
   if (op == "sparse_linear") {
     LinearCase(w, rows, RLCC_F32, random, 0, true, false).run(w, name);

@@ -1,5 +1,5 @@
-// Every array of a call right before a page without access, then right behind one: the format promises 64 bytes of
-// padding behind the values and nothing anywhere else, and no kernel may touch more.
+// Every array of a call right before a page without access, then right behind one: the format promises 64 bytes
+// of padding behind the values and nothing anywhere else, and no kernel may touch more.
 #include "sparse_linear_cases.h"
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -65,7 +65,8 @@ void all_ops(const Packed& w, int64_t rows, rlcc_dtype dtype, std::mt19937& rand
   const GuardedWeight inside(w, side);
   const int64_t outputs = w.dense.rows(), columns = w.dense.columns();
   CHECK_STATUS(rlcc_packed_validate(&inside.weight), RLCC_OK);
-  const Matrix x = random_matrix(rows, columns, dtype, random), grad_y = random_matrix(rows, outputs, dtype, random);
+  const Matrix x = random_matrix(rows, columns, dtype, random),
+               grad_y = random_matrix(rows, outputs, dtype, random);
   const Guarded guarded_x = guarded(x, side), guarded_grad_y = guarded(grad_y, side);
   Matrix y(rows, outputs, dtype), grad_x(rows, columns, dtype);
   const Guarded guarded_y = guarded(y, side), guarded_grad_x = guarded(grad_x, side);
@@ -107,7 +108,8 @@ void all_ops(const Packed& w, int64_t rows, rlcc_dtype dtype, std::mt19937& rand
   CHECK_STATUS(rlcc_sparse_linear_grad_x(&of_x), RLCC_OK);
   CHECK(same(guarded_grad_x, grad_x)) << g_case;
 
-  const Guarded dense(nullptr, static_cast<size_t>(outputs * columns) * dtype_bytes(dense_dtype(w.weight.dtype)), side);
+  const Guarded dense(nullptr,
+                      static_cast<size_t>(outputs * columns) * dtype_bytes(dense_dtype(w.weight.dtype)), side);
   CHECK_STATUS(rlcc_unpack(&inside.weight, dense.as<void>(), columns), RLCC_OK);
   if (w.weight.dtype == RLCC_I8) return;
 

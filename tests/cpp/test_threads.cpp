@@ -114,13 +114,14 @@ void run_backwards(void*, int64_t count, int64_t, rlcc_task task, void* context)
   for (int64_t i = count - 1; i >= 0; --i) task(context, i, i + 1);
 }
 
-// Eight callers with one weight: each its own params and outputs, decode and panel, products and gradients at once;
-// every other one with a pool of its own beside the library's.
+// Eight callers with one weight: each its own params and outputs, decode and panel, products and gradients at
+// once; every other one with a pool of its own beside the library's.
 void one_weight_for_all(const char* isa, rlcc_dtype values) {
   constexpr int64_t kOutputs = 96, kInputs = 330, kMost = 40;
   std::mt19937 random(32);
   const Packed shared(
-      random_weight(kOutputs, kInputs, dense_dtype(values), random, half_with_full_and_empty_row(random)), values);
+      random_weight(kOutputs, kInputs, dense_dtype(values), random, half_with_full_and_empty_row(random)),
+      values);
   Matrix x(kMost, kInputs, RLCC_F32), grad_y(kMost, kOutputs, RLCC_F32);
   fill_normal(x, random);
   fill_normal(grad_y, random);

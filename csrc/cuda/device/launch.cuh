@@ -15,8 +15,8 @@
 
 namespace restorelcc::cuda {
 
-// A block has 48 KiB of static and dynamic shared memory together without asking. Kernels with so much of the latter
-// have few KiB of the former; asking costs a microsecond.
+// A block has 48 KiB of static and dynamic shared memory together without asking. Kernels with so much of the
+// latter have few KiB of the former; asking costs a microsecond.
 constexpr size_t kSharedBytesWithoutAsking = 32 * 1024;
 
 // Queues kernel<<<grid, block, dynamic_shared_bytes, stream>>>(arguments...) and says whether that went well.

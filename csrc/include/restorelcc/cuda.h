@@ -59,10 +59,11 @@ RLCC_API rlcc_status rlcc_cuda_sparse_linear_grad_values(const rlcc_sparse_linea
  * sparse tensor cores (mma.sp, RLCC_BF16 or RLCC_F16). With N' = N rounded up to 16 and K' = K rounded up to
  * 64:
  *
- *   values    [N', K' / 2] contiguous, 16-byte aligned: two of each four columns, in column order; where fewer
- * survive, zeros beside them metadata  [N' / 16, K' / 64, 32]: for 16 rows and 64 columns a word per lane of a
- * warp. Lane l: rows r = l / 4 (low 16 bits) and r + 8 (high), columns 16 (l % 4) .. + 16; two bits per value:
- * its column within its four */
+ *   values    [N', K' / 2] contiguous, 16-byte aligned: two of each four columns, in column order;
+ *             where fewer survive, zeros beside them
+ *   metadata  [N' / 16, K' / 64, 32]: for 16 rows and 64 columns a word per lane of a warp. Lane l:
+ *             rows r = l / 4 (low 16 bits) and r + 8 (high), columns 16 (l % 4) .. + 16; two bits per
+ *             value: its column within its four */
 typedef struct rlcc_cuda_weight_2to4 {
   int64_t rows;             /* N */
   int64_t columns;          /* K */
@@ -87,11 +88,6 @@ RLCC_API rlcc_status rlcc_cuda_sparse_linear_2to4_workspace(const rlcc_sparse_li
 RLCC_API rlcc_status rlcc_cuda_sparse_linear_2to4(const rlcc_sparse_linear_params* params,
                                                   const rlcc_cuda_weight_2to4* weight, void* workspace,
                                                   size_t workspace_bytes, void* stream);
-
-/* A label that is neither in [0, V) nor ignore_index makes nll and the row of grad_h NaN; lse does not depend on it. With
- * grad_h, W is read once per chunk of the vocabulary and multiplied twice. The workspace grows with M E, with grad_h (its
- * fp32 sums and 64 MiB or so of exponentials); else with M alone. Rows of h and W that are 16-byte aligned are read 16
- * bytes at a time, others element by element. At most 2^30 rows and words, 2^28 columns. */
 
 /* A label that is neither in [0, V) nor ignore_index makes nll and the row of grad_h NaN; lse does not depend
  * on it. With grad_h, W is read once per chunk of the vocabulary and multiplied twice. The workspace grows with

@@ -148,8 +148,8 @@ typedef struct rlcc_head_moments_params {
  *
  *   lse[m] = log sum_v exp(l[m, v])        nll[m] = lse[m] - l[m, labels[m]]        (natural logarithm)
  *
- * Both are NaN where a logit of row m is NaN or +Inf, or all are -Inf, as in torch's log_softmax; -Inf at the label
- * alone gives nll Inf. */
+ * Both are NaN where a logit of row m is NaN or +Inf, or all are -Inf, as in torch's log_softmax; -Inf at the
+ * label alone gives nll Inf. */
 typedef struct rlcc_language_head {
   const void* weight;    /* W [V, E] of dtype, row stride weight_stride, unit column stride */
   int64_t vocabulary;    /* V >= 0 */
