@@ -104,12 +104,12 @@ Status grad_values(const rlcc_sparse_linear_grad_values_params& p, void* workspa
 // The checks of the general op, on a stand-in for the bitmask weight: of its arrays only whether they are there
 // counts.
 Status prepare(const rlcc_sparse_linear_params& p, const rlcc_cuda_weight_2to4& w, TilePlan* plan) {
-  const Counts2to4 counts = counts_2to4(w.rows, w.columns);
   if (!is_half(w.dtype)) return invalid("weight.dtype is ", w.dtype, ", must be RLCC_BF16 (1) or RLCC_F16 (2)");
   if (p.x_dtype != w.dtype) return invalid("x_dtype is ", p.x_dtype, ", must be the weight's dtype, ", w.dtype);
   if (w.rows < 0 || w.columns < 0)
     return invalid("weight has a negative size, [", w.rows, ", ", w.columns, "]");
   RLCC_RETURN_IF_FAILED(validate_sizes(std::max(p.x_rows, w.rows), p.x_rows, w.columns));
+  const Counts2to4 counts = counts_2to4(w.rows, w.columns);
   if (counts.metadata != 0 && (w.values == nullptr || reinterpret_cast<uintptr_t>(w.values) % 16 != 0)) {
     return invalid("weight.values is null or not aligned to 16 bytes");
   }

@@ -51,6 +51,10 @@ Status validate(const rlcc_head_moments_params& params) {
   rlcc_head_moments_params visible = params;
   visible.parallel = nullptr;  // not looked at
   RLCC_RETURN_IF_FAILED(restorelcc::validate(visible));
+  constexpr int64_t kMostHeadDim = int64_t{1} << 20;  // of which one gram takes 8 TiB
+  if (params.head_dim > kMostHeadDim) {
+    return invalid("head_dim is ", params.head_dim, ", the CUDA kernels take at most ", kMostHeadDim);
+  }
   const int64_t tiles = plan_head_moments(params.tokens, 1, params.head_dim).tiles;
   if (params.heads > 0 && tiles > kMostBlocks / params.heads) {
     return invalid("gram of [", params.heads, ", ", params.head_dim, ", ", params.head_dim,

@@ -5,14 +5,17 @@
 namespace restorelcc::cuda {
 namespace {
 
-// Rows, words and bytes of a row are counted in 32 bits on the device.
-constexpr int64_t kMostRows = int64_t{1} << 30, kMostColumns = int64_t{1} << 28;
+// Rows, words, bytes of a row, and steps over a part of W are counted in 32 bits on the device; 64 columns and
+// more of the gradient of h are a block of the grid's second dimension.
+constexpr int64_t kMostRows = int64_t{1} << 30, kMostColumns = int64_t{65535} * 64;
+constexpr int64_t kMostWeights = int64_t{1} << 41;
 
 Status validate_sizes(const rlcc_language_head& head, int64_t rows) {
-  if (rows <= kMostRows && head.vocabulary <= kMostRows && head.columns <= kMostColumns) return {};
+  const bool countable = head.columns <= 0 || head.vocabulary <= kMostWeights / head.columns;
+  if (rows <= kMostRows && head.vocabulary <= kMostRows && head.columns <= kMostColumns && countable) return {};
   return failure(RLCC_UNSUPPORTED, "h of [", rows, ", ", head.columns, "] and head.weight of [",
-                 head.vocabulary, ", ", head.columns,
-                 "] are too large; at most 2^30 rows of at most 2^28 columns each");
+                 head.vocabulary, ", ", head.columns, "] are too large; at most 2^30 rows of at most ",
+                 kMostColumns, " columns each, and 2^41 weights");
 }
 
 // `parallel` is not looked at.

@@ -7,7 +7,8 @@
 
 #include "cuda/launch.h"
 
-#define RLCC_SHARED(T, name, count) __shared__ T name[count]
+// Aligned for 16-byte accesses, whatever T is.
+#define RLCC_SHARED(T, name, count) __shared__ __align__(16) T name[count]
 // One symbol for all kernels: extern shared arrays of one translation unit must agree in type.
 #define RLCC_DYNAMIC_SHARED(T, name)                                   \
   extern __shared__ __align__(16) unsigned char rlcc_dynamic_shared[]; \
@@ -19,6 +20,20 @@ namespace restorelcc::cuda {
 // latter have few KiB of the former; asking costs a microsecond.
 constexpr size_t kSharedBytesWithoutAsking = 32 * 1024;
 
+// Asks for all that the kernel can get on this device: the same whoever asks, so that calls of several sizes,
+// from several threads or in one graph, do not take it from each other.
+inline cudaError_t allow_most_shared(const void* kernel) {
+  int device = 0, most = 0;
+  cudaFuncAttributes attributes{};
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              most - static_cast<int>(attributes.sharedSizeBytes));
+}
+
 // Queues kernel<<<grid, block, dynamic_shared_bytes, stream>>>(arguments...) and says whether that went well.
 // Nothing is allocated and nothing waits: a stream that is being captured into a graph takes it.
 template <class... Parameters, class... Arguments>
@@ -26,9 +41,7 @@ template <class... Parameters, class... Arguments>
                                  size_t dynamic_shared_bytes, void* stream, Arguments... arguments) {
   cudaError_t error = cudaSuccess;
   if (dynamic_shared_bytes > kSharedBytesWithoutAsking) {
-    error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(dynamic_shared_bytes));
+    error = allow_most_shared(reinterpret_cast<const void*>(kernel));
   }
   if (error == cudaSuccess) {
     cudaLaunchConfig_t config{};

@@ -80,8 +80,9 @@ RLCC_API rlcc_status rlcc_cuda_pack_2to4(const rlcc_packed_weight* weight, void*
                                          uint32_t* metadata, int64_t metadata_count);
 
 /* As rlcc_cuda_sparse_linear, with `weight` (device memory, of x_dtype) in place of params.weight, which is not
- * looked at. Any number of rows. An Inf or NaN in x makes NaN where it meets a kept place of W (a survivor, or
- * a zero beside fewer than two), but, unlike elsewhere, not where it meets a place that the repacking left out.
+ * looked at. At most 4,194,240 rows of x. An Inf or NaN in x makes NaN where it meets a kept place of W (a
+ * survivor, or a zero beside fewer than two), but, unlike elsewhere, not where it meets a place that the
+ * repacking left out.
  */
 RLCC_API rlcc_status rlcc_cuda_sparse_linear_2to4_workspace(const rlcc_sparse_linear_params* params,
                                                             const rlcc_cuda_weight_2to4* weight, size_t* bytes);
@@ -90,10 +91,10 @@ RLCC_API rlcc_status rlcc_cuda_sparse_linear_2to4(const rlcc_sparse_linear_param
                                                   size_t workspace_bytes, void* stream);
 
 /* A label that is neither in [0, V) nor ignore_index makes nll and the row of grad_h NaN; lse does not depend
- * on it. With grad_h, W is read once per chunk of the vocabulary and multiplied twice. The workspace grows with
- * M E, with grad_h (its fp32 sums and 64 MiB or so of exponentials); else with M alone. Rows of h and W that
- * are 16-byte aligned are read 16 bytes at a time, others element by element. At most 2^30 rows and words, 2^28
- * columns. */
+ * on it. With grad_h, W is read once per chunk of the vocabulary and multiplied twice. With grad_h the
+ * workspace holds up to 16 M E fp32 sums and the exponentials of a chunk (64 MiB, or 2048 words of M rows where
+ * that is more); else it grows with M alone. Rows of h and W that are 16-byte aligned are read 16 bytes at a
+ * time, others element by element. At most 2^30 rows and words, 4,194,240 columns, 2^41 weights. */
 RLCC_API rlcc_status rlcc_cuda_linear_cross_entropy_workspace(const rlcc_linear_cross_entropy_params* params,
                                                               size_t* bytes);
 RLCC_API rlcc_status rlcc_cuda_linear_cross_entropy(const rlcc_linear_cross_entropy_params* params,
@@ -107,9 +108,9 @@ RLCC_API rlcc_status
 rlcc_cuda_linear_cross_entropy_backward(const rlcc_linear_cross_entropy_backward_params* params,
                                         void* workspace, size_t workspace_bytes, void* stream);
 
-/* A label from outside, as above, makes the contrast of its segment NaN, in every group; a segment >=
- * segment_count makes all contrasts NaN. weights are used as they are: NaN, infinite and negative ones are not
- * refused. */
+/* Of a row that counts (its label is not ignored and its weight not 0), a label from outside, as above, makes
+ * the contrast of its segment NaN, in every group, and a segment >= segment_count all contrasts. weights are
+ * used as they are: NaN, infinite and negative ones are not refused. */
 RLCC_API rlcc_status rlcc_cuda_head_contrast_workspace(const rlcc_head_contrast_params* params, size_t* bytes);
 RLCC_API rlcc_status rlcc_cuda_head_contrast(const rlcc_head_contrast_params* params, void* workspace,
                                              size_t workspace_bytes, void* stream);
