@@ -121,11 +121,19 @@ def check_sparse_linear(
         require_that(residual.dtype == x.dtype, f"residual has dtype {residual.dtype}; it must be {x.dtype} like x")
 
 
+def selected_sum(rows: Tensor, index: Tensor, groups: int) -> Tensor:
+    """segment_sum as a product with [index[m] = g]: index_add_ on CUDA adds in an order that nobody chooses."""
+    selects = index == torch.arange(groups, device=rows.device)[:, None]
+    return selects.to(rows.dtype) @ rows
+
+
 def segment_sum(grad_y: Tensor, index: Tensor | None, groups: int) -> Tensor:
     """sum_m [index[m] = g] grad_y[m] -> [G, N] fp32, in the order of m, so that it does not depend on threads."""
     rows = grad_y.reshape(-1, grad_y.shape[-1]).float()
     if index is None:
         index = torch.zeros(rows.shape[0], dtype=torch.int64, device=rows.device)
+    if rows.device.type == "cuda":
+        return selected_sum(rows, index.reshape(-1), groups)
     return rows.new_zeros(groups, rows.shape[1]).index_add_(0, index.reshape(-1), rows)
 
 
