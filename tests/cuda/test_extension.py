@@ -38,7 +38,7 @@ print(json.dumps({"info": info, "error": error, "status": status, "sentence": se
 @pytest.fixture(scope="module")
 def package() -> Path:
     if not os.environ.get("RLCC_CUDA_LANE"):
-        pytest.skip("`make test-cuda` builds the extension and tests it; what an earlier run left may be of older sources")
+        pytest.skip("`make test-cuda` builds the extension and tests it; an earlier run's may be of older sources")
     assert (PACKAGE / "restorelcc/_lib/librestorelcc.so").is_file(), f"{PACKAGE} holds no extension"
     return PACKAGE
 
