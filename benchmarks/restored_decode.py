@@ -69,6 +69,9 @@ def interval(ratios: list[float]) -> tuple[float, float, float]:
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write samples and settings.")
 def main(pruned: Path, restored: Path, compiled: bool, prompt: str, new_tokens: int, rounds: int, threads: int,
          json_path: Path | None) -> None:  # fmt: skip
+    for path in (pruned, restored):
+        if not (path / "packed.safetensors").is_file():
+            raise click.UsageError(f"{path} is no packed model; make one with `restorelcc pack {path} --out DIR`")
     torch.set_num_threads(threads)
     ids = tokenizer_of(pruned)(prompt, return_tensors="pt")["input_ids"]
     first, second, again = (decoder(path, ids, new_tokens, compiled) for path in (pruned, restored, pruned))
