@@ -139,6 +139,9 @@ def _vocabulary(source: Path, tokenizer: str | None, config: Any) -> Vocabulary:
     own = ModelSource(str(source), source, None, None, "")
     if tokenizer is None:
         return stock_vocabulary(own, config)
+    place = Path(tokenizer).expanduser()
+    if (place / "tokenizer.json").is_file():
+        return stock_vocabulary(ModelSource(tokenizer, place, None, None, ""), config)
     given = resolve_model(tokenizer)
     if given.path is None:
         raise ValueError(f"--tokenizer {tokenizer} is no local file or directory; pass a GGUF file or a directory")

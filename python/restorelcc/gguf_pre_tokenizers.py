@@ -37,6 +37,8 @@ _NFC = (
     "otherwise"
 )
 _SPACE = "\u2581"
+_FRONT = "llama.cpp puts a space before text that begins with a space already; this tokenizer.json does not"
+_BEHIND = "llama.cpp puts a space before text behind a special token; this tokenizer.json does not"
 
 
 def known_as(tokenizer: Mapping[str, Any]) -> tuple[str, str, list[str]]:
@@ -54,9 +56,10 @@ def known_as(tokenizer: Mapping[str, Any]) -> tuple[str, str, list[str]]:
     whole = bool(model.get("ignore_merges"))
     steps, normal = _steps(tokenizer.get("pre_tokenizer")), tokenizer.get("normalizer")
     if model.get("byte_fallback"):
-        if _is_sentencepiece(steps, normal) and not whole:
-            return "llama", "default", []
-        raise refusal("its tokenizer falls back to bytes and does not treat spaces as Llama 2 does")
+        spaces = _spaces(steps, normal)
+        if spaces is None or whole:
+            raise refusal("its tokenizer falls back to bytes and does not treat spaces as Llama 2 does")
+        return "llama", "default", spaces
     notes = []
     if normal is not None:
         if normal.get("type") != "NFC":
@@ -99,13 +102,16 @@ def _patterns(steps: list[dict[str, Any]]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _is_sentencepiece(steps: list[dict[str, Any]], normal: Any) -> bool:
-    """Spaces as "▁", and one in front of every piece between special tokens."""
-    if steps or not isinstance(normal, Mapping) or normal.get("type") != "Sequence":
-        return False
+def _spaces(steps: list[dict[str, Any]], normal: Any) -> list[str] | None:
+    """What llama.cpp does otherwise with spaces; None where they are not SentencePiece's."""
     prepend = {"type": "Prepend", "prepend": _SPACE}
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-    return [dict(part) for part in normal.get("normalizers", [])] == [prepend, replace]
+    if not steps and normal == {"type": "Sequence", "normalizers": [prepend, replace]}:
+        return []  # one in front of every piece between special tokens, as llama.cpp has it
+    schemes = {"first": [_FRONT, _BEHIND], "always": [_FRONT]}
+    scheme = schemes.get(str(steps[0].get("prepend_scheme"))) if len(steps) == 1 and normal is None else None
+    meta = {"type": "Metaspace", "replacement": _SPACE, "split": False}
+    return scheme if scheme is not None and all(steps[0].get(key) == value for key, value in meta.items()) else None
 
 
 def merge_scores(vocabulary: Mapping[str, int], merges: list[tuple[str, str]]) -> dict[str, float]:
