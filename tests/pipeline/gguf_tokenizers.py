@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
@@ -74,7 +75,7 @@ def joined_by_score(text: str, tokens: list[str], scores: list[float]) -> list[i
     best = {token: (scores[i], i) for i, token in enumerate(tokens)}
     pieces = list("▁" + text.replace(" ", "▁"))
     while True:
-        pairs = [(best[a + b][0], -i) for i, (a, b) in enumerate(zip(pieces, pieces[1:], strict=False)) if a + b in best]
+        pairs = [(best[a + b][0], -i) for i, (a, b) in enumerate(pairwise(pieces)) if a + b in best]
         if not pairs:
             break
         at = -max(pairs)[1]
