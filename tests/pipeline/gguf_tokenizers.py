@@ -26,13 +26,19 @@ def bytes_with(pattern: str | None, digits: bool = False) -> Any:
     return steps[0] if len(steps) == 1 else pre_tokenizers.Sequence(steps)
 
 
+# What text is made of where its cut matters, as bytes are spelled, and a merge of any two of it.
+CUT_TEXT = "ab1s '!.\n\téA"
+CUT_MERGES = [(a, b) for a in "ab1sĠ'!.ĊĉA" for b in "ab1sĠ'!.ĊĉA"]
+
+
 def byte_level(
-    steps: Any = None, *, whole: bool = False, begin: bool = False, normalizer: Any = None, **names: Any
-) -> Any:
-    """A byte-level BPE of 265 tokens: 3 special, 256 bytes, 6 merges."""
+    steps: Any = None, *, whole: bool = False, begin: bool = False, normalizer: Any = None,
+    merges: list[tuple[str, str]] = MERGES, **names: Any,
+) -> Any:  # fmt: skip
+    """A byte-level BPE of 3 special tokens, 256 bytes, and a token for each merge."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*SPECIAL, *letters, *("".join(pair) for pair in MERGES)]
-    stock = Tokenizer(BPE({token: i for i, token in enumerate(tokens)}, MERGES, ignore_merges=whole))
+    tokens = [*SPECIAL, *letters, *("".join(pair) for pair in merges)]
+    stock = Tokenizer(BPE({token: i for i, token in enumerate(tokens)}, merges, ignore_merges=whole))
     stock.pre_tokenizer = bytes_with(None) if steps is None else steps
     stock.decoder = decoders.ByteLevel()
     if normalizer is not None:

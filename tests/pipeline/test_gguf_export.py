@@ -15,6 +15,7 @@ import torch
 from cli_calls import invoke, refuse, succeed
 from gguf_graph import GgufFile
 from gguf_tokenizers import byte_level
+from llama_process import ask_llama_cpp
 from restoration_models import random_pair, small_config
 from safetensors.torch import load_file, save_file
 
@@ -119,6 +120,15 @@ def test_the_graph_of_the_file_gives_the_stock_logits(case: str, tmp_path: Path)
     assert ("output.weight" in file.tensors) != model.config.tie_word_embeddings
     assert report.tensors == len(file.tensors)
     assert report.sparsity == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_llama_cpp_gives_the_stock_logits(case: str, tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "model", CASES[case])
+    export_gguf(tmp_path / "model", tmp_path / "m.gguf")
+    ids = torch.randint(VOCABULARY, (50,))
+    theirs, _ = ask_llama_cpp(tmp_path / "m.gguf", ids, [], tmp_path)
+    close(theirs.double(), model(input_ids=ids[None]).logits[0])
 
 
 @pytest.mark.parametrize("case", ["shared key-value heads", "wide heads", "Llama 3 positions"])
@@ -229,6 +239,17 @@ def test_stock_transformers_reads_the_file(tmp_path: Path) -> None:
     ids = torch.randint(VOCABULARY, (1, 20))
     with torch.no_grad():
         assert torch.equal(read(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_our_own_reader_refuses_a_file_whose_biases_stock_transformers_would_drop(tmp_path: Path) -> None:
+    for name, settings in (("biased", BIASED), ("plain", {})):
+        checkpoint(tmp_path / name, settings)
+        export_gguf(tmp_path / name, tmp_path / f"{name}.gguf")
+    with pytest.raises(ValueError, match=r"biased\.gguf holds 14 biases, and transformers reads 0 of them"):
+        load_model(tmp_path / "biased.gguf")
+    read = load_model(tmp_path / "plain.gguf").model
+    stored = load_file(tmp_path / "plain" / "model.safetensors")
+    assert all(torch.equal(value, stored[name]) for name, value in read.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", ["llama-gqa", "llama-head-dim", "llama-attention-bias", "mistral", "qwen2"])

@@ -11,11 +11,24 @@ from typing import Any
 
 import gguf
 import pytest
+import torch
 from cli_calls import refuse, succeed
-from gguf_tokenizers import LLAMA3, MERGES, SPECIAL, byte_level, bytes_with, joined_by_score, sentencepiece
+from gguf_tokenizers import (
+    CUT_MERGES,
+    CUT_TEXT,
+    LLAMA3,
+    MERGES,
+    SPECIAL,
+    byte_level,
+    bytes_with,
+    joined_by_score,
+    sentencepiece,
+)
+from llama_process import ask_llama_cpp
 from random_models import write_gguf
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 
+from restorelcc.gguf_export import export_gguf
 from restorelcc.gguf_pre_tokenizers import known_as, merge_scores
 from restorelcc.gguf_vocabulary import Vocabulary, carried_vocabulary, stock_vocabulary
 from restorelcc.models import ModelSource, resolve_model, save_checkpoint
@@ -74,6 +87,37 @@ def test_known_cuts_have_their_names(
     assert fields(vocabulary)["pre"] == name
     assert fields(vocabulary)["add_bos_token"] is True
     assert len(vocabulary.notes) == notes
+
+
+def random_texts(letters: str) -> list[str]:
+    draw = random.Random(5)
+    return ["".join(draw.choices(letters, k=draw.randint(1, 40))) for _ in range(400)]
+
+
+@pytest.mark.parametrize(("steps", "whole", "normalizer", "name", "notes"), KNOWN)
+def test_llama_cpp_cuts_text_as_the_stock_tokenizer_does(
+    steps: Any, whole: bool, normalizer: Any, name: str, notes: int, tmp_path: Path
+) -> None:
+    tokenizer = byte_level(steps, whole=whole, normalizer=normalizer, merges=CUT_MERGES)
+    compare_with_llama_cpp(tokenizer, random_texts(CUT_TEXT), tmp_path)
+
+
+def test_llama_cpp_joins_text_as_the_stock_tokenizer_does(tmp_path: Path) -> None:
+    compare_with_llama_cpp(sentencepiece(), random_texts("abcthe xyz é"), tmp_path)
+
+
+def compare_with_llama_cpp(tokenizer: Any, texts: list[str], folder: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    save_checkpoint(LlamaForCausalLM(config), tokenizer, folder / "model")
+    export_gguf(folder / "model", folder / "m.gguf")
+    _, cut = ask_llama_cpp(folder / "m.gguf", torch.arange(3), texts, folder)
+    for text, ids in zip(texts, cut, strict=True):
+        assert ids == tokenizer(text, add_special_tokens=False)["input_ids"], repr(text)
 
 
 def test_the_stock_classes_cut_as_we_know_them() -> None:
@@ -213,7 +257,6 @@ def test_merges_of_no_token_are_refused() -> None:
 @pytest.fixture
 def original(tmp_path: Path) -> tuple[Path, Path]:
     """(GGUF file of a model with a tokenizer of its own, checkpoint that stock transformers makes of it)."""
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from restorelcc.models import load_model
