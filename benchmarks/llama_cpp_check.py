@@ -139,7 +139,18 @@ def ask(options: argparse.Namespace, case: Case, file: Path, rows: list[list[int
         return answer
 
 
-def check(options: argparse.Namespace) -> dict[str, Any]:
+def stock_logits(model: Any, rows: list[list[int]], folder: Path) -> list[Path]:
+    """A file of logits [T, V] float32 for each row: computed once, and together more than memory may hold."""
+    files = []
+    for number, row in enumerate(rows):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row])).logits[0]
+        files.append(folder / f"stock-{number}.npy")
+        np.save(files[-1], logits.numpy())
+    return files
+
+
+def check(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Every case; the result has `failures`, sentences."""
     from restorelcc.gguf_export import export_gguf
     from restorelcc.models import load_model
@@ -148,6 +159,7 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
     name, rows, texts = rows_and_texts(options, loaded.tokenizer)
     predicted = sum(len(row) - 1 for row in rows)
     stock_texts = [list(loaded.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    stock = stock_logits(loaded.model, rows, folder)
     cases, failures, answer, written = [], [], {}, {}
     for case in [case for case in CASES if case.kind in options.types.split(",")]:
         file = options.work / f"{case.kind}.gguf"
@@ -159,10 +171,8 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
         found = Agreement(case.name)
 
         def compare(theirs: Iterator[Tensor], found: Agreement = found) -> None:
-            for row, logits in zip(rows, theirs, strict=True):
-                ids = torch.tensor(row)
-                with torch.no_grad():
-                    found.add(ids, loaded.model(input_ids=ids[None]).logits[0], logits)
+            for row, file, logits in zip(rows, stock, theirs, strict=True):
+                found.add(torch.tensor(row), torch.from_numpy(np.load(file)), logits)
 
         answer = ask(options, case, file, rows, texts, compare)
         cases.append(found)
@@ -200,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         options.work = options.work or Path(folder)
         options.work.mkdir(parents=True, exist_ok=True)
-        result = check(options)
+        result = check(options, Path(folder))
     said = f"{result['alike']} of {result['texts']} texts are cut alike; tokenizer: {result['tokenizer']}"
     print(f"{result['table']}\n\n{result['rows']} rows of {result['text']}; {said}")
     for failure in result["failures"]:
