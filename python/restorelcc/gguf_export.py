@@ -37,7 +37,10 @@ _ROPE_FACTORS = "rope_freqs.weight"
 
 @dataclass(frozen=True)
 class GgufReport:
-    """What was written. zeros, weights: of the matrices inside the layers. biases: tensors, by what they belong to."""
+    """What was written. zeros, weights: of the matrices inside the layers. biases: tensors, by what they belong to.
+
+    Biases of zeros are left out.
+    """
 
     out: Path
     type: str
@@ -92,7 +95,7 @@ def export_gguf(
         raise ValueError(f"the type {kind!r} is none of {', '.join(_TYPES)}")
     config = stored_config(source)
     numbers = llama_numbers(config)
-    plan = file_tensors(config, stored_tensors(source))
+    plan = [tensor for tensor in file_tensors(config, stored_tensors(source)) if not _adds_nothing(tensor)]
     kind = kind or _kind_of(plan)
     vocabulary = _vocabulary(source, tokenizer, config)
     needed = sum(_bytes(tensor, kind) for tensor in plan)
@@ -127,6 +130,11 @@ def _refuse_other_kinds(source: Path) -> None:
         )
     if not (source / "config.json").is_file():
         raise ValueError(f"{source} has no config.json; pass the directory of a stock Hugging Face checkpoint")
+
+
+def _adds_nothing(tensor: FileTensor) -> bool:
+    """A bias of zeros, such as a fold of o_proj leaves at q, k and v: llama.cpp needs none, and adds none then."""
+    return tensor.name.endswith(".bias") and not bool(stored_tensor(tensor.stored.file, tensor.source).any())
 
 
 def _kind_of(plan: list[FileTensor]) -> str:
