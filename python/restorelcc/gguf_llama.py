@@ -14,6 +14,7 @@ Both rows of q and k move alike, so that q·k stays; v and o are in the order th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,8 @@ def llama_numbers(config: Any) -> LlamaNumbers:
     if config.hidden_act not in ("silu", "swish"):
         raise ValueError(f"its activation is {one_line(config.hidden_act, 40)}; llama.cpp computes silu for a Llama")
     heads, shared = int(config.num_attention_heads), int(config.num_key_value_heads)
+    if heads < 1 or shared < 1:
+        raise ValueError(f"it has {heads} heads and {shared} key-value heads; config.json is damaged")
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     if head_dim % 2:
         raise ValueError(f"its heads have {head_dim} dimensions; llama.cpp turns them in pairs, so it must be even")
@@ -105,7 +108,14 @@ def llama_numbers(config: Any) -> LlamaNumbers:
         raise ValueError(f"{heads} heads cannot share {shared} key-value heads evenly; config.json is damaged")
     if not 0 < config.num_hidden_layers <= MOST_LAYERS:
         raise ValueError(f"it has {config.num_hidden_layers} layers; llama.cpp takes 1 to {MOST_LAYERS}")
-    base, scale, factors = _positions(config, head_dim)
+    try:
+        base, scale, factors = _positions(config, head_dim)
+    except (KeyError, TypeError, ArithmeticError) as error:
+        raise ValueError(
+            f"its rope_parameters are damaged ({type(error).__name__}: {one_line(error)}); correct config.json"
+        ) from error
+    if not (0 < base < math.inf and 0 < scale < math.inf) or (factors is not None and not _positive(factors)):
+        raise ValueError("its rope_parameters are no positive finite numbers; correct config.json")
     return LlamaNumbers(
         context=int(config.max_position_embeddings), hidden=int(config.hidden_size),
         layers=int(config.num_hidden_layers), channels=int(config.intermediate_size), heads=heads,
@@ -138,6 +148,10 @@ def _positions(config: Any, head_dim: int) -> tuple[float, float, Tensor | None]
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     plain = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     return base, 1.0, (plain / scaled.double()).float()
+
+
+def _positive(values: Tensor) -> bool:
+    return bool((torch.isfinite(values) & (values > 0)).all())
 
 
 def rope_pairs(value: Tensor, heads: int) -> Tensor:

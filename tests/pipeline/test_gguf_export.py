@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
     "wide heads": {**BIASED, "head_dim": 12},
     "heads of five pairs": {**BIASED, "hidden_size": 36, "head_dim": 10},
     "biases of attention alone": {"attention_bias": True},
+    "a bias of o_proj alone": {"attention_bias": True, "zero": ("q_proj", "k_proj", "v_proj")},
     "biases of FFNs alone": {"mlp_bias": True, "tie_word_embeddings": True},
     "no biases": {},
     "linear positions": {**BIASED, "rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}},
@@ -56,14 +58,20 @@ CASES: dict[str, dict[str, Any]] = {
 def checkpoint(
     path: Path, settings: dict[str, Any], *, dtype: torch.dtype = torch.float32, tokenizer: Any = None
 ) -> Any:
-    """A random Llama with half of its weights zero and biases and norms that are far from 0 and 1; returns it."""
+    """A random Llama with half of its weights zero and biases and norms that are far from 0 and 1; returns it.
+
+    settings: of the configuration; `zero` names projections whose biases are zeros.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(5)
-    model = LlamaForCausalLM(LlamaConfig(**{**BASE, **settings})).eval().requires_grad_(False)
+    sizes = {key: value for key, value in settings.items() if key != "zero"}
+    model = LlamaForCausalLM(LlamaConfig(**{**BASE, **sizes})).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
             parameter.normal_(std=0.5).add_(1.0 if "norm" in name else 0.0)
+            if name.endswith(".bias") and name.split(".")[-2] in settings.get("zero", ()):
+                parameter.zero_()
         else:
             parameter.normal_(std=0.3)
             if ".layers." in name:
@@ -112,10 +120,9 @@ def test_the_graph_of_the_file_gives_the_stock_logits(case: str, tmp_path: Path)
     ids = torch.randint(VOCABULARY, (50,))
     with torch.no_grad():
         close(file.logits(ids), model(input_ids=ids[None]).logits[0])
-    parts = {
-        **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output") * bool(CASES[case].get("attention_bias"))),
-        **dict.fromkeys(("ffn_gate", "ffn_up", "ffn_down") * bool(CASES[case].get("mlp_bias"))),
-    }
+    parts = ["attn_q", "attn_k", "attn_v"] * (bool(CASES[case].get("attention_bias")) and "zero" not in CASES[case])
+    parts += ["attn_output"] * bool(CASES[case].get("attention_bias"))
+    parts += ["ffn_gate", "ffn_up", "ffn_down"] * bool(CASES[case].get("mlp_bias"))
     assert report.biases == dict.fromkeys(parts, model.config.num_hidden_layers)
     assert ("output.weight" in file.tensors) != model.config.tie_word_embeddings
     assert report.tensors == len(file.tensors)
@@ -331,13 +338,27 @@ def test_configurations_that_are_refused(
     assert not list(tmp_path.glob("m.gguf*"))
 
 
-def test_an_odd_head_size_is_refused() -> None:
-    """By us too: whether the stock configuration refuses it depends on its release."""
+NUMBERS: list[tuple[dict[str, Any], str]] = [
+    ({"head_dim": 7}, "its heads have 7 dimensions"),
+    ({"num_key_value_heads": 0}, "it has 4 heads and 0 key-value heads"),
+    ({"rope_parameters": None}, "its positions are scaled as None"),
+    ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "are damaged (KeyError: 'factor')"),
+    ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 0.0}}, "are no positive finite numbers"),
+    ({"rope_parameters": {**LLAMA3, "factor": float("nan")}}, "are no positive finite numbers"),
+    ({"rope_parameters": {**LLAMA3, "low_freq_factor": 0.0}}, "are damaged (ZeroDivisionError"),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "are damaged (TypeError"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), NUMBERS)
+def test_numbers_that_are_refused(changes: dict[str, Any], words: str) -> None:
+    """By us too: whether the stock configuration refuses them depends on its release."""
     from transformers import LlamaConfig
 
     config = LlamaConfig(**BASE)
-    config.head_dim = 7
-    with pytest.raises(ValueError, match="its heads have 7 dimensions"):
+    for name, value in changes.items():
+        setattr(config, name, value)
+    with pytest.raises(ValueError, match=re.escape(words)):
         llama_numbers(config)
 
 
