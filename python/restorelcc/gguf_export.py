@@ -88,7 +88,7 @@ def export_gguf(
     """
     source, out = Path(source).expanduser(), Path(out)
     _refuse_other_kinds(source)
-    refuse_inputs(out, source)
+    refuse_inputs(out, source, *([Path(tokenizer)] if tokenizer and Path(tokenizer).exists() else []))
     if out.is_file() and not overwrite:
         raise ValueError(f"{out} exists; pass --overwrite or another --out")
     if kind is not None and kind not in _TYPES:
@@ -99,11 +99,10 @@ def export_gguf(
     kind = kind or _kind_of(plan)
     vocabulary = _vocabulary(source, tokenizer, config)
     needed = sum(_bytes(tensor, kind) for tensor in plan)
-    counted = [0, 0]  # zeros, weights
     with atomic_file(out, needed) as partial:
         writer = _writer(partial, source, kind, numbers, vocabulary)
         try:
-            _write(writer, plan, kind, numbers, counted, progress or SilentProgress())
+            zeros, weights = _write(writer, plan, kind, numbers, progress or SilentProgress())
         except OSError as error:
             if error.errno is None:  # numpy's, of a disk that is full
                 raise OSError(errno.ENOSPC, str(error)) from error
@@ -117,7 +116,7 @@ def export_gguf(
             part = tensor.name.split(".")[-2]
             biases[part] = biases.get(part, 0) + 1
     count = len(plan) + (numbers.rope_factors is not None)
-    return GgufReport(out, kind, count, biases, counted[0], counted[1], size, vocabulary.about, vocabulary.notes)
+    return GgufReport(out, kind, count, biases, zeros, weights, size, vocabulary.about, vocabulary.notes)
 
 
 def _refuse_other_kinds(source: Path) -> None:
@@ -200,8 +199,10 @@ def _writer(partial: Path, source: Path, kind: str, numbers: LlamaNumbers, vocab
     return writer
 
 
-def _write(writer: Any, plan: list[FileTensor], kind: str, numbers: LlamaNumbers, counted: list[int],
-           progress: Progress) -> None:  # fmt: skip
+def _write(
+    writer: Any, plan: list[FileTensor], kind: str, numbers: LlamaNumbers, progress: Progress
+) -> tuple[int, int]:
+    """The header, the fields and the tensors, one at a time; (zeros, weights) of the layers' matrices."""
     import gguf
 
     package: Any = gguf
@@ -220,14 +221,16 @@ def _write(writer: Any, plan: list[FileTensor], kind: str, numbers: LlamaNumbers
     writer.write_ti_data_to_file()
     if factors is not None:
         writer.write_tensor_data(factors.numpy())
+    zeros = weights = 0
     with progress.task("export", len(plan)) as advance:
         for tensor in plan:
             value = stored_tensor(tensor.stored.file, tensor.source)
             if tensor.is_matrix and ".layers." in tensor.source:
-                counted[0] += int((value == 0).sum())
-                counted[1] += value.numel()
+                zeros += int((value == 0).sum())
+                weights += value.numel()
             writer.write_tensor_data(_as_array(value, tensor, kind))
             advance(1)
+    return zeros, weights
 
 
 def _as_array(value: Tensor, tensor: FileTensor, kind: str) -> Any:

@@ -302,6 +302,7 @@ def test_a_file_of_another_model_is_refused(original: tuple[Path, Path], tmp_pat
         carried_vocabulary(source, 61, own)
     refuse("export", model, "--out", out, "--tokenizer", "someone/something", words="is no local file or directory")
     refuse("export", model, "--out", out, "--tokenizer", tmp_path / "no.gguf", words="does not exist")
+    refuse("export", model, "--out", file, "--tokenizer", file, "--overwrite", words="which is read to make it")
     (tmp_path / "bad.gguf").write_bytes(file.read_bytes()[:300])
     refuse("export", model, "--out", out, "--tokenizer", tmp_path / "bad.gguf", words="bad.gguf cannot be loaded")
     writer = gguf.GGUFWriter(tmp_path / "bare.gguf", "llama")
