@@ -45,6 +45,7 @@ set(RLCC_CUDA_KERNELS
     csrc/cuda/head_moments.cu
     csrc/cuda/sparse_linear_2to4.cu
     csrc/cuda/sparse_linear_decode.cu
+    csrc/cuda/sparse_linear_grad_comp.cu
     csrc/cuda/sparse_linear_grad_values.cu
     csrc/cuda/sparse_linear_grad_x.cu
     csrc/cuda/sparse_linear_index.cu

@@ -18,6 +18,9 @@ struct DeviceInfo {
 // Columns are counted in 32 bits on the device, with room for a few tiles behind the last one.
 constexpr int64_t kMostColumns = int64_t{1} << 30;
 
+// Of a dimension elsewhere: kernels count in 32 bits, whole tiles included.
+constexpr int64_t kMostSize = INT32_MAX - 256;
+
 template <class Integer>
 constexpr Integer divide_up(Integer a, int b) {
   return (a + b - 1) / b;

@@ -55,6 +55,14 @@ RLCC_API rlcc_status rlcc_cuda_sparse_linear_grad_values_workspace(
 RLCC_API rlcc_status rlcc_cuda_sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params* params,
                                                          void* workspace, size_t workspace_bytes, void* stream);
 
+/* A comp_index outside of [0, groups) makes all of grad_comp_rows NaN. The workspace takes at most a sixteenth
+ * of the bytes of a 16-bit grad_y. With more than 8 groups and grad_bias, rows of the groups behind the eighth
+ * are read twice. At most 2^31 - 1 blocks, one for 256 columns and 8 groups. */
+RLCC_API rlcc_status
+rlcc_cuda_sparse_linear_grad_comp_workspace(const rlcc_sparse_linear_grad_comp_params* params, size_t* bytes);
+RLCC_API rlcc_status rlcc_cuda_sparse_linear_grad_comp(const rlcc_sparse_linear_grad_comp_params* params,
+                                                       void* workspace, size_t workspace_bytes, void* stream);
+
 /* W [N, K] with at most two survivors in every four columns (4 i .. 4 i + 3), repacked at load time for the
  * sparse tensor cores (mma.sp, RLCC_BF16 or RLCC_F16). With N' = N rounded up to 16 and K' = K rounded up to
  * 64:
