@@ -31,6 +31,7 @@ set(RLCC_CUDA_HOST_SOURCES
     csrc/cuda/api.cpp
     csrc/cuda/api_cross_entropy.cpp
     csrc/cuda/api_tiles.cpp
+    csrc/cuda/architectures.cpp
     csrc/cuda/cross_entropy.cpp
     csrc/cuda/tile_arguments.cpp
     csrc/cuda/validate.cpp

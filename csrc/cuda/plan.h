@@ -9,10 +9,11 @@
 
 namespace restorelcc::cuda {
 
-// What the choices depend on.
+// What the choices depend on; and the compute capability, on which none does so far: 86 is 8.6.
 struct DeviceInfo {
   int multiprocessors;            // SMs
   size_t shared_bytes_per_block;  // dynamic shared memory that a block may ask for
+  int capability = 0;
 };
 
 // Columns are counted in 32 bits on the device, with room for a few tiles behind the last one.

@@ -13,8 +13,9 @@
  *  - `parallel` is not looked at.
  * Results do not depend on timing: the same call on the same kind of device gives the same bits.
  *
- * RLCC_UNSUPPORTED: the library was built without nvcc, or there is no usable device or driver. Needs compute
- * capability 8.0 or later, and the driver that the toolkit of the build asks for (CUDA 13.0: 580 or later).
+ * RLCC_UNSUPPORTED: the library was built without nvcc or for other devices, or there is no usable device or
+ * driver. Needs compute capability 8.0 or later, and the driver that the toolkit of the build asks for (CUDA
+ * 13.0: 580 or later).
  */
 #ifndef RESTORELCC_CUDA_H_
 #define RESTORELCC_CUDA_H_
