@@ -11,8 +11,8 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "cuda/elements.cuh"
 #include "cuda/grad_comp.h"
-#include "cuda/tile_element.cuh"
 
 namespace restorelcc::cuda {
 namespace {

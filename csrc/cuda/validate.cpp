@@ -20,9 +20,9 @@ Status validate_weight(const rlcc_packed_weight& weight) {
         ", must be 1 for a weight in device memory; check it with rlcc_packed_validate before the upload");
   }
   RLCC_RETURN_IF_FAILED(validate_shape(weight));
-  if (weight.columns > kMostColumns) {
-    return failure(RLCC_UNSUPPORTED, "weight has ", weight.columns, " columns, the CUDA kernels take ",
-                   kMostColumns);
+  if (weight.columns > kMostColumns || weight.rows > kMostSize) {
+    return failure(RLCC_UNSUPPORTED, "weight has ", weight.rows, " rows of ", weight.columns,
+                   " columns, the CUDA kernels take at most ", kMostSize, " of ", kMostColumns);
   }
   if (reinterpret_cast<uintptr_t>(weight.values) % RLCC_VALUE_ALIGNMENT_BYTES != 0) {
     return invalid("weight.values is not aligned to ", RLCC_VALUE_ALIGNMENT_BYTES, " bytes");
