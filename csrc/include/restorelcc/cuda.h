@@ -29,7 +29,8 @@ extern "C" {
 #endif
 
 /* weight.values must be 16-byte aligned. x is used as it is, whatever its rows, also with RLCC_I8 values:
- * exact_x is not looked at. A comp_index outside of [0, groups) makes its row of y NaN. */
+ * exact_x is not looked at. A comp_index outside of [0, groups) makes its row of y NaN. Of any op at most 2^31
+ * - 257 rows and 2^30 columns of W. */
 RLCC_API rlcc_status rlcc_cuda_sparse_linear_workspace(const rlcc_sparse_linear_params* params, size_t* bytes);
 RLCC_API rlcc_status rlcc_cuda_sparse_linear(const rlcc_sparse_linear_params* params, void* workspace,
                                              size_t workspace_bytes, void* stream);
