@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from on_device import build, instructions, linear_cases, loss_cases, moments_cases, sanitizer
+from on_device import build, grad_comp_cases, instructions, linear_cases, loss_cases, moments_cases, sanitizer
 from on_device.abi import ROOT, Library
 from on_device.device import CudaDevice, Device, DeviceLostError, EmulatedDevice, NoDeviceError, Queue
 from on_device.problem import check
@@ -40,7 +40,7 @@ from on_device.times import hold
 from on_device.verdict import Verdict
 
 PARTS = ("instructions", "ops", "sanitizer", "times")
-CASES = (linear_cases, loss_cases, moments_cases)
+CASES = (linear_cases, grad_comp_cases, loss_cases, moments_cases)
 
 
 @dataclass(frozen=True)

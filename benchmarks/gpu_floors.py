@@ -47,6 +47,8 @@ def layer_rows(where: str, N: int, K: int) -> Iterator[str]:
         yield row(f"dense bf16, {where}, M = {m}", floors.dense_linear(N, K, m))
     yield row(f"`sparse_linear_grad_x` bf16, {where}, M = 2048", floors.sparse_linear_grad_x(N, K, 2048))
     yield row(f"`sparse_linear_grad_values` bf16, {where}, M = 2048", floors.sparse_linear_grad_values(N, K, 2048))
+    cost = floors.sparse_linear_grad_comp(N, 2048, 4)
+    yield row(f"`sparse_linear_grad_comp` bf16, {where}, M = 2048, G = 4", cost)
 
 
 def loss_rows(where: str, M: int, V: int, E: int) -> Iterator[str]:

@@ -31,6 +31,7 @@ set(RLCC_CUDA_HOST_SOURCES
     csrc/cuda/api.cpp
     csrc/cuda/api_cross_entropy.cpp
     csrc/cuda/api_tiles.cpp
+    csrc/cuda/architectures.cpp
     csrc/cuda/cross_entropy.cpp
     csrc/cuda/tile_arguments.cpp
     csrc/cuda/validate.cpp
@@ -45,6 +46,7 @@ set(RLCC_CUDA_KERNELS
     csrc/cuda/head_moments.cu
     csrc/cuda/sparse_linear_2to4.cu
     csrc/cuda/sparse_linear_decode.cu
+    csrc/cuda/sparse_linear_grad_comp.cu
     csrc/cuda/sparse_linear_grad_values.cu
     csrc/cuda/sparse_linear_grad_x.cu
     csrc/cuda/sparse_linear_index.cu

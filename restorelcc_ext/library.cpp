@@ -24,6 +24,10 @@ STABLE_TORCH_LIBRARY(restorelcc, library) {
   library.def(
       "sparse_linear_grad_values(Tensor grad_y, Tensor x, Tensor mask, Tensor values, Tensor row_offsets, "
       "bool trusted=False) -> Tensor");
+  // grad_bias is empty [0] unless with_bias.
+  library.def(
+      "sparse_linear_grad_comp(Tensor grad_y, Tensor? comp_index, SymInt groups, bool with_bias=False) -> "
+      "(Tensor grad_comp_rows, Tensor grad_bias)");
   library.def("head_moments_(Tensor z_dense, Tensor z_pruned, Tensor(a!) total, Tensor(b!) gram) -> ()");
   // lse is empty [0] without with_lse, and so is grad_h, d nll / d h, without with_grad_h.
   library.def(
@@ -51,6 +55,7 @@ STABLE_TORCH_LIBRARY_IMPL(restorelcc, CompositeExplicitAutograd, library) {
   library.impl("sparse_linear_inference", TORCH_BOX(&restorelcc_ext::sparse_linear));
   library.impl("sparse_linear_grad_x", TORCH_BOX(&restorelcc_ext::sparse_linear_grad_x));
   library.impl("sparse_linear_grad_values", TORCH_BOX(&restorelcc_ext::sparse_linear_grad_values));
+  library.impl("sparse_linear_grad_comp", TORCH_BOX(&restorelcc_ext::sparse_linear_grad_comp));
   library.impl("head_moments_", TORCH_BOX(&restorelcc_ext::head_moments_));
   library.impl("linear_cross_entropy", TORCH_BOX(&restorelcc_ext::linear_cross_entropy));
   library.impl("linear_cross_entropy_backward", TORCH_BOX(&restorelcc_ext::linear_cross_entropy_backward));

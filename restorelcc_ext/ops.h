@@ -24,6 +24,10 @@ Tensor sparse_linear_grad_x(const Tensor& grad_y, const Tensor& mask, const Tens
 Tensor sparse_linear_grad_values(const Tensor& grad_y, const Tensor& x, const Tensor& mask,
                                  const Tensor& values, const Tensor& row_offsets, bool trusted);
 
+std::tuple<Tensor, Tensor> sparse_linear_grad_comp(const Tensor& grad_y,
+                                                   const std::optional<Tensor>& comp_index, int64_t groups,
+                                                   bool with_bias);
+
 void head_moments_(const Tensor& z_dense, const Tensor& z_pruned, const Tensor& total, const Tensor& gram);
 
 std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(const Tensor& h, const Tensor& weight,

@@ -10,11 +10,11 @@ namespace restorelcc_ext {
 
 namespace {
 
-// comp_index: one entry a row of x, as [M] or in the shape of x's leading dimensions.
-Tensor index_of_rows(const Tensor& comp_index, int64_t rows) {
+// comp_index: one entry a row of x (or of grad_y), as [M] or in the shape of its leading dimensions.
+Tensor index_of_rows(const Tensor& comp_index, int64_t rows, const char* of) {
   require_dtype(comp_index, ScalarType::Long, "comp_index");
   if (comp_index.numel() != rows) {
-    refuse("comp_index has ", comp_index.numel(), " entries; x has ", rows, " rows, and each needs one");
+    refuse("comp_index has ", comp_index.numel(), " entries; ", of, " has ", rows, " rows, and each needs one");
   }
   return contiguous_of(comp_index);
 }
@@ -58,7 +58,7 @@ Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values, 
   }
   if (comp_index) {
     if (!comp_rows) refuse("comp_index is set, but there is no compensation to pick from");
-    index = index_of_rows(*comp_index, x_rows.count);
+    index = index_of_rows(*comp_index, x_rows.count, "x");
     params.comp_index = static_cast<const int64_t*>(index->data_ptr());
   }
   if (bias) {
@@ -132,6 +132,35 @@ Tensor sparse_linear_grad_values(const Tensor& grad_y, const Tensor& x, const Te
   place.run(params, {rlcc_sparse_linear_grad_values, rlcc_cuda_sparse_linear_grad_values_workspace,
                      rlcc_cuda_sparse_linear_grad_values});
   return grad_values;
+}
+
+std::tuple<Tensor, Tensor> sparse_linear_grad_comp(const Tensor& grad_y,
+                                                   const std::optional<Tensor>& comp_index, int64_t groups,
+                                                   bool with_bias) {
+  const Place place({{grad_y, "grad_y"}, {comp_index, "comp_index"}});
+  rlcc_sparse_linear_grad_comp_params params{};
+  params.dtype = float_dtype(grad_y, "grad_y");
+  if (grad_y.dim() < 1) refuse("grad_y has shape []; it must be [..., N]");
+  if (groups < 0) refuse("groups is ", groups, "; it must be >= 0");
+  params.columns = grad_y.size(grad_y.dim() - 1);
+  const Rows rows = rows_of(grad_y, params.columns, "grad_y");
+  params.grad_y = rows.data;
+  params.rows = rows.count;
+  params.grad_y_stride = rows.stride;
+  std::optional<Tensor> index;
+  if (comp_index) {
+    index = index_of_rows(*comp_index, rows.count, "grad_y");
+    params.comp_index = static_cast<const int64_t*>(index->data_ptr());
+  }
+  const std::vector<int64_t> bias_shape = {with_bias ? params.columns : 0};
+  Tensor grad_comp_rows = torch::stable::new_empty(grad_y, {groups, params.columns}, ScalarType::Float);
+  Tensor grad_bias = torch::stable::new_empty(grad_y, bias_shape, ScalarType::Float);
+  params.groups = groups;
+  params.grad_comp_rows = groups > 0 ? static_cast<float*>(grad_comp_rows.data_ptr()) : nullptr;
+  params.grad_bias = with_bias ? static_cast<float*>(grad_bias.data_ptr()) : nullptr;
+  place.run(params, {rlcc_sparse_linear_grad_comp, rlcc_cuda_sparse_linear_grad_comp_workspace,
+                     rlcc_cuda_sparse_linear_grad_comp});
+  return {grad_comp_rows, grad_bias};
 }
 
 }  // namespace restorelcc_ext

@@ -259,6 +259,55 @@ def gradients(queue: Queue, weights: Weights, shape: LinearShape) -> Iterator[Co
         yield contest
 
 
+def row_sums(queue: Queue, shape: LinearShape, groups: int = 4) -> Contest:
+    """The gradients of comp and bias in bf16 against torch's ways to the same sums; N and M of the shape count."""
+    library, place = queue.library, queue.device.place
+    N, M = shape.outputs, shape.rows
+    random = torch.Generator().manual_seed(3)
+    host = torch.randn(M, N, generator=random).bfloat16()
+    index = torch.randint(0, groups, (M,), generator=random)
+    tensors = {
+        "grad_y": host.to(place), "comp_index": index.to(place),
+        "grad_comp_rows": torch.empty(groups, N, device=place), "grad_bias": torch.empty(N, device=place),
+    }  # fmt: skip
+    grad_y, comp_index = tensors["grad_y"], tensors["comp_index"]
+    contest = Contest("sparse_linear_grad_comp", {**vars(shape), "groups": groups}, baseline="ours bf16")
+
+    def sums(rows: Tensor) -> Tensor:
+        of_groups = torch.zeros(groups, N, dtype=torch.float64).index_add_(0, index, rows)
+        return torch.cat([of_groups, rows.sum(0, keepdim=True)])
+
+    contest.exact, contest.sizes = sums(host.double()), sums(host.double().abs())
+    cost = floors.sparse_linear_grad_comp(N, M, groups)
+
+    def ours() -> Contender:
+        numbers = {"rows": M, "columns": N, "grad_y_stride": N, "dtype": library.dtypes["bf16"], "groups": groups}
+        struct = library.struct("rlcc_sparse_linear_grad_comp_params", {**numbers, **tensors})
+        call = keeping(queue.prepared("sparse_linear_grad_comp", struct), tensors)
+        written = tensors["grad_comp_rows"], tensors["grad_bias"][None]
+        return Contender(call, cost, ours=True, result=lambda: torch.cat(written))
+
+    def rival(of_groups: Callable[[], Tensor]) -> Contender:
+        out: list[Tensor] = []
+
+        def call() -> None:
+            out[:] = [of_groups(), grad_y.sum(0, keepdim=True, dtype=torch.float32)]
+
+        return Contender(call, cost, result=lambda: torch.cat(out))
+
+    def by_atomics() -> Tensor:  # in any order
+        return torch.zeros(groups, N, device=place).index_add_(0, comp_index, grad_y.float())
+
+    def by_product() -> Tensor:
+        selects = comp_index == torch.arange(groups, device=place)[:, None]
+        return selects.float() @ grad_y.float()
+
+    contest.add("ours bf16", ours)
+    contest.add("torch index_add_ and sum", lambda: rival(by_atomics))
+    contest.add("torch product and sum", lambda: rival(by_product))
+    return contest
+
+
 def keeping(call: Callable[[], None], *held: Mapping[str, Tensor]) -> Callable[[], None]:
     """The call; the tensors, to which its struct only has pointers, live as long as it does."""
     return partial(_call, call, held)

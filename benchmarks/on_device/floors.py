@@ -113,6 +113,12 @@ def sparse_linear_grad_values(outputs: int, inputs: int, rows: int, values: str 
     return Cost(moved, 2.0 * rows * outputs * inputs, "tensor" if x != "fp32" else "fma")
 
 
+def sparse_linear_grad_comp(outputs: int, rows: int, groups: int, x: str = "bf16") -> Cost:
+    """Both gradients by one index: two additions for each number read, and each takes the slot of a multiply-add."""
+    moved = rows * outputs * BYTES[x] + rows * 8 + (groups + 1) * outputs * 4
+    return Cost(moved, 4.0 * rows * outputs, "fma")
+
+
 def linear_cross_entropy(rows: int, vocabulary: int, columns: int, gradient: bool, dtype: str = "bf16") -> Cost:
     """Logits once; with grad_h their exponentials times W as well."""
     moved = (vocabulary * columns + rows * columns * (2 if gradient else 1)) * BYTES[dtype] + rows * 16

@@ -7,7 +7,7 @@ from typing import Any
 
 from shapes import SHAPES
 
-from on_device.contests import Contest, LinearShape, Weights, gradients, linear
+from on_device.contests import Contest, LinearShape, Weights, gradients, linear, row_sums
 from on_device.device import CudaDevice, Queue, ask_nvidia_smi
 from on_device.floors import Roof
 from on_device.loss_contests import LossShape, MomentsShape, contrasts, losses, moments
@@ -43,6 +43,8 @@ def contests(queue: Queue, quick: bool) -> Iterator[Contest]:
             yield linear(queue, weights, LinearShape(name, N, K, M))
         for M in gradient_rows:
             yield from gradients(queue, weights, LinearShape(name, N, K, M))
+            if "sparse_linear_grad_comp" in ops:
+                yield row_sums(queue, LinearShape(name, N, K, M))
     if {"linear_cross_entropy", "linear_cross_entropy_backward"} <= ops:
         for shape in [LossShape("tiny", 5, 70, 16)] if tiny else LOSSES[1:] if quick else LOSSES:
             yield from losses(queue, shape)

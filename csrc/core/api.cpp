@@ -138,6 +138,10 @@ rlcc_status rlcc_sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_
   return run_on_cpu(params, cpu::sparse_linear_grad_values);
 }
 
+rlcc_status rlcc_sparse_linear_grad_comp(const rlcc_sparse_linear_grad_comp_params* params) {
+  return run_on_cpu(params, cpu::sparse_linear_grad_comp);
+}
+
 rlcc_status rlcc_head_moments(const rlcc_head_moments_params* params) {
   return run_on_cpu(params, cpu::head_moments);
 }
@@ -164,6 +168,10 @@ rlcc_status rlcc_sparse_linear_grad_x_reference(const rlcc_sparse_linear_grad_x_
 
 rlcc_status rlcc_sparse_linear_grad_values_reference(const rlcc_sparse_linear_grad_values_params* params) {
   return run_reference(params, reference::sparse_linear_grad_values);
+}
+
+rlcc_status rlcc_sparse_linear_grad_comp_reference(const rlcc_sparse_linear_grad_comp_params* params) {
+  return run_reference(params, reference::sparse_linear_grad_comp);
 }
 
 rlcc_status rlcc_head_moments_reference(const rlcc_head_moments_params* params) {

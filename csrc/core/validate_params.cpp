@@ -9,24 +9,26 @@ Status validate_weight(const rlcc_packed_weight& weight) {
   return weight.trusted != 0 ? validate_shape(weight) : validate(weight);
 }
 
-Status validate_comp(const rlcc_sparse_linear_params& p) {
-  if (p.groups < 0) return invalid("groups is ", p.groups, ", must not be negative");
-  if (p.comp_rows == nullptr) {
-    if (p.groups != 0) return invalid("comp_rows is null, but groups is ", p.groups);
-    if (p.comp_index != nullptr) return invalid("comp_index is set, but comp_rows is null");
+// `rows_of_groups` [groups, outputs], called `name`, of which comp_index [rows] picks one for each row.
+Status validate_comp(const char* name, const float* rows_of_groups, int64_t groups, const int64_t* comp_index,
+                     int64_t outputs, int64_t rows) {
+  if (groups < 0) return invalid("groups is ", groups, ", must not be negative");
+  if (groups == 0) {
+    if (rows_of_groups != nullptr) return invalid(name, " is set, but groups is 0");
+    if (comp_index != nullptr) return invalid("comp_index is set, but ", name, " is null");
     return {};
   }
-  if (p.groups == 0) return invalid("comp_rows is set, but groups is 0");
-  RLCC_RETURN_IF_FAILED(
-      validate_matrix("comp_rows", p.comp_rows, p.groups, p.weight.rows, p.weight.rows, RLCC_F32));
-  if (p.comp_index == nullptr) {
-    if (p.groups > 1) return invalid("comp_index is null, but there are ", p.groups, " groups to choose from");
+  if (rows_of_groups == nullptr && outputs > 0) return invalid(name, " is null, but groups is ", groups);
+  RLCC_RETURN_IF_FAILED(validate_matrix(name, rows_of_groups, groups, outputs, outputs, RLCC_F32));
+  if (comp_index == nullptr) {
+    if (groups > 1 && rows > 0)
+      return invalid("comp_index is null, but there are ", groups, " groups to choose from");
     return {};
   }
-  RLCC_RETURN_IF_FAILED(validate_array("comp_index", p.comp_index, p.x_rows, 8));
-  for (int64_t m = 0; m < p.x_rows; ++m) {
-    if (p.comp_index[m] < 0 || p.comp_index[m] >= p.groups) {
-      return invalid("comp_index[", m, "] is ", p.comp_index[m], ", must be in [0, ", p.groups, ")");
+  RLCC_RETURN_IF_FAILED(validate_array("comp_index", comp_index, rows, 8));
+  for (int64_t m = 0; m < rows; ++m) {
+    if (comp_index[m] < 0 || comp_index[m] >= groups) {
+      return invalid("comp_index[", m, "] is ", comp_index[m], ", must be in [0, ", groups, ")");
     }
   }
   return {};
@@ -70,7 +72,8 @@ Status validate(const rlcc_sparse_linear_params& p) {
     }
   }
   if (p.bias != nullptr) RLCC_RETURN_IF_FAILED(validate_array("bias", p.bias, outputs, 4));
-  RLCC_RETURN_IF_FAILED(validate_comp(p));
+  RLCC_RETURN_IF_FAILED(
+      validate_comp("comp_rows", p.comp_rows, p.groups, p.comp_index, p.weight.rows, p.x_rows));
   return validate_parallel(p.parallel);
 }
 
@@ -94,6 +97,15 @@ Status validate(const rlcc_sparse_linear_grad_values_params& p) {
   RLCC_RETURN_IF_FAILED(validate_matrix("grad_y", p.grad_y, p.rows, p.weight.rows, p.grad_y_stride, p.dtype));
   RLCC_RETURN_IF_FAILED(
       validate_array("grad_values", p.grad_values, p.weight.value_count, bytes_of(p.weight.dtype)));
+  return validate_parallel(p.parallel);
+}
+
+Status validate(const rlcc_sparse_linear_grad_comp_params& p) {
+  RLCC_RETURN_IF_FAILED(validate_dtype("dtype", p.dtype));
+  RLCC_RETURN_IF_FAILED(validate_matrix("grad_y", p.grad_y, p.rows, p.columns, p.grad_y_stride, p.dtype));
+  RLCC_RETURN_IF_FAILED(
+      validate_comp("grad_comp_rows", p.grad_comp_rows, p.groups, p.comp_index, p.columns, p.rows));
+  if (p.grad_bias != nullptr) RLCC_RETURN_IF_FAILED(validate_array("grad_bias", p.grad_bias, p.columns, 4));
   return validate_parallel(p.parallel);
 }
 

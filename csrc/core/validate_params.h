@@ -8,6 +8,7 @@ namespace restorelcc {
 Status validate(const rlcc_sparse_linear_params& params);
 Status validate(const rlcc_sparse_linear_grad_x_params& params);
 Status validate(const rlcc_sparse_linear_grad_values_params& params);
+Status validate(const rlcc_sparse_linear_grad_comp_params& params);
 Status validate(const rlcc_head_moments_params& params);
 Status validate(const rlcc_linear_cross_entropy_params& params);
 Status validate(const rlcc_linear_cross_entropy_backward_params& params);

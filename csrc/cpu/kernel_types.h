@@ -158,6 +158,11 @@ struct linear_cross_entropy_panel_kernel {
                  float label_factor, int64_t label, void* grad);
 };
 
+struct sparse_linear_grad_comp_block_kernel {
+  // Columns [begin, end) of both gradients, which are added up in place.
+  void (*run)(const rlcc_sparse_linear_grad_comp_params& params, int64_t begin, int64_t end);
+};
+
 struct head_moments_block_kernel {
   int64_t (*scratch_bytes)(int64_t head_dim);
   // Rows [row_begin, row_end) of one head's Gram matrix (up to the diagonal, mirrored above it), and

@@ -19,6 +19,7 @@
 #include "cpu/dense_panels.inl"
 #include "cpu/cross_entropy.inl"
 #include "cpu/moments.inl"
+#include "cpu/grad_comp.inl"
 #include "cpu/kernels.def"
 // clang-format on
 

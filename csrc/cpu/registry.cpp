@@ -86,6 +86,11 @@ const panel_kernel& sparse_linear_grad_values_panel(rlcc_dtype values, Isa isa) 
   return table.at(values, isa);
 }
 
+const sparse_linear_grad_comp_block_kernel& sparse_linear_grad_comp_block(rlcc_dtype values, Isa isa) {
+  static const Table<sparse_linear_grad_comp_block_kernel> table("sparse_linear_grad_comp_block");
+  return table.at(values, isa);
+}
+
 const linear_cross_entropy_panel_kernel& linear_cross_entropy_panel(rlcc_dtype values, Isa isa) {
   static const Table<linear_cross_entropy_panel_kernel> table("linear_cross_entropy_panel");
   return table.at(values, isa);

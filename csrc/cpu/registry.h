@@ -16,6 +16,7 @@ const sparse_linear_decode_kernel& sparse_linear_decode(rlcc_dtype values, Isa i
 const panel_kernel& sparse_linear_panel(rlcc_dtype values, Isa isa);
 const panel_kernel& sparse_linear_grad_x_panel(rlcc_dtype values, Isa isa);
 const panel_kernel& sparse_linear_grad_values_panel(rlcc_dtype values, Isa isa);
+const sparse_linear_grad_comp_block_kernel& sparse_linear_grad_comp_block(rlcc_dtype values, Isa isa);
 const linear_cross_entropy_panel_kernel& linear_cross_entropy_panel(rlcc_dtype values, Isa isa);
 const head_moments_block_kernel& head_moments_block(rlcc_dtype values, Isa isa);
 

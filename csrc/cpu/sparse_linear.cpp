@@ -147,4 +147,15 @@ void sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params& p, I
   run_panels(sparse_linear_grad_values_panel(p.weight.dtype, isa), job, p.parallel);
 }
 
+void sparse_linear_grad_comp(const rlcc_sparse_linear_grad_comp_params& p, Isa isa) {
+  const int64_t sums = (p.groups > 0 ? 1 : 0) + (p.grad_bias != nullptr ? 1 : 0);  // that a number is added to
+  if (p.columns == 0 || sums == 0) return;
+  constexpr int64_t kBlock = 64;  // columns: whole cache lines of grad_y, and of the gradients
+  const sparse_linear_grad_comp_block_kernel& kernel = sparse_linear_grad_comp_block(p.dtype, isa);
+  const int64_t grain = std::max<int64_t>(kMinimumChunk / std::max<int64_t>(p.rows * sums * kBlock, 1), 1);
+  parallel_for(p.parallel, divide_up(p.columns, kBlock), grain, [&](int64_t begin, int64_t end) {
+    kernel.run(p, begin * kBlock, std::min(end * kBlock, p.columns));
+  });
+}
+
 }  // namespace restorelcc::cpu

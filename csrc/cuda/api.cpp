@@ -1,6 +1,6 @@
 // The C border of the CUDA ops: guard -> validate -> plan -> launch.
-#include "core/build_info.h"
 #include "cuda/calls.h"
+#include "cuda/grad_comp.h"
 #include "cuda/head_moments.h"
 #include "cuda/sparse_linear.h"
 #include "cuda/validate.h"
@@ -45,6 +45,34 @@ Status sparse_linear(const rlcc_sparse_linear_params& p, void* workspace, size_t
                   launch_sparse_linear_decode(p, plan, static_cast<float*>(workspace), stream));
 }
 
+struct GradComp {
+  GradCompSums sums;
+  GradCompPlan plan;
+  size_t workspace_bytes;
+  bool empty;  // nothing to write
+};
+
+Status prepare(const rlcc_sparse_linear_grad_comp_params& p, GradComp* g) {
+  RLCC_RETURN_IF_FAILED(validate(p));
+  DeviceInfo device{};
+  RLCC_RETURN_IF_FAILED(current_device(&device));
+  g->sums = grad_comp_sums(p);
+  g->empty = p.columns == 0 || g->sums.count() == 0;
+  g->plan = plan_grad_comp(p.rows, p.columns, g->sums, device);
+  g->workspace_bytes = g->empty ? 0 : grad_comp_workspace_bytes(g->plan, p.columns, g->sums);
+  return {};
+}
+
+Status sparse_linear_grad_comp(const rlcc_sparse_linear_grad_comp_params& p, void* workspace,
+                               size_t workspace_bytes, void* stream) {
+  GradComp g{};
+  RLCC_RETURN_IF_FAILED(prepare(p, &g));
+  if (g.empty) return {};
+  RLCC_RETURN_IF_FAILED(validate_workspace(workspace, workspace_bytes, g.workspace_bytes));
+  return launched("sparse_linear_grad_comp",
+                  launch_sparse_linear_grad_comp(p, g.plan, static_cast<float*>(workspace), stream));
+}
+
 HeadMomentsPlan moments_plan(const rlcc_head_moments_params& p) {
   return plan_head_moments(p.tokens, p.heads, p.head_dim);
 }
@@ -86,6 +114,25 @@ rlcc_status rlcc_cuda_sparse_linear(const rlcc_sparse_linear_params* params, voi
   return guarded([&]() -> Status {
     if (params == nullptr) return invalid("params is null");
     return cuda::sparse_linear(*params, workspace, workspace_bytes, stream);
+  });
+}
+
+rlcc_status rlcc_cuda_sparse_linear_grad_comp_workspace(const rlcc_sparse_linear_grad_comp_params* params,
+                                                        size_t* bytes) {
+  return guarded([&]() -> Status {
+    if (params == nullptr || bytes == nullptr) return invalid("params or bytes is null");
+    cuda::GradComp g{};
+    RLCC_RETURN_IF_FAILED(cuda::prepare(*params, &g));
+    *bytes = g.workspace_bytes;
+    return {};
+  });
+}
+
+rlcc_status rlcc_cuda_sparse_linear_grad_comp(const rlcc_sparse_linear_grad_comp_params* params,
+                                              void* workspace, size_t workspace_bytes, void* stream) {
+  return guarded([&]() -> Status {
+    if (params == nullptr) return invalid("params is null");
+    return cuda::sparse_linear_grad_comp(*params, workspace, workspace_bytes, stream);
   });
 }
 

@@ -1,6 +1,6 @@
 // The C border of linear_cross_entropy, its gradient and head_contrast: guard -> validate -> plan -> launch.
+#include "cuda/calls.h"
 #include "cuda/cross_entropy_ops.h"
-#include "cuda/device_info.h"
 #include "cuda/validate.h"
 #include "restorelcc/cuda.h"
 
@@ -12,8 +12,7 @@ template <class Params>
 Status prepare(const Params& p, LossPlan* plan, size_t* bytes) {
   RLCC_RETURN_IF_FAILED(validate(p));
   DeviceInfo device{};
-  const LaunchError error = query_device(&device);
-  if (error != nullptr) return failure(RLCC_UNSUPPORTED, "no usable CUDA device: ", error);
+  RLCC_RETURN_IF_FAILED(current_device(&device));
   *plan = plan_of(p, device);
   *bytes = workspace_bytes_of(p, *plan);
   return {};
@@ -37,9 +36,7 @@ rlcc_status run_on_device(const char* op, const Params* params, void* workspace,
     size_t needed = 0;
     RLCC_RETURN_IF_FAILED(prepare(*params, &plan, &needed));
     RLCC_RETURN_IF_FAILED(validate_workspace(workspace, workspace_bytes, needed));
-    const LaunchError error = run(*params, plan, workspace, stream);
-    if (error != nullptr) return failure(RLCC_INTERNAL, "launching ", op, " failed: ", error);
-    return {};
+    return launched(op, run(*params, plan, workspace, stream));
   });
 }
 

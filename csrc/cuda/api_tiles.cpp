@@ -10,9 +10,6 @@
 namespace restorelcc::cuda {
 namespace {
 
-constexpr int64_t kMostSize =
-    INT32_MAX - 256;  // of a dimension: kernels count in 32 bits, whole tiles included
-
 // out[rows, columns] summed over depth, in tiles of at least 64 columns.
 Status validate_sizes(int64_t rows, int64_t columns, int64_t depth) {
   if (rows > kMostSize || columns > kMostSize || depth > kMostSize) {

@@ -80,8 +80,7 @@ __device__ __forceinline__ void store_values(const Chunk& chunk, const Place& at
     for (int j = 0; j < P::kThreadColumns; ++j) {
       if constexpr (Element::kBytes == 2) {
         if (j % 2 == 0) {
-          *reinterpret_cast<uint32_t*>(to + P::column_step(j)) =
-              Element::narrow_pair(sums(i, j), sums(i, j + 1));
+          *reinterpret_cast<uint32_t*>(to + P::column_step(j)) = Element::pair(sums(i, j), sums(i, j + 1));
         }
       } else {
         to[P::column_step(j)] = sums(i, j);

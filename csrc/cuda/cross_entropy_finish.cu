@@ -1,6 +1,6 @@
 // The ends of the gradients: grad_h and grad_bias from their fp32 sums. Both only move memory.
 #include "cuda/cross_entropy.h"
-#include "cuda/tile_element.cuh"
+#include "cuda/elements.cuh"
 
 namespace restorelcc::cuda {
 namespace {

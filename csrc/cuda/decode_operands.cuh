@@ -2,8 +2,9 @@
 #pragma once
 
 #include "cuda/device.cuh"
-#include "cuda/epilogue.cuh"
+#include "cuda/elements.cuh"
 #include "cuda/sparse_linear.h"
+#include "cuda/tile_arguments.h"
 
 namespace restorelcc::cuda {
 
@@ -24,7 +25,7 @@ struct Arguments {
   int words, scale_groups;  // 64-bit words of mask, and scales, per row
   int last_wide_x;          // the last column from which x may be read 16 bytes at a time; below 0: from none
   bool wide_mask;           // may be loaded 16 bytes at a time
-  float* partials;          // [splits, M, N], or null: y is written
+  Output output;
 };
 
 // ---- Values: from shared memory to fp32.

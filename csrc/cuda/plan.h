@@ -9,14 +9,18 @@
 
 namespace restorelcc::cuda {
 
-// What the choices depend on.
+// What the choices depend on; and the compute capability, on which none does so far: 86 is 8.6.
 struct DeviceInfo {
   int multiprocessors;            // SMs
   size_t shared_bytes_per_block;  // dynamic shared memory that a block may ask for
+  int capability = 0;
 };
 
 // Columns are counted in 32 bits on the device, with room for a few tiles behind the last one.
 constexpr int64_t kMostColumns = int64_t{1} << 30;
+
+// Of a dimension elsewhere: kernels count in 32 bits, whole tiles included.
+constexpr int64_t kMostSize = INT32_MAX - 256;
 
 template <class Integer>
 constexpr Integer divide_up(Integer a, int b) {

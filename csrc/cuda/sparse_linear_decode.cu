@@ -37,8 +37,9 @@
 // columns shares one scale, so each lane scales its sum of 8.
 #include "cuda/decode_operands.cuh"
 #include "cuda/device.cuh"
-#include "cuda/epilogue.cuh"
+#include "cuda/output.cuh"
 #include "cuda/sparse_linear.h"
+#include "cuda/sparse_linear_tiles.h"
 
 namespace restorelcc::cuda {
 namespace {
@@ -341,22 +342,8 @@ __global__ void __launch_bounds__(256, 1) sparse_linear_decode(const __grid_cons
     for (int w = 0; w < a.warps_along_k; ++w) {
       sum += partial[((group * a.warps_along_k + w) * kRowsOfX + m) * kDecodeRows + r];
     }
-    if (a.partials != nullptr) {
-      a.partials[(static_cast<int64_t>(blockIdx.y) * rows_of_x + m) * a.p.weight.rows + n] = sum;
-    } else {
-      finish(a.p, m, n, sum);
-    }
+    store_sum(a.output, static_cast<int>(blockIdx.y), m, static_cast<int>(n), sum);
   }
-}
-
-// y from the partial sums of the splits, in their order.
-__global__ void __launch_bounds__(256) sparse_linear_combine(const __grid_constant__ Arguments a, int splits) {
-  const int64_t n = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int m = static_cast<int>(blockIdx.y);
-  if (n >= a.p.weight.rows) return;
-  float sum = 0;
-  for (int s = 0; s < splits; ++s) sum += a.partials[(s * a.p.x_rows + m) * a.p.weight.rows + n];
-  finish(a.p, m, n, sum);
 }
 
 bool aligned_to_16(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
@@ -398,12 +385,9 @@ LaunchError launch_sparse_linear_decode(const rlcc_sparse_linear_params& params,
   const int x_bytes = params.x_dtype == RLCC_F32 ? 4 : 2;
   const bool wide_x = aligned_to_16(params.x) && (params.x_rows == 1 || params.x_stride * x_bytes % 16 == 0);
   a.last_wide_x = wide_x ? a.columns - 16 / x_bytes : -1;
-  a.partials = plan.splits > 1 ? workspace : nullptr;
+  a.output = output_of(params, plan.splits > 1 ? workspace : nullptr);
   RLCC_RETURN_IF_NOT_LAUNCHED(launch_for_dtype(a, plan, stream));
-  if (plan.splits == 1) return nullptr;
-  const dim3 grid(static_cast<unsigned>(divide_up(params.weight.rows, 256)),
-                  static_cast<unsigned>(params.x_rows));
-  return launch(sparse_linear_combine, grid, 256, 0, stream, a, plan.splits);
+  return plan.splits == 1 ? nullptr : launch_sparse_linear_sum(a.output, plan.splits, stream);
 }
 
 }  // namespace restorelcc::cuda

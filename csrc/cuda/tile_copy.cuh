@@ -11,7 +11,7 @@
 // what ldmatrix reads, lie in different banks.
 #pragma once
 
-#include "cuda/tile_element.cuh"
+#include "cuda/elements.cuh"
 
 namespace restorelcc::cuda {
 

@@ -57,6 +57,15 @@ rlcc_status rlcc_cuda_sparse_linear_grad_values(const rlcc_sparse_linear_grad_va
   return restorelcc::refuse();
 }
 
+rlcc_status rlcc_cuda_sparse_linear_grad_comp_workspace(const rlcc_sparse_linear_grad_comp_params*, size_t*) {
+  return restorelcc::refuse();
+}
+
+rlcc_status rlcc_cuda_sparse_linear_grad_comp(const rlcc_sparse_linear_grad_comp_params*, void*, size_t,
+                                              void*) {
+  return restorelcc::refuse();
+}
+
 rlcc_status rlcc_cuda_sparse_linear_2to4_workspace(const rlcc_sparse_linear_params*,
                                                    const rlcc_cuda_weight_2to4*, size_t*) {
   return restorelcc::refuse();

@@ -1,6 +1,9 @@
 #include "cuda/validate.h"
 
+#include <algorithm>
+
 #include "core/validate_params.h"
+#include "cuda/grad_comp.h"
 #include "cuda/head_moments.h"
 #include "cuda/plan.h"
 #include "sparse/layout.h"
@@ -17,9 +20,9 @@ Status validate_weight(const rlcc_packed_weight& weight) {
         ", must be 1 for a weight in device memory; check it with rlcc_packed_validate before the upload");
   }
   RLCC_RETURN_IF_FAILED(validate_shape(weight));
-  if (weight.columns > kMostColumns) {
-    return failure(RLCC_UNSUPPORTED, "weight has ", weight.columns, " columns, the CUDA kernels take ",
-                   kMostColumns);
+  if (weight.columns > kMostColumns || weight.rows > kMostSize) {
+    return failure(RLCC_UNSUPPORTED, "weight has ", weight.rows, " rows of ", weight.columns,
+                   " columns, the CUDA kernels take at most ", kMostSize, " of ", kMostColumns);
   }
   if (reinterpret_cast<uintptr_t>(weight.values) % RLCC_VALUE_ALIGNMENT_BYTES != 0) {
     return invalid("weight.values is not aligned to ", RLCC_VALUE_ALIGNMENT_BYTES, " bytes");
@@ -36,13 +39,13 @@ Status validate(const rlcc_sparse_linear_params& params) {
   rlcc_sparse_linear_params visible = params;
   visible.parallel = nullptr;    // not looked at
   visible.comp_index = nullptr;  // its entries are not for the host; what it stands for is checked below
-  if (params.comp_index != nullptr && params.comp_rows != nullptr && params.groups > 1) {
+  if (params.comp_index != nullptr && params.groups > 1) {
     RLCC_RETURN_IF_FAILED(validate_matrix("comp_rows", params.comp_rows, params.groups, params.weight.rows,
                                           params.weight.rows, RLCC_F32));
     visible.groups = 1;
   }
-  if (params.comp_index != nullptr && params.comp_rows == nullptr) {
-    return invalid("comp_index is set, but comp_rows is null");
+  if (params.comp_index != nullptr && params.groups == 0) {
+    return invalid("comp_index is set, but groups is 0");
   }
   return restorelcc::validate(visible);
 }
@@ -75,6 +78,31 @@ Status validate(const rlcc_sparse_linear_grad_values_params& params) {
   rlcc_sparse_linear_grad_values_params visible = params;
   visible.parallel = nullptr;
   return restorelcc::validate(visible);
+}
+
+Status validate(const rlcc_sparse_linear_grad_comp_params& params) {
+  const bool indexed = params.comp_index != nullptr;
+  RLCC_RETURN_IF_FAILED(validate_array("comp_index", params.comp_index, indexed ? params.rows : 0, 8));
+  if (indexed && params.groups == 0) return invalid("comp_index is set, but groups is 0");
+  rlcc_sparse_linear_grad_comp_params visible = params;
+  visible.parallel = nullptr;
+  visible.comp_index = nullptr;
+  if (indexed && params.groups > 1) {
+    RLCC_RETURN_IF_FAILED(validate_matrix("grad_comp_rows", params.grad_comp_rows, params.groups,
+                                          params.columns, params.columns, RLCC_F32));
+    visible.groups = 1;
+  }
+  RLCC_RETURN_IF_FAILED(restorelcc::validate(visible));
+  if (std::max({params.rows, params.columns, params.groups}) > kMostSize) {
+    return invalid("rows, columns and groups are ", params.rows, ", ", params.columns, " and ", params.groups,
+                   ", the CUDA kernels take at most ", kMostSize);
+  }
+  const int64_t tiles = divide_up(params.columns, kGradCompColumns);
+  if (tiles > 0 && divide_up(params.groups, kGradCompGroups) > kMostBlocks / tiles) {
+    return invalid("grad_comp_rows of [", params.groups, ", ", params.columns, "] takes more than ",
+                   kMostBlocks, " blocks of threads; use fewer groups per call");
+  }
+  return {};
 }
 
 Status validate_workspace(const void* workspace, size_t bytes, size_t needed) {

@@ -12,6 +12,7 @@ Status validate(const rlcc_sparse_linear_params& params);
 Status validate(const rlcc_head_moments_params& params);
 Status validate(const rlcc_sparse_linear_grad_x_params& params);
 Status validate(const rlcc_sparse_linear_grad_values_params& params);
+Status validate(const rlcc_sparse_linear_grad_comp_params& params);
 // Labels and segments are indices in device memory: the kernels look after them.
 Status validate(const rlcc_linear_cross_entropy_params& params);
 Status validate(const rlcc_linear_cross_entropy_backward_params& params);

@@ -84,4 +84,21 @@ void sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params& p) {
   }
 }
 
+// grad_comp_rows[g, n] = sum_{m: comp_index[m] = g} grad_y[m, n],   grad_bias[n] = sum_m grad_y[m, n]
+void sparse_linear_grad_comp(const rlcc_sparse_linear_grad_comp_params& p) {
+  for (int64_t n = 0; n < p.columns; ++n) {
+    std::vector<double> sums(static_cast<size_t>(p.groups));
+    double all = 0;
+    for (int64_t m = 0; m < p.rows; ++m) {
+      const double gradient = element(p.grad_y, p.dtype, m * p.grad_y_stride + n);
+      all += gradient;
+      if (p.groups > 0) sums[static_cast<size_t>(p.comp_index != nullptr ? p.comp_index[m] : 0)] += gradient;
+    }
+    for (int64_t g = 0; g < p.groups; ++g) {
+      p.grad_comp_rows[g * p.columns + n] = static_cast<float>(sums[static_cast<size_t>(g)]);
+    }
+    if (p.grad_bias != nullptr) p.grad_bias[n] = static_cast<float>(all);
+  }
+}
+
 }  // namespace restorelcc::reference

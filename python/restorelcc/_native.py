@@ -121,22 +121,6 @@ def check_sparse_linear(
         require_that(residual.dtype == x.dtype, f"residual has dtype {residual.dtype}; it must be {x.dtype} like x")
 
 
-def selected_sum(rows: Tensor, index: Tensor, groups: int) -> Tensor:
-    """segment_sum as a product with [index[m] = g]: index_add_ on CUDA adds in an order that nobody chooses."""
-    selects = index == torch.arange(groups, device=rows.device)[:, None]
-    return selects.to(rows.dtype) @ rows
-
-
-def segment_sum(grad_y: Tensor, index: Tensor | None, groups: int) -> Tensor:
-    """sum_m [index[m] = g] grad_y[m] -> [G, N] fp32, in the order of m, so that it does not depend on threads."""
-    rows = grad_y.reshape(-1, grad_y.shape[-1]).float()
-    if index is None:
-        index = torch.zeros(rows.shape[0], dtype=torch.int64, device=rows.device)
-    if rows.device.type == "cuda":
-        return selected_sum(rows, index.reshape(-1), groups)
-    return rows.new_zeros(groups, rows.shape[1]).index_add_(0, index.reshape(-1), rows)
-
-
 def _sparse_linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, mask, values, row_offsets, scales, columns, comp_rows, comp_index, bias, _, trusted, _ = inputs
     # x is only needed for the gradient of the values, and keeping it can cost more than the op.
@@ -158,11 +142,13 @@ def _sparse_linear_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ..
         )
     if needs[2]:
         grad_values = torch.ops.restorelcc.sparse_linear_grad_values(grad_y, x, mask, values, row_offsets, ctx.trusted)
-    if needs[6]:
-        groups, dtype = ctx.comp_rows
-        grad_comp_rows = segment_sum(grad_y, comp_index, groups).to(dtype)
-    if needs[8]:
-        grad_bias = segment_sum(grad_y, None, 1)[0].to(ctx.bias_dtype)
+    if needs[6] or needs[8]:
+        groups, dtype = ctx.comp_rows if needs[6] else (0, None)
+        found = torch.ops.restorelcc.sparse_linear_grad_comp(
+            grad_y, comp_index if needs[6] else None, groups, needs[8]
+        )
+        grad_comp_rows = found[0].to(dtype) if needs[6] else None
+        grad_bias = found[1].to(ctx.bias_dtype) if needs[8] else None
     grad_residual = grad_y if needs[9] else None
     return (grad_x, None, grad_values, None, None, None, grad_comp_rows, None, grad_bias, grad_residual, None, None)
 
@@ -204,6 +190,29 @@ def _grad_values_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (grad_grad_y, grad_x, None, None, None, None)
 
 
+def _grad_comp_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    grad_y, comp_index, ctx.groups, ctx.with_bias = (*inputs, False)[:4]
+    ctx.save_for_backward(comp_index)
+    ctx.shape, ctx.dtype = grad_y.shape, grad_y.dtype
+
+
+def _grad_comp_backward(
+    ctx: Any, grad_comp_rows: Tensor, grad_bias: Tensor
+) -> tuple[Tensor | None, None, None, None]:
+    # Sums over rows: each row's gradient is that of its group's sum, and of the sum of all.
+    (comp_index,) = ctx.saved_tensors
+    terms = []
+    if ctx.groups > 0:
+        terms.append(grad_comp_rows[0 if comp_index is None else comp_index.reshape(-1)])
+    if ctx.with_bias:
+        terms.append(grad_bias)
+    if not terms or not ctx.needs_input_grad[0]:
+        return None, None, None, None
+    total = sum(terms[1:], terms[0]).to(ctx.dtype)
+    rows = total.expand(ctx.shape[:-1].numel(), ctx.shape[-1])
+    return rows.reshape(ctx.shape), None, None, None
+
+
 def _fake_sparse_linear(
     x: Tensor,
     mask: Tensor,
@@ -240,6 +249,16 @@ def _fake_sparse_linear_grad_values(
     return values.new_empty(values.shape)
 
 
+def _fake_sparse_linear_grad_comp(
+    grad_y: Tensor, comp_index: Tensor | None, groups: int, with_bias: bool = False
+) -> tuple[Tensor, Tensor]:
+    columns = grad_y.shape[-1]
+    return (
+        grad_y.new_empty([groups, columns], dtype=torch.float32),
+        grad_y.new_empty([columns if with_bias else 0], dtype=torch.float32),
+    )
+
+
 def _fake_head_moments(z_dense: Tensor, z_pruned: Tensor, total: Tensor, gram: Tensor) -> None:
     return None
 
@@ -272,6 +291,7 @@ def _register() -> None:
         "sparse_linear_inference": _fake_sparse_linear,
         "sparse_linear_grad_x": _fake_sparse_linear_grad_x,
         "sparse_linear_grad_values": _fake_sparse_linear_grad_values,
+        "sparse_linear_grad_comp": _fake_sparse_linear_grad_comp,
         "head_moments_": _fake_head_moments,
         "pack": _fake_pack,
         "unpack": _fake_unpack,
@@ -285,6 +305,9 @@ def _register() -> None:
     torch.library.register_autograd("restorelcc::sparse_linear_grad_x", _grad_x_backward, setup_context=_grad_x_context)
     torch.library.register_autograd(
         "restorelcc::sparse_linear_grad_values", _grad_values_backward, setup_context=_grad_values_context
+    )
+    torch.library.register_autograd(
+        "restorelcc::sparse_linear_grad_comp", _grad_comp_backward, setup_context=_grad_comp_context
     )
     cross_entropy_gradients.register()
 

@@ -4,6 +4,7 @@
 #define sparse_linear_panel registered_sparse_linear_panel
 #define sparse_linear_grad_x_panel registered_sparse_linear_grad_x_panel
 #define sparse_linear_grad_values_panel registered_sparse_linear_grad_values_panel
+#define sparse_linear_grad_comp_block registered_sparse_linear_grad_comp_block
 #define linear_cross_entropy_panel registered_linear_cross_entropy_panel
 #define head_moments_block registered_head_moments_block
 #include "cpu/registry.cpp"
@@ -11,6 +12,7 @@
 #undef sparse_linear_panel
 #undef sparse_linear_grad_x_panel
 #undef sparse_linear_grad_values_panel
+#undef sparse_linear_grad_comp_block
 #undef linear_cross_entropy_panel
 #undef head_moments_block
 
@@ -80,6 +82,9 @@ const panel_kernel& sparse_linear_grad_x_panel(rlcc_dtype values, Isa isa) {
 }
 const panel_kernel& sparse_linear_grad_values_panel(rlcc_dtype values, Isa isa) {
   return counted(registered_sparse_linear_grad_values_panel(values, isa));
+}
+const sparse_linear_grad_comp_block_kernel& sparse_linear_grad_comp_block(rlcc_dtype values, Isa isa) {
+  return counted(registered_sparse_linear_grad_comp_block(values, isa));
 }
 const linear_cross_entropy_panel_kernel& linear_cross_entropy_panel(rlcc_dtype values, Isa isa) {
   return counted(registered_linear_cross_entropy_panel(values, isa));

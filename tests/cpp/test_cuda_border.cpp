@@ -37,6 +37,9 @@ int main() {
   CHECK_STATUS(rlcc_cuda_sparse_linear(&params, nullptr, 0, nullptr), RLCC_UNSUPPORTED);
   const char* const said = rlcc_last_error();
   CHECK(std::strstr(said, built ? "no usable CUDA device" : "no CUDA kernels") != nullptr) << said;
+  const rlcc_sparse_linear_grad_comp_params sums{};
+  CHECK_STATUS(rlcc_cuda_sparse_linear_grad_comp_workspace(&sums, &bytes), RLCC_UNSUPPORTED);
+  CHECK_STATUS(rlcc_cuda_sparse_linear_grad_comp(&sums, nullptr, 0, nullptr), RLCC_UNSUPPORTED);
   // Of no rows, which takes nothing but a device.
   const rlcc_linear_cross_entropy_params loss{};
   const rlcc_linear_cross_entropy_backward_params gradient{};

@@ -6,6 +6,7 @@
 
 #include "counted_kernels.h"
 #include "cross_entropy_cases.h"
+#include "grad_comp_cases.h"
 #include "sparse_linear_cases.h"
 
 using namespace restorelcc::test;
@@ -50,6 +51,7 @@ void head_moments(rlcc_dtype dtype, const std::string& name, std::mt19937& rando
 void run_kernel(const std::string& op, const std::string& name, std::mt19937& random) {
   const rlcc_dtype values = dtype_of(name);
   if (op == "head_moments") return head_moments(values, name, random);
+  if (op == "sparse_linear_grad_comp") return GradCompCase({37, 70, 3, true, true}, values, random).run(name);
   if (op == "linear_cross_entropy") return LossCase({17, 67, 64}, values, random, true).run(name);
   const Packed w(random_weight(19, 200, dense_dtype(values), random, half_with_full_and_empty_row(random)),
                  values);

@@ -170,11 +170,17 @@ def all_loops(loops: list[Loop]) -> Iterator[tuple[Loop, Loop | None]]:
 
 
 def longest_way(
-    blocks: list[Block], loop: Loop, marker: str, avoid: list[str], turns: dict[int, int] | None = None, others: int = 1
+    blocks: list[Block],
+    loop: Loop,
+    marker: str,
+    avoid: list[str],
+    turns: dict[int, int] | None = None,
+    others: int | None = 1,
 ) -> Way:
     """The longest way once through `loop`, past no instruction that one of `avoid` matches.
 
-    A loop inside counts as many turns as `turns` says for its head, `others` where it says nothing.
+    A loop inside counts as many turns as `turns` says for its head, `others` where it says nothing; None: no way leads
+    through it. No way does through a loop inside of one that `turns` names.
     """
     avoided = [re.compile(pattern) for pattern in avoid]
     marks = re.compile(marker)
@@ -184,12 +190,16 @@ def longest_way(
     for inner in loop.inner:
         for index in inner.blocks:
             place_of[index] = inner.head
-        count = (turns or {}).get(inner.head, others)
+        named = turns is not None and inner.head in turns
+        count = turns[inner.head] if turns is not None and named else others
+        weights[inner.head] = None
+        if count is None:
+            continue
         try:
-            once = longest_way(blocks, inner, marker, avoid, turns, others)
+            once = longest_way(blocks, inner, marker, avoid, turns, None if named else others)
             weights[inner.head] = Way(count * once.instructions, count * once.marked)
         except UncountableError:  # only ragged ways through it
-            weights[inner.head] = None
+            pass
     following: dict[int, set[int]] = {place: set() for place in place_of.values()}
     for index in loop.blocks:
         place = place_of[index]

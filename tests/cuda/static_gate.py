@@ -70,11 +70,22 @@ class Budget:
     threads: int  # per block, for the count of resident warps
     registers: int  # at most
     shared: int = 0  # static bytes, exactly
-    dynamic_shared: int = 0  # bytes per block at launch, for the count of resident warps
+    # Bytes per block at launch, for the count of resident warps; where kernels of one budget differ: by patterns of
+    # their names.
+    dynamic_shared: int | Mapping[str, int] = 0
     warps: int = 0  # resident per multiprocessor, at least
     required: Mapping[str, str] = field(default_factory=dict)
     forbidden: Mapping[str, str] = field(default_factory=dict)
     loop: LoopBudget | None = None
+
+    def dynamic_shared_of(self, kernel: str) -> int:
+        """Of the first pattern that matches."""
+        if isinstance(self.dynamic_shared, int):
+            return self.dynamic_shared
+        found = [count for pattern, count in self.dynamic_shared.items() if fnmatch.fnmatchcase(kernel, pattern)]
+        if not found:
+            raise ToolError(f"budgets: {self.kernel}: dynamic_shared has no pattern for {kernel}")
+        return found[0]
 
 
 @dataclass(frozen=True)
@@ -165,7 +176,7 @@ def count_loop(kernel: Kernel, loop: LoopBudget) -> tuple[float, float | None]:
     for count, inner, outer in innermost:
         if 2 * count < most:  # the remainder of something unrolled
             continue
-        way = longest_way(blocks, inner, loop.marker, list(loop.avoid))
+        way = longest_way(blocks, inner, loop.marker, list(loop.avoid), others=None)
         if way.marked != (loop.marked or loop.weights):
             raise UncountableError(
                 f"a turn has {way.marked} {loop.marker}, where covering {loop.weights} weights "
@@ -206,7 +217,7 @@ def _check(kernel: Kernel, budget: Budget, forbidden: Mapping[str, str]) -> tupl
         wanted = re.compile(pattern)
         return sum(bool(wanted.match(one.opcode)) for one in kernel.instructions)
 
-    shared = kernel.shared + budget.dynamic_shared
+    shared = kernel.shared + budget.dynamic_shared_of(kernel.name)
     warps = resident_warps(kernel.architecture, budget.threads, kernel.registers, shared)
     measured = Measured(kernel, budget, warps, [count(pattern) for pattern in budget.required.values()])
     said = []
@@ -287,7 +298,7 @@ def table(verdict: Verdict, architectures: tuple[str, ...]) -> str:
         cells = [
             f"`{name}`",
             _together([str(one.kernel.registers) for one in row]),
-            f"{_together([str(one.kernel.shared) for one in row])} + {budget.dynamic_shared}",
+            f"{_together([str(one.kernel.shared) for one in row])} + {budget.dynamic_shared_of(name)}",
             _together([str(one.warps) for one in row]),
             ", ".join(required),
             per_weight,

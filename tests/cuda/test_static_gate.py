@@ -230,6 +230,18 @@ def test_loops_inside_of_the_main_loop(tmp_path: Path) -> None:
     assert judged(tmp_path, [one], loop={**LOOP, "limit": 2, "around": around}) == []
     (sentence,) = judged(tmp_path, [one], loop={**LOOP, "around": {**around, "other_turns": 1, "limit": 2.9}})
     assert "3.00 instructions per dense weight with the loop around" in sentence
+    # Where a turn cannot pass by the loop inside of it, it is no ragged edge.
+    always = kernel(instructions=[item for item in listing(RAGGED) if item.address != 0x20])
+    (sentence,) = judged(tmp_path, [always], loop={**LOOP, "limit": 9})
+    assert "its main loop cannot be counted: no way through it" in sentence
+
+
+def test_dynamic_shared_memory_by_name(tmp_path: Path) -> None:
+    by_name = {"g*": 16, "f<[01]>": 65536}
+    (sentence,) = judged(tmp_path, [kernel()], dynamic_shared=by_name, warps=64)
+    assert "8 resident warps" in sentence
+    with pytest.raises(ToolError, match="dynamic_shared has no pattern for f<1>"):
+        judged(tmp_path, [kernel()], dynamic_shared={"g*": 16})
 
 
 def test_unknown_keys_are_refused(tmp_path: Path) -> None:

@@ -13,6 +13,12 @@ RLCC_TEST_API void rlcc_test_emulate(int order, unsigned long long seed, int eag
   options.multiprocessors = multiprocessors;
 }
 
+// 86 for 8.6.
+RLCC_TEST_API void rlcc_test_capability(int capability) { simt::options().capability = capability; }
+
+// Called before each launch; null: nobody is.
+RLCC_TEST_API void rlcc_test_watch(void (*watch)(void* stream)) { simt::options().watch = watch; }
+
 struct rlcc_test_statistics {
   unsigned long long launches, copies, mma, mma_sp, ldmatrix;
 };

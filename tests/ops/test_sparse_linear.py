@@ -26,7 +26,7 @@ from sparse_cases import (
 from torch.nn import functional
 
 import restorelcc
-from restorelcc import _native, ops
+from restorelcc import ops
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
@@ -215,11 +215,3 @@ def test_refused_impl() -> None:
     packed = restorelcc.pack(torch.eye(8))
     with pytest.raises(ValueError, match="impl is 'fast'; it must be 'auto' or 'reference'"):
         ops.sparse_linear(torch.ones(1, 8), packed, impl="fast")
-
-
-def test_the_sum_of_rows_that_cuda_takes() -> None:
-    """What gradients of comp and bias are on a CUDA device, here on the CPU beside what they are there."""
-    rows, index = torch.randn(37, 5), torch.randint(0, 4, (37,))
-    found = _native.selected_sum(rows, index, 6)
-    torch.testing.assert_close(found, _native.segment_sum(rows, index, 6))
-    assert float(found[4:].abs().max()) == 0

@@ -123,6 +123,52 @@ def test_the_bits_do_not_depend_on_threads(case: Case) -> None:
         assert torch.equal(results[0][name], results[2][name]), name
 
 
+@pytest.mark.parametrize("dtype", [F32, BF16, torch.float16])
+@pytest.mark.parametrize("strided", [False, True])
+def test_the_sums_of_rows(dtype: torch.dtype, strided: bool, isa: str) -> None:
+    """Of the gradients of comp and bias: fp32 sums in the order of the rows, as index_add_ forms them on one thread."""
+    grad_y = torch.randn(5, 40, 130)[..., :129].to(dtype) if strided else torch.randn(5, 40, 129).to(dtype)
+    index = torch.randint(0, 6, (5, 40))
+    comp_rows, bias = torch.ops.restorelcc.sparse_linear_grad_comp(grad_y, index, 7, True)
+    rows = grad_y.reshape(-1, 129).float()
+    assert torch.equal(comp_rows, torch.zeros(7, 129).index_add_(0, index.reshape(-1), rows))
+    assert torch.equal(bias, torch.zeros(1, 129).index_add_(0, torch.zeros(200, dtype=torch.int64), rows)[0])
+    alone, nothing = torch.ops.restorelcc.sparse_linear_grad_comp(grad_y, None, 1)
+    assert torch.equal(alone[0], bias)
+    assert nothing.shape == (0,)
+    empty = torch.ops.restorelcc.sparse_linear_grad_comp(grad_y[:0], index[:0], 7, True)
+    assert not empty[0].any()
+    assert not empty[1].any()
+
+
+def test_sums_of_rows_that_are_refused() -> None:
+    grad_y = torch.randn(4, 3)
+    for arguments, sentence in {
+        (torch.tensor([0, 1, 2, 3]), 3): r"comp_index\[3\] is 3, must be in \[0, 3\)",
+        (torch.tensor([0, 1]), 3): "comp_index has 2 entries; grad_y has 4 rows, and each needs one",
+        (torch.tensor([0, 1, 2, 3]), 0): "comp_index is set, but grad_comp_rows is null",
+        (None, 2): "comp_index is null, but there are 2 groups",
+        (None, -1): "groups is -1; it must be >= 0",
+    }.items():
+        with pytest.raises(ValueError, match=sentence):
+            torch.ops.restorelcc.sparse_linear_grad_comp(grad_y, *arguments)
+
+
+def test_second_derivative_of_comp_and_bias() -> None:
+    """Of a loss that is not linear in y, so that it reaches grad_y through both sums."""
+    case = Case("", (2, 3), 8, 70, groups=4, bias=F32, residual=True)
+    packed, x, given = restorelcc.pack(weight_of(case)), x_of(case), arguments_of(case)
+    found = []
+    for impl in ("auto", "reference"):
+        leaves = {name: leaf(given[name]) for name in DIFFERENTIABLE}
+        y = ops.sparse_linear(x, packed, comp_index=given["comp_index"], impl=impl, **leaves)
+        firsts = torch.autograd.grad(y.pow(3).sum(), (leaves["comp"], leaves["bias"]), create_graph=True)
+        loss = sum(first.pow(2).sum() for first in firsts)
+        found.append(torch.autograd.grad(loss, list(leaves.values())))
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+
+
 VALUES_CASES = [c for c in CASES if c.x_dtype == c.weight_dtype]
 
 

@@ -28,6 +28,8 @@ SCHEMAS = {
     "SymInt columns, bool trusted=False) -> Tensor",
     "sparse_linear_grad_values": "(Tensor grad_y, Tensor x, Tensor mask, Tensor values, Tensor row_offsets, "
     "bool trusted=False) -> Tensor",
+    "sparse_linear_grad_comp": "(Tensor grad_y, Tensor? comp_index, SymInt groups, bool with_bias=False) -> "
+    "(Tensor grad_comp_rows, Tensor grad_bias)",
     "head_moments_": "(Tensor z_dense, Tensor z_pruned, Tensor(a!) total, Tensor(b!) gram) -> ()",
     "pack": "(Tensor weight, bool int8=False) -> (Tensor mask, Tensor values, Tensor row_offsets, Tensor scales)",
     "unpack": "(Tensor mask, Tensor values, Tensor row_offsets, Tensor? scales, SymInt columns) -> Tensor",
@@ -96,6 +98,8 @@ def test_opcheck_the_others() -> None:
     torch.library.opcheck(OPS.sparse_linear_grad_x, (torch.randn(4, 12, requires_grad=True), *packed.tensors))
     grad_y, x = torch.randn(4, 12, requires_grad=True), torch.randn(4, 70, requires_grad=True)
     torch.library.opcheck(OPS.sparse_linear_grad_values, (grad_y, x, *packed.tensors[:3]))
+    for arguments in ((torch.tensor([1, 0, 1, 2]), 4, True), (None, 1), (None, 0, True)):
+        torch.library.opcheck(OPS.sparse_linear_grad_comp, (grad_y, *arguments))
     torch.library.opcheck(OPS.head_moments_, (z, z + 1, *moments))
     torch.library.opcheck(OPS.pack, (weight,))
     torch.library.opcheck(OPS.pack, (weight, True))
@@ -113,6 +117,8 @@ def test_fake_tensors_have_the_shapes_of_real_ones() -> None:
         assert (y.shape, y.dtype) == ((2, 3, 12), F32)
         assert OPS.sparse_linear_grad_x(y.bfloat16(), *weight).shape == (2, 3, 70)
         assert OPS.sparse_linear_grad_values(y, mode.from_tensor(x), *tensors).shape == packed.values.shape
+        grad_comp_rows, grad_bias = OPS.sparse_linear_grad_comp(y.bfloat16(), None, 1, True)
+        assert (grad_comp_rows.shape, grad_comp_rows.dtype, grad_bias.shape) == ((1, 12), F32, (12,))
         assert OPS.unpack(*weight).shape == (12, 70)
         mask, values, row_offsets, scales = OPS.pack(torch.empty(12, 70, dtype=BF16))
         assert (mask.shape, mask.dtype) == ((12, 2), torch.int64)

@@ -214,7 +214,8 @@ inline uint32_t f16x2_of_floats(float low, float high) {
 
 template <class... Parameters, class... Arguments>
 [[nodiscard]] LaunchError launch(void (*kernel)(Parameters...), dim3 grid, dim3 block,
-                                 size_t dynamic_shared_bytes, void* /*stream*/, Arguments... arguments) {
+                                 size_t dynamic_shared_bytes, void* stream, Arguments... arguments) {
+  if (simt::options().watch != nullptr) simt::options().watch(stream);
   // By value, as a launch passes them.
   return simt::run({grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, dynamic_shared_bytes,
                    [=] { kernel(static_cast<Parameters>(arguments)...); });

@@ -6,6 +6,7 @@ namespace restorelcc::cuda {
 
 LaunchError query_device(DeviceInfo* info) {
   info->multiprocessors = simt::options().multiprocessors;
+  info->capability = simt::options().capability;
   info->shared_bytes_per_block = simt::options().shared_bytes_per_block;
   return nullptr;
 }

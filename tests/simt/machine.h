@@ -24,6 +24,9 @@ struct Options {
   bool eager_copies = false;
   // What the emulated device claims to be.
   int multiprocessors = 4;
+  int capability = 80;
+  // Told of every launch, and of the stream that it was to be queued on.
+  void (*watch)(void* stream) = nullptr;
   size_t shared_bytes_per_block = 99 * 1024;  // sm_86 and sm_89: the smallest of the architectures built for
 };
 Options& options();

@@ -1,5 +1,6 @@
 // The choices of csrc/cuda/plan.h on the shapes of real layers and on the devices built for.
 #include "../cpp/check.h"
+#include "cuda/grad_comp.h"
 #include "cuda/head_moments.h"
 #include "cuda/plan.h"
 
@@ -57,9 +58,38 @@ void head_moments() {
   CHECK(plan_head_moments(0, 0, 0).chunks == 1);
 }
 
+void grad_comp() {
+  for (const DeviceInfo& device : {kA100, kH100, kRtx4090, kTiny}) {
+    for (int64_t rows :
+         {int64_t{0}, int64_t{1}, int64_t{128}, int64_t{129}, int64_t{2048}, int64_t{65537}, kMostSize}) {
+      for (int64_t columns : {int64_t{1}, int64_t{256}, int64_t{257}, int64_t{4096}, int64_t{1'000'000}}) {
+        for (int64_t groups : {0, 1, 8, 9, 4096}) {
+          for (const bool all : {false, true}) {
+            const GradCompSums sums{groups, all};
+            if (sums.count() == 0) continue;
+            const GradCompPlan plan = plan_grad_comp(rows, columns, sums, device);
+            CHECK(plan.blocks == (columns + 255) / 256 * std::max<int64_t>((groups + 7) / 8, 1));
+            CHECK(plan.splits >= 1 && plan.splits <= 64 && plan.rows_per_split % kGradCompRows == 0);
+            CHECK(int64_t{plan.splits} * plan.rows_per_split >= rows) << "every row is somebody's";
+            CHECK(plan.splits == 1 || (plan.splits - 1) * int64_t{plan.rows_per_split} < rows)
+                << "none is idle";
+            const size_t bytes = grad_comp_workspace_bytes(plan, columns, sums);
+            CHECK((bytes == 0) == (plan.splits == 1));
+            CHECK(bytes <= static_cast<size_t>(rows * columns) * 2 / 16) << "what cuda.h says";
+          }
+        }
+      }
+    }
+  }
+  CHECK(plan_grad_comp(2048, 4096, {0, true}, kH100).splits == 16);
+  CHECK(plan_grad_comp(2048, 4096, {0, true}, kTiny).splits == 1);
+  CHECK(plan_grad_comp(2048, 4096, {64, true}, kH100).splits == 1);
+}
+
 }  // namespace
 
 int main() {
+  grad_comp();
   decode();
   head_moments();
   return restorelcc::test::report("plan");

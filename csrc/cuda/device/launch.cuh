@@ -34,6 +34,13 @@ inline cudaError_t allow_most_shared(const void* kernel) {
                               most - static_cast<int>(attributes.sharedSizeBytes));
 }
 
+// The errors that launch.h tells from others by their numbers.
+static_assert(launch_error(cudaErrorInvalidDeviceFunction, nullptr) == kNoCode);
+static_assert(launch_error(cudaErrorNoKernelImageForDevice, nullptr) == kNoCode);
+static_assert(launch_error(cudaErrorJitCompilerNotFound, nullptr) == kNoCode);
+static_assert(launch_error(cudaErrorUnsupportedPtxVersion, nullptr) == kNoCode);
+static_assert(launch_error(cudaErrorJitCompilationDisabled, nullptr) == kNoCode);
+
 // Queues kernel<<<grid, block, dynamic_shared_bytes, stream>>>(arguments...) and says whether that went well.
 // Nothing is allocated and nothing waits: a stream that is being captured into a graph takes it.
 template <class... Parameters, class... Arguments>
@@ -53,7 +60,7 @@ template <class... Parameters, class... Arguments>
   }
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();  // the caller is told here; do not leave it for the next one to find
-  return cudaGetErrorString(error);
+  return launch_error(error, cudaGetErrorString(error));
 }
 
 }  // namespace restorelcc::cuda

@@ -13,8 +13,9 @@
  *  - `parallel` is not looked at.
  * Results do not depend on timing: the same call on the same kind of device gives the same bits.
  *
- * RLCC_UNSUPPORTED: the library was built without nvcc, or there is no usable device or driver. Needs compute
- * capability 8.0 or later, and the driver that the toolkit of the build asks for (CUDA 13.0: 580 or later).
+ * RLCC_UNSUPPORTED: the library was built without nvcc or for other devices, or there is no usable device or
+ * driver. Needs compute capability 8.0 or later, and the driver that the toolkit of the build asks for (CUDA
+ * 13.0: 580 or later).
  */
 #ifndef RESTORELCC_CUDA_H_
 #define RESTORELCC_CUDA_H_
@@ -28,7 +29,8 @@ extern "C" {
 #endif
 
 /* weight.values must be 16-byte aligned. x is used as it is, whatever its rows, also with RLCC_I8 values:
- * exact_x is not looked at. A comp_index outside of [0, groups) makes its row of y NaN. */
+ * exact_x is not looked at. A comp_index outside of [0, groups) makes its row of y NaN. Of any op at most 2^31
+ * - 257 rows and 2^30 columns of W. */
 RLCC_API rlcc_status rlcc_cuda_sparse_linear_workspace(const rlcc_sparse_linear_params* params, size_t* bytes);
 RLCC_API rlcc_status rlcc_cuda_sparse_linear(const rlcc_sparse_linear_params* params, void* workspace,
                                              size_t workspace_bytes, void* stream);
@@ -54,6 +56,14 @@ RLCC_API rlcc_status rlcc_cuda_sparse_linear_grad_values_workspace(
     const rlcc_sparse_linear_grad_values_params* params, size_t* bytes);
 RLCC_API rlcc_status rlcc_cuda_sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params* params,
                                                          void* workspace, size_t workspace_bytes, void* stream);
+
+/* A comp_index outside of [0, groups) makes all of grad_comp_rows NaN. The workspace takes at most a sixteenth
+ * of the bytes of a 16-bit grad_y. With more than 8 groups and grad_bias, rows of the groups behind the eighth
+ * are read twice. At most 2^31 - 1 blocks, one for 256 columns and 8 groups. */
+RLCC_API rlcc_status
+rlcc_cuda_sparse_linear_grad_comp_workspace(const rlcc_sparse_linear_grad_comp_params* params, size_t* bytes);
+RLCC_API rlcc_status rlcc_cuda_sparse_linear_grad_comp(const rlcc_sparse_linear_grad_comp_params* params,
+                                                       void* workspace, size_t workspace_bytes, void* stream);
 
 /* W [N, K] with at most two survivors in every four columns (4 i .. 4 i + 3), repacked at load time for the
  * sparse tensor cores (mma.sp, RLCC_BF16 or RLCC_F16). With N' = N rounded up to 16 and K' = K rounded up to

@@ -123,6 +123,23 @@ typedef struct rlcc_sparse_linear_grad_values_params {
   const rlcc_parallel* parallel; /* may be null */
 } rlcc_sparse_linear_grad_values_params;
 
+/* grad_comp_rows[g, n] = sum over the rows m with comp_index[m] = g of grad_y[m, n]
+ * grad_bias[n] = sum_m grad_y[m, n]
+ *
+ * The gradients of comp_rows and of bias. A group without rows gets zeros. Sums are fp32. */
+typedef struct rlcc_sparse_linear_grad_comp_params {
+  const void* grad_y;            /* [M, N] of dtype, row stride grad_y_stride, unit column stride */
+  int64_t rows;                  /* M >= 0 */
+  int64_t columns;               /* N >= 0 */
+  int64_t grad_y_stride;         /* elements */
+  rlcc_dtype dtype;              /* of grad_y; not RLCC_I8 */
+  const int64_t* comp_index;     /* [M], 0 <= index < G; may be null when G <= 1 */
+  int64_t groups;                /* G; 0 where grad_comp_rows is null */
+  float* grad_comp_rows;         /* [G, N] contiguous; may be null */
+  float* grad_bias;              /* [N]; may be null */
+  const rlcc_parallel* parallel; /* may be null */
+} rlcc_sparse_linear_grad_comp_params;
+
 /* With dz = z_dense - z_pruned, both widened to fp64 first:
  *   total[h, d]   += sum_t dz[t, h, d]
  *   gram[h, i, j] += sum_t dz[t, h, i] dz[t, h, j]

@@ -62,6 +62,8 @@ RLCC_API rlcc_status rlcc_packed_validate(const rlcc_packed_weight* packed);
 RLCC_API rlcc_status rlcc_sparse_linear(const rlcc_sparse_linear_params* params);
 RLCC_API rlcc_status rlcc_sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params* params);
 RLCC_API rlcc_status rlcc_sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params* params);
+/* Adds up in the order of m, so the bits do not depend on the number of threads. */
+RLCC_API rlcc_status rlcc_sparse_linear_grad_comp(const rlcc_sparse_linear_grad_comp_params* params);
 RLCC_API rlcc_status rlcc_head_moments(const rlcc_head_moments_params* params);
 RLCC_API rlcc_status rlcc_linear_cross_entropy(const rlcc_linear_cross_entropy_params* params);
 RLCC_API rlcc_status
@@ -73,6 +75,7 @@ RLCC_API rlcc_status rlcc_sparse_linear_reference(const rlcc_sparse_linear_param
 RLCC_API rlcc_status rlcc_sparse_linear_grad_x_reference(const rlcc_sparse_linear_grad_x_params* params);
 RLCC_API rlcc_status
 rlcc_sparse_linear_grad_values_reference(const rlcc_sparse_linear_grad_values_params* params);
+RLCC_API rlcc_status rlcc_sparse_linear_grad_comp_reference(const rlcc_sparse_linear_grad_comp_params* params);
 RLCC_API rlcc_status rlcc_head_moments_reference(const rlcc_head_moments_params* params);
 RLCC_API rlcc_status rlcc_linear_cross_entropy_reference(const rlcc_linear_cross_entropy_params* params);
 RLCC_API rlcc_status
