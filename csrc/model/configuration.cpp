@@ -95,12 +95,43 @@ void read_entries(const JsonValue& entries, Configuration* c) {
   if (first_of(entries, {"bos_token_id"}).integer(&bos) && bos >= 0) c->bos_token = bos;
 }
 
+Status must_be(const char* key, const JsonValue& value, const char* what) {
+  return invalid(key, " is ", value.exists() ? one_line(value.text(), 40) : "missing", ", not ", what);
+}
+
+// What the file says of a Llama is of the right kind where it says something; null says nothing.
+Status check_kinds(const JsonValue& entries) {
+  for (const char* key : {"attention_bias", "mlp_bias", "tie_word_embeddings"}) {
+    const JsonValue value = first_of(entries, {key});
+    if (value.exists() && !value.is(JsonKind::kTrue) && !value.is(JsonKind::kFalse)) {
+      return must_be(key, value, "true or false");
+    }
+  }
+  if (const JsonValue value = first_of(entries, {"hidden_act"}); value.exists() && string_of(value).empty()) {
+    return must_be("hidden_act", value, "a name");
+  }
+  const JsonValue rope = first_of(entries, {"rope_parameters", "rope_scaling"});
+  if (rope.exists() && !rope.is(JsonKind::kObject)) return must_be("rope_parameters", rope, "an object");
+  const JsonValue kind = first_of(rope, {"rope_type", "type"});
+  if (kind.exists() && string_of(kind).empty()) return must_be("rope_type", kind, "a name");
+  const std::pair<const char*, JsonValue> numbers[] = {{"rms_norm_eps", first_of(entries, {"rms_norm_eps"})},
+                                                       {"rope_theta", first_of(entries, {"rope_theta"})},
+                                                       {"rope_theta", first_of(rope, {"rope_theta"})}};
+  for (const auto& [key, value] : numbers) {
+    double number = 0;
+    if (value.exists() && !(value.number(&number) && number > 0))
+      return must_be(key, value, "a number above 0");
+  }
+  return {};
+}
+
 // The defaults of the stock class, and what it cannot do without.
 Status complete_llama(const JsonValue& entries, Configuration* c) {
+  RLCC_RETURN_IF_FAILED(check_kinds(entries));
   if (c->activation.empty()) c->activation = "silu";
   if (c->rope_type.empty()) c->rope_type = "default";
   if (c->rope_theta == 0) c->rope_theta = 10000.0;
-  if (!first_of(entries, {"rms_norm_eps"}).exists()) c->norm_eps = 1e-6;
+  if (c->norm_eps == 0) c->norm_eps = 1e-6;
   const std::pair<const char*, int64_t> sizes[] = {
       {"hidden_size", c->hidden_size},   {"num_hidden_layers", c->layers},
       {"num_attention_heads", c->heads}, {"num_key_value_heads", c->kv_heads},
@@ -108,18 +139,13 @@ Status complete_llama(const JsonValue& entries, Configuration* c) {
       {"vocab_size", c->vocabulary},     {"max_position_embeddings", c->max_positions},
   };
   for (const auto& [key, size] : sizes) {
-    if (size == 0) {
-      const JsonValue value = entries.find(key);
-      return invalid(key, " is ", value.exists() ? one_line(value.text(), 40) : "missing",
-                     ", not a size from 1 to ", kMostSize);
+    const JsonValue value = first_of(entries, {key});
+    if (size == 0 || (value.exists() && size_of(value) != size)) {
+      return must_be(key, value, "a size from 1 to 2147483647");
     }
   }
   if (c->heads % c->kv_heads != 0) {
     return invalid("num_attention_heads is ", c->heads, ", no multiple of num_key_value_heads, ", c->kv_heads);
-  }
-  if (!(c->norm_eps >= 0) || !(c->rope_theta > 0)) {
-    return invalid("rms_norm_eps is ", c->norm_eps, " and rope_theta ", c->rope_theta,
-                   "; they must be positive");
   }
   return {};
 }
@@ -140,7 +166,8 @@ Status read_configuration(const std::string& directory, Configuration* configura
   });
   const JsonValue tied = entries.find("tie_word_embeddings");
   // The default of the stock base class; Llama's is another.
-  configuration->tied_embeddings = tied.exists() ? tied.is(JsonKind::kTrue) : !configuration->is_llama();
+  configuration->tied_embeddings =
+      tied.exists() && !tied.is(JsonKind::kNull) ? tied.is(JsonKind::kTrue) : !configuration->is_llama();
   std::vector<int64_t> eos_tokens;
   Status status = tokens_of(entries.find("eos_token_id"), &eos_tokens);
   if (const JsonValue text = entries.find("text_config"); text.is(JsonKind::kObject)) entries = text;

@@ -83,7 +83,8 @@ Status PackedModel::take_weights() {
     for (const uint32_t member : members) {
       places[member] = {wholes_.size(), rows, true};
       if (__builtin_add_overflow(rows, packed[member].rows, &rows)) {
-        return invalid(file_.path(), " cannot hold ", joint_name(packed, members), ": it has too many rows");
+        return invalid(file_.path(), " cannot hold ", one_line(joint_name(packed, members), 240),
+                       ": it has too many rows");
       }
     }
     RLCC_RETURN_IF_FAILED(
@@ -114,10 +115,12 @@ Status PackedModel::take_weight(std::string name, int64_t rows, int64_t columns,
   int64_t sizes[2];
   std::memcpy(sizes, shape->data, sizeof(sizes));
   if (sizes[0] != rows || sizes[1] != columns) {
-    return invalid(file_.path(), " holds ", name, " as [", sizes[0], ", ", sizes[1], "], the record says [",
-                   rows, ", ", columns, "]; its files are not of one model, pack it again");
+    return invalid(file_.path(), " holds ", one_line(name, 240), " as [", sizes[0], ", ", sizes[1],
+                   "], the record says [", rows, ", ", columns,
+                   "]; its files are not of one model, pack it again");
   }
-  if (rows == INT64_MAX) return invalid(file_.path(), " cannot hold ", name, ": it has too many rows");
+  if (rows == INT64_MAX)
+    return invalid(file_.path(), " cannot hold ", one_line(name, 240), ": it has too many rows");
   RLCC_RETURN_IF_FAILED(file_.take(name + ".mask", "I64", {rows, words_of(columns)}, &mask));
   RLCC_RETURN_IF_FAILED(file_.take(name + ".values", stored_name(dtype), {TensorFile::kAny}, &values));
   RLCC_RETURN_IF_FAILED(file_.take(name + ".row_offsets", "I64", {rows + 1}, &row_offsets));
@@ -151,7 +154,7 @@ Status PackedModel::trust_weights() {
   });
   if (first_wrong == count) return {};
   const Whole& whole = wholes_[static_cast<size_t>(first_wrong.load())];
-  return invalid(file_.path(), ": ", whole.name, " is damaged: ", validate(whole.weight).message,
+  return invalid(file_.path(), ": ", one_line(whole.name, 240), " is damaged: ", validate(whole.weight).message,
                  "; copy or pack the model again");
 }
 
@@ -181,7 +184,9 @@ Status PackedModel::take_vectors(const char* prefix, const float* rlcc_compensat
   for (rlcc_compensation& compensation : compensations_) {
     const std::string name = std::string(prefix) + compensation.name;
     const StoredTensor* stored = nullptr;
-    RLCC_RETURN_IF_FAILED(file_.take(name, "F32", {compensation.layers, TensorFile::kAny}, &stored));
+    const int64_t layers = compensation.layers > 0 ? compensation.layers : TensorFile::kAny;
+    RLCC_RETURN_IF_FAILED(file_.take(name, "F32", {layers, TensorFile::kAny}, &stored));
+    compensation.layers = stored->shape[0];
     const float* const first = static_cast<const float*>(aligned(*stored, 4));
     const bool finite =
         std::all_of(first, first + stored->bytes / 4, [](float value) { return std::isfinite(value); });

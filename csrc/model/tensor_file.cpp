@@ -72,6 +72,7 @@ Status TensorFile::read_entry(const JsonValue& name, const JsonValue& entry, int
   }
   if (tensor.type == nullptr) return wrong("has the type ", one_line(type.text(), 40));
   if (!shape.is(JsonKind::kList)) return wrong("has no shape");
+  if (!place.is(JsonKind::kList)) return wrong("has no data_offsets");
   int64_t elements = 1;
   RLCC_RETURN_IF_FAILED(shape.each_element([&](const JsonValue& size) -> Status {
     if (tensor.dimensions == 4) return wrong("has more than 4 dimensions");
