@@ -112,7 +112,7 @@ Status TensorFile::read_entry(const JsonValue& name, const JsonValue& entry, int
 
 // Sorts the tensors by their place, and refuses gaps and overlaps as safetensors does.
 Status TensorFile::in_order(int64_t data_bytes) {
-  std::stable_sort(tensors_.begin(), tensors_.end(), [](const StoredTensor& a, const StoredTensor& b) {
+  std::sort(tensors_.begin(), tensors_.end(), [](const StoredTensor& a, const StoredTensor& b) {
     return a.data != b.data ? a.data < b.data : a.bytes < b.bytes;
   });
   const unsigned char* end = bytes_.data() + data_begin_;
