@@ -59,10 +59,7 @@ set(RLCC_CUDA_KERNELS
     csrc/cuda/sparse_linear_plain.cu
     csrc/cuda/sparse_linear_tiles.cu)
 
-# -fno-...: what the loops need unrolled says so; copies of whole kernels for this or that flag are a tenth of the library.
-set(RLCC_KERNEL_FLAGS -fno-asynchronous-unwind-tables
-    "$<$<CXX_COMPILER_ID:GNU>:-fno-ipa-cp-clone;-fno-unswitch-loops;-fno-split-loops;-fno-peel-loops;-fno-tree-loop-distribution>")
-set(RLCC_AVX2_FLAGS ${RLCC_KERNEL_FLAGS} -mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt)
+set(RLCC_AVX2_FLAGS -mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt)
 # -Wno-...: gcc 12's own avx512fintrin.h initialises its "undefined" vectors with themselves (gcc PR 105593).
 set(RLCC_AVX512F_FLAGS ${RLCC_AVX2_FLAGS} -mavx512f -mavx512bw -mavx512dq -mavx512vl
     "$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-uninitialized>")
