@@ -1,12 +1,12 @@
 """The recipes of `restore`: which steps, with which settings. Expected times and gains: docs/recipes.md.
 
-    best         refit of the surviving weights, then tuning under the mask with distillation, biases everywhere
+    best         refit of the surviving weights, then tuning under the mask with distillation
     fast         refit alone: no training
     compensate   lost component compensation: one vector per head, the weights untouched
     paper        the same as RestoreLCC published it: linear probe, a quarter of the heads
     task         the same from a few multiple-choice items of one task; several serve one sparse model
 
-`best` is the default. Every recipe keeps every zero and adds nothing but biases.
+`best` is the default. Every recipe keeps every zero, and none adds more than biases.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ from .tuning import TuningObjective
 __all__ = ["DEFAULT", "RECIPES", "Recipe"]
 
 DEFAULT = "best"
+BIASES = ("all", "outputs", "none")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """refit, tuning: None leaves the step out. own_text: share that the dense model writes of what they learn from.
 
+    biases: where tuning adds biases that the pruned model has not: all (every projection whose stock class can have
+    one), outputs (the last projections of attention and FFN alone; where the class has one switch for all, the
+    others stay zero, which packing leaves out) or none.
     examples: so many items of a task are all that is learnt from, with the objective `task` where `train` is `choices`.
     training: of a compensation. sites: where it has vectors, attention, ffn or both. The rest is of the compensation,
     where the recipe makes one: see `restore`.
@@ -37,6 +41,7 @@ class Recipe:
     objective: TuningObjective | None = None
     tuning: TrainingSettings | None = None
     own_text: float = 0.5
+    biases: str = "all"
     sites: str = "attention"
     probe: str = "attribution"
     heads: str | float = "all"
@@ -51,6 +56,10 @@ class Recipe:
     task: TaskObjective | None = None
     training: TrainingSettings | None = None
 
+    def __post_init__(self) -> None:
+        if self.biases not in BIASES:
+            raise ValueError(f"biases is {self.biases}; it must be one of {', '.join(BIASES)}")
+
     @property
     def changes_weights(self) -> bool:
         """Whether surviving weights change, rather than vectors being added to outputs of heads or FFNs."""
@@ -62,7 +71,7 @@ RECIPES = {
     for recipe in (
         Recipe(
             "best", RefitSettings(), TuningObjective(distill=0.3),
-            TrainingSettings(learning_rates=(0.001,), epochs=2.0, patience=6),  # measured: docs/findings.md
+            TrainingSettings(learning_rates=(0.001,), epochs=2.0, patience=6), biases="none",  # docs/findings.md
         ),
         Recipe("fast", RefitSettings()),
         Recipe("compensate"),
