@@ -269,7 +269,7 @@ rlcc_model_config PackedModel::config() const {
   config.activation = null_if_empty(c.activation);
   config.attention_bias = c.attention_bias ? 1 : 0;
   config.mlp_bias = c.mlp_bias ? 1 : 0;
-  config.tied_head = c.tied_embeddings && !record_.has_head ? 1 : 0;
+  config.tied_head = c.tied_embeddings && !record_.has_head && find_tensor("lm_head.weight") == nullptr ? 1 : 0;
   config.bos_token = c.bos_token;
   config.eos_tokens = c.eos_tokens.data();
   config.eos_token_count = static_cast<int64_t>(c.eos_tokens.size());

@@ -206,6 +206,18 @@ void a_packed_head_is_not_tied() {
   CHECK(head.weight.dtype == RLCC_I8 && head.first_row == 0 && head.rows == 32);
 }
 
+void a_head_of_its_own_is_not_tied() {
+  ModelFiles files = tiny_llama({});
+  files.config = replaced(files.config, "\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true");
+  const Directory directory;
+  files.write(directory.path());
+  const Model model(directory.path());
+  compare(model, files);
+  rlcc_model_config config{};
+  CHECK_STATUS(rlcc_model_get_config(model, &config), RLCC_OK);
+  CHECK(config.tied_head == 0 && rlcc_model_has(model, "lm_head.weight") == 1);
+}
+
 void joined_rows_follow_each_other() {
   const Directory directory;
   tiny_llama({}).write(directory.path());
@@ -315,6 +327,7 @@ int main(int argc, char** argv) {
   every_byte_is_handed_out();
   the_configuration_is_read();
   a_packed_head_is_not_tied();
+  a_head_of_its_own_is_not_tied();
   joined_rows_follow_each_other();
   other_families_are_read();
   what_is_not_there_is_refused();

@@ -184,8 +184,6 @@ void configurations() {
           {kPacked, "needs F32 [3, any]", config("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3")},
           {kPacked, "q_proj.bias, its config.json has none",
            config("\"attention_bias\": true", "\"attention_bias\": false")},
-          {kPacked, "no place for, such as lm_head.weight",
-           config("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true")},
       });
   run_cases("layers", {},
             {{kPacked, "down_proj as 40 x 136, its config.json has no such matrix",

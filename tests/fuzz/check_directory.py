@@ -35,7 +35,7 @@ from c_model import CModel
 MOST_MEMORY = 512 << 20
 HERE = Path(__file__).parent
 LONGEST_SENTENCE = 1000  # characters, beside the directory's own name
-_STRICTER = re.compile(r"stands twice|not JSON|is not a file|cannot be used")  # in C
+_STRICTER = re.compile(r"stands twice|not JSON|is not a file|cannot be used|generation_config\.json cannot")  # in C
 _TOKENS = torch.tensor([[1, 2]])
 _EVENTS = ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.posix_spawn", "os.exec",
            "os.fork", "builtins.input", "os.remove", "os.rename", "os.symlink", "shutil.rmtree")  # fmt: skip

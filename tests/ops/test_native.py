@@ -27,7 +27,7 @@ def test_build_info() -> None:
 
 
 def test_every_op_has_kernels() -> None:
-    """An instruction set lists what it computes in another way than the one below it: of sparse_linear, some in each."""
+    """An instruction set lists what it computes in another way than the one below it; sparse_linear, in each."""
     rows = _C.kernels()
     compiled = _C.build_info()["isas_compiled"]
     assert {row["isa"] for row in rows if row["op"] == "sparse_linear"} == set(compiled)
