@@ -11,6 +11,14 @@ set(RLCC_SOURCES
     csrc/core/thread_pool.cpp
     csrc/core/validate_cross_entropy.cpp
     csrc/core/validate_params.cpp
+    csrc/model/api.cpp
+    csrc/model/configuration.cpp
+    csrc/model/file_bytes.cpp
+    csrc/model/json.cpp
+    csrc/model/llama.cpp
+    csrc/model/packed_model.cpp
+    csrc/model/record.cpp
+    csrc/model/tensor_file.cpp
     csrc/sparse/pack.cpp
     csrc/sparse/pack_2to4.cpp
     csrc/sparse/validate.cpp
@@ -76,3 +84,13 @@ foreach(isa ${RLCC_X86_ISAS})
   string(TOUPPER ${isa} upper_isa)
   set_source_files_properties(csrc/cpu/kernels__${isa}.cpp PROPERTIES COMPILE_OPTIONS "${RLCC_${upper_isa}_FLAGS}")
 endforeach()
+
+# For size, where no time is spent: checks and sentences; the oracles, which are read, not timed; and, where there are
+# others, the kernels for processors without AVX2.
+set(rlcc_small_sources ${RLCC_SOURCES})
+list(FILTER rlcc_small_sources INCLUDE REGEX
+  "csrc/(model|core|ref)/|csrc/sparse/(pack_2to4|validate)|csrc/cpu/registry|csrc/cuda/unavailable")
+if(RLCC_X86_KERNELS)
+  list(APPEND rlcc_small_sources csrc/cpu/kernels__scalar.cpp)
+endif()
+set_source_files_properties(${rlcc_small_sources} PROPERTIES COMPILE_OPTIONS "$<$<CONFIG:Release>:-Os>")
