@@ -11,6 +11,14 @@ set(RLCC_SOURCES
     csrc/core/thread_pool.cpp
     csrc/core/validate_cross_entropy.cpp
     csrc/core/validate_params.cpp
+    csrc/model/api.cpp
+    csrc/model/configuration.cpp
+    csrc/model/file_bytes.cpp
+    csrc/model/json.cpp
+    csrc/model/llama.cpp
+    csrc/model/packed_model.cpp
+    csrc/model/record.cpp
+    csrc/model/tensor_file.cpp
     csrc/sparse/pack.cpp
     csrc/sparse/pack_2to4.cpp
     csrc/sparse/validate.cpp

@@ -36,16 +36,18 @@ void set_last_error(std::string message) noexcept;
 void set_last_error_literal(const char* message) noexcept;  // allocates nothing
 const char* last_error() noexcept;
 
+constexpr char kNoScratch[] = "out of memory while allocating scratch; use fewer rows per call";
+
 // Runs body() -> Status behind the C border: nothing is thrown past it, and last_error() agrees
 // with what it returns.
 template <class Body>
-rlcc_status guarded(Body&& body) noexcept {
+rlcc_status guarded(Body&& body, const char* out_of_memory = kNoScratch) noexcept {
   try {
     Status status = std::forward<Body>(body)();
     set_last_error(std::move(status.message));
     return status.code;
   } catch (const std::bad_alloc&) {
-    set_last_error_literal("out of memory while allocating scratch; use fewer rows per call");
+    set_last_error_literal(out_of_memory);
     return RLCC_OUT_OF_MEMORY;
   } catch (const std::exception& error) {
     set_last_error(std::string("internal error: ") + error.what());

@@ -44,7 +44,7 @@ typedef struct rlcc_model_config {
   const char* activation; /* "silu" */
   int32_t attention_bias;
   int32_t mlp_bias;
-  int32_t tied_head; /* 1: the LM head is the embedding */
+  int32_t tied_head; /* 1: the LM head is the embedding (a packed one is the weight "lm_head", and this is 0) */
   int64_t bos_token; /* -1: none */
   const int64_t* eos_tokens; /* of generation_config.json where that names any, else of config.json */
   int64_t eos_token_count;
@@ -58,16 +58,18 @@ RLCC_API rlcc_status rlcc_model_get_config(const rlcc_model* model, rlcc_model_c
 typedef struct rlcc_tensor {
   const char* name; /* "model.embed_tokens.weight" */
   const void* data; /* contiguous, last dimension fastest; 16-byte aligned if a multiple of 16 bytes */
-  rlcc_dtype dtype;
+  rlcc_dtype dtype; /* -1: one that no kernel takes, such as int64; see type */
   int32_t dimensions;
   int64_t shape[4];
+  const char* type; /* as the file names it: "BF16", "F32", "F16", "I64", ... */
+  int64_t bytes;
 } rlcc_tensor;
 
 /* A prunable matrix. Joined matrices (q, k and v of a layer) stand in one weight: `weight` is all of it, and the
  * module's own rows are first_row .. first_row + rows. */
 typedef struct rlcc_weight {
   const char* name;          /* of the module: "model.layers.0.self_attn.q_proj" */
-  const char* joined;        /* of all in `weight`, with + between them; equals name where it stands alone */
+  const char* joined;        /* of all in `weight`: "model.layers.0.self_attn.q_proj+k_proj+v_proj"; name if alone */
   rlcc_packed_weight weight; /* trusted */
   int64_t first_row;
   int64_t rows;
