@@ -3,10 +3,10 @@
 //   few rows    for some outputs: for line of 64 bytes of their rows of W: sums += line of W * x      (decode)
 //   many rows   the panels of dense_panels.inl, multiplied by the register tile of panels.inl         (panel)
 //
-// Few rows: reading W is what takes the time. Some rows of W side by side make independent chains and share what
-// is loaded of x; the lines of the rows that come next are asked for at the pace at which these are read, for the
-// hardware looks ahead within a stream but not from one short row to the next. The order of the additions depends
-// on K and M alone.
+// Few rows: reading W is what takes the time. Some rows of W side by side make independent chains and share
+// what is loaded of x; the lines of the rows that come next are asked for at the pace at which these are read,
+// for the hardware looks ahead within a stream but not from one short row to the next. The order of the
+// additions depends on K and M alone.
 
 namespace restorelcc::cpu {
 namespace {
@@ -17,7 +17,9 @@ struct SingleDots {
   using Value = Element;
   static constexpr int kPerLane = 1;
   static Vector::F32 load(const Value* w) { return Vector::load_lanes(w); }
-  static Vector::F32 multiply_add(Vector::F32 w, Vector::F32 x, Vector::F32 sum) { return Vector::fma(w, x, sum); }
+  static Vector::F32 multiply_add(Vector::F32 w, Vector::F32 x, Vector::F32 sum) {
+    return Vector::fma(w, x, sum);
+  }
 };
 
 #if defined(RLCC_DOT_BF16)
@@ -52,8 +54,8 @@ struct DenseSteps {
 
 // sums[r, o] = row r of the tile of x times row first + o of W, for outputs below `end`.
 template <class Dots, int Rows>
-RLCC_FLAT void dense_dots(const DenseDecodeJob& job, int64_t first, int64_t end, const char* x_tile, float* sums,
-                          int64_t sum_stride) {
+RLCC_FLAT void dense_dots(const DenseDecodeJob& job, int64_t first, int64_t end, const char* x_tile,
+                          float* sums, int64_t sum_stride) {
   using Steps = DenseSteps<Dots>;
   using Value = typename Dots::Value;
   constexpr int kOutputs = Steps::outputs(Rows), kChains = Steps::chains(Rows);
@@ -127,8 +129,10 @@ template <class Dots>
 void dense_outputs(const DenseDecodeJob& job, const char* x, int64_t output_begin, int64_t output_end) {
   using Steps = DenseSteps<Dots>;
   constexpr int64_t kTile = Steps::kTileRows;
-  constexpr int64_t kTogether = Steps::outputs(1);  // whose rows of W stay in the first-level cache for all of x
-  static_assert(kDecodeOutputs % kTogether == 0 && kTogether % Steps::outputs(2) == 0, "sums stay in their row");
+  constexpr int64_t kTogether =
+      Steps::outputs(1);  // whose rows of W stay in the first-level cache for all of x
+  static_assert(kDecodeOutputs % kTogether == 0 && kTogether % Steps::outputs(2) == 0,
+                "sums stay in their row");
   float sums[kDecodeMostRows][kDecodeOutputs];
   for (int64_t first = output_begin; first < output_end; first += kDecodeOutputs) {
     const int64_t end = smaller(first + kDecodeOutputs, output_end);
@@ -206,8 +210,7 @@ void dense_pack_x(const DenseDecodeJob& job, char* x) {
 }
 template <class Value>
 void dense_run(const DenseDecodeJob& job, const char* x, int64_t output_begin, int64_t output_end) {
-  with_dots<Value>(job,
-                   [&](auto dots) { dense_outputs<decltype(dots)>(job, x, output_begin, output_end); });
+  with_dots<Value>(job, [&](auto dots) { dense_outputs<decltype(dots)>(job, x, output_begin, output_end); });
 }
 
 template <class Value>

@@ -9,7 +9,10 @@ namespace decode {
 class KvCache {
  public:
   KvCache(int64_t layers, int64_t kv_heads, HeadShape shape, int64_t positions, rlcc_dtype dtype)
-      : kv_heads_(kv_heads), shape_(shape), capacity_((positions + kBlock - 1) / kBlock * kBlock), dtype_(dtype) {
+      : kv_heads_(kv_heads),
+        shape_(shape),
+        capacity_((positions + kBlock - 1) / kBlock * kBlock),
+        dtype_(dtype) {
     keys_ = Buffer(layers * kv_heads * capacity_ * shape.dim, dtype);
     values_ = Buffer(layers * kv_heads * capacity_ * shape.padded_dim, dtype);
   }

@@ -1,6 +1,6 @@
-// A register of floats in the compiler's own vector extension, as wide as the flags of the file that includes this
-// allow. All of it is local to that file: an inline function that the linker shares could carry AVX-512 to a CPU
-// without it.
+// A register of floats in the compiler's own vector extension, as wide as the flags of the file that includes
+// this allow. All of it is local to that file: an inline function that the linker shares could carry AVX-512 to
+// a CPU without it.
 #pragma once
 
 #include <cstdint>
@@ -89,8 +89,8 @@ inline float largest_lane(Lanes v) {
 // exp(x) = 2^n exp(r), n whole and |r| <= ln(2) / 2, by the series of exp to r^7: what is left out is below
 // 6e-9 of it. x is held to [-87, 88], where the result is a normal float; NaN stays NaN.
 inline Lanes exponential(Lanes x) {
-  constexpr float kToWhole = 12582912.0f;                                 // 1.5 · 2^23: adding it rounds
-  constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;     // ln 2; n kLn2High is exact
+  constexpr float kToWhole = 12582912.0f;                              // 1.5 · 2^23: adding it rounds
+  constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;  // ln 2; n kLn2High is exact
   x = smaller(all(88.0f), larger(all(-87.0f), x));
   const Lanes n = (x * 1.44269504f + kToWhole) - kToWhole;
   const Lanes r = (x - n * kLn2High) - n * kLn2Low;

@@ -13,7 +13,8 @@ const rlcc_model_config& checked(const rlcc_model_config& c) {
   const std::string type = c.model_type == nullptr ? "" : c.model_type;
   const std::string architecture = c.architecture == nullptr ? "" : c.architecture;
   if (type != "llama" || architecture != "LlamaForCausalLM") {
-    refuse("the model is of the type \"", type, "\" (", architecture, "); this program decodes Llama alone, use "
+    refuse("the model is of the type \"", type, "\" (", architecture,
+           "); this program decodes Llama alone, use "
            "`restorelcc generate`");
   }
   const std::string activation = c.activation == nullptr ? "" : c.activation;
@@ -23,7 +24,8 @@ const rlcc_model_config& checked(const rlcc_model_config& c) {
            c.intermediate_size, ", vocabulary ", c.vocabulary);
   }
   if (c.kv_heads < 1 || c.heads < 1 || c.heads % c.kv_heads != 0) {
-    refuse("the model has ", c.heads, " heads and ", c.kv_heads, " key-value heads, which is no whole multiple");
+    refuse("the model has ", c.heads, " heads and ", c.kv_heads,
+           " key-value heads, which is no whole multiple");
   }
   if (c.head_dim < 2 || c.head_dim % 2 != 0 || c.head_dim > kMostHeadDim) {
     refuse("the head size is ", c.head_dim, ", must be even and between 2 and ", kMostHeadDim);
@@ -52,7 +54,9 @@ Projection head_of(const PackedModel& model) {
   return Projection(model, {{own ? "lm_head" : "model.embed_tokens", c.vocabulary}}, c.hidden_size, false);
 }
 
-HeadShape shape_of(const rlcc_model_config& config) { return {config.head_dim, (config.head_dim + 15) / 16 * 16}; }
+HeadShape shape_of(const rlcc_model_config& config) {
+  return {config.head_dim, (config.head_dim + 15) / 16 * 16};
+}
 
 }  // namespace
 
@@ -90,23 +94,28 @@ Llama::Layer Llama::load_layer(const PackedModel& model, int64_t index) const {
   const std::string attention = layer + "self_attn.", mlp = layer + "mlp.";
   const bool biased = c.attention_bias != 0, ffn_biased = c.mlp_bias != 0;
   const int64_t width = c.heads * c.head_dim, kv_width = c.kv_heads * c.head_dim;
-  return {model.vector(layer + "input_layernorm.weight", c.hidden_size),
-          model.vector(layer + "post_attention_layernorm.weight", c.hidden_size),
-          Projection(model, {{attention + "q_proj", width}, {attention + "k_proj", kv_width}, {attention + "v_proj", kv_width}},
-                     c.hidden_size, biased),
-          Projection(model, {{attention + "o_proj", c.hidden_size}}, width, biased),
-          Projection(model, {{mlp + "gate_proj", c.intermediate_size}, {mlp + "up_proj", c.intermediate_size}},
-                     c.hidden_size, ffn_biased),
-          Projection(model, {{mlp + "down_proj", c.hidden_size}}, c.intermediate_size, ffn_biased)};
+  return {
+      model.vector(layer + "input_layernorm.weight", c.hidden_size),
+      model.vector(layer + "post_attention_layernorm.weight", c.hidden_size),
+      Projection(
+          model,
+          {{attention + "q_proj", width}, {attention + "k_proj", kv_width}, {attention + "v_proj", kv_width}},
+          c.hidden_size, biased),
+      Projection(model, {{attention + "o_proj", c.hidden_size}}, width, biased),
+      Projection(model, {{mlp + "gate_proj", c.intermediate_size}, {mlp + "up_proj", c.intermediate_size}},
+                 c.hidden_size, ffn_biased),
+      Projection(model, {{mlp + "down_proj", c.hidden_size}}, c.intermediate_size, ffn_biased)};
 }
 
 void Llama::choose_compensation(const PackedModel& model, const std::string& name) {
   const rlcc_compensation chosen = model.compensation(name);
   if (chosen.name == nullptr) return;
   const int64_t width = config_.heads * config_.head_dim;
-  const bool fits = chosen.layers == config_.layers && (chosen.heads == nullptr || chosen.heads_columns == width) &&
+  const bool fits = chosen.layers == config_.layers &&
+                    (chosen.heads == nullptr || chosen.heads_columns == width) &&
                     (chosen.ffn == nullptr || chosen.ffn_columns == config_.hidden_size);
-  if (!fits) refuse("the compensation \"", chosen.name, "\" is of a model of other sizes; pack the model again");
+  if (!fits)
+    refuse("the compensation \"", chosen.name, "\" is of a model of other sizes; pack the model again");
   for (int64_t i = 0; i < config_.layers; ++i) {
     Layer& layer = layers_[static_cast<size_t>(i)];
     if (chosen.heads != nullptr) layer.output.compensate_inputs(chosen.heads + i * width);
@@ -116,7 +125,8 @@ void Llama::choose_compensation(const PackedModel& model, const std::string& nam
 
 int64_t Llama::buffer_bytes() const {
   int64_t bytes = 0;
-  for (const Buffer* buffer : {&hidden_, &normed_, &qkv_, &query_, &mixed_, &gate_up_, &gated_, &last_, &logits_}) {
+  for (const Buffer* buffer :
+       {&hidden_, &normed_, &qkv_, &query_, &mixed_, &gate_up_, &gated_, &last_, &logits_}) {
     bytes += buffer->size();
   }
   return bytes;
@@ -160,8 +170,8 @@ const float* Llama::logits(int64_t first, int64_t count) {
            " at once");
   }
   for (int64_t m = 0; m < count; ++m) {
-    loops_.rms_norm_to_float(row(hidden_, first + m, width), last_norm_.data(), static_cast<float>(config_.norm_eps),
-                             width, last_.floats() + m * width);
+    loops_.rms_norm_to_float(row(hidden_, first + m, width), last_norm_.data(),
+                             static_cast<float>(config_.norm_eps), width, last_.floats() + m * width);
   }
   head_.run({last_.bytes(), width, RLCC_F32}, count, {logits_.bytes(), config_.vocabulary, RLCC_F32}, nullptr);
   return logits_.floats();
@@ -198,17 +208,20 @@ void Llama::attention(int64_t layer, int64_t count) {
   const HeadShape shape = cache_.shape();
   const int64_t dim = c.head_dim, columns = (c.heads + 2 * c.kv_heads) * dim, group = c.heads / c.kv_heads;
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
-  const auto head_at = [&](int64_t m, int64_t index) { return row(qkv_, m, columns) + index * dim * element_bytes(dtype_); };
+  const auto head_at = [&](int64_t m, int64_t index) {
+    return row(qkv_, m, columns) + index * dim * element_bytes(dtype_);
+  };
   over(count, columns, [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) {
       const int64_t position = position_ + m;
       const float *const cosines = rope_.cosines(position), *const sines = rope_.sines(position);
       for (int64_t h = 0; h < c.heads; ++h) {
-        loops_.rotate_query(head_at(m, h), cosines, sines, dim, scale, query_.floats() + (m * c.heads + h) * dim);
+        loops_.rotate_query(head_at(m, h), cosines, sines, dim, scale,
+                            query_.floats() + (m * c.heads + h) * dim);
       }
       for (int64_t h = 0; h < c.kv_heads; ++h) {
-        loops_.store_key_value(head_at(m, c.heads + h), head_at(m, c.heads + c.kv_heads + h), cosines, sines, shape,
-                               position, cache_.head(layer, h));
+        loops_.store_key_value(head_at(m, c.heads + h), head_at(m, c.heads + c.kv_heads + h), cosines, sines,
+                               shape, position, cache_.head(layer, h));
       }
     }
   });

@@ -5,10 +5,10 @@
 //   h  += W_down (silu(W_gate x) · W_up x) + P' + b                    x = rms_norm(h)
 //   logits = W_head rms_norm(h)
 //
-// All products are librestorelcc's. Between them everything is computed in fp32 and stored in the activations' type:
-// fp32, or bf16 where the survivors are bf16, because the kernels multiply bf16 by bf16 fastest. The last norm and the
-// logits are fp32 always. Weights are used where the file is mapped; all buffers are allocated by the constructor.
-// Not thread-safe; products and attention run on the library's threads.
+// All products are librestorelcc's. Between them everything is computed in fp32 and stored in the activations'
+// type: fp32, or bf16 where the survivors are bf16, because the kernels multiply bf16 by bf16 fastest. The last
+// norm and the logits are fp32 always. Weights are used where the file is mapped; all buffers are allocated by
+// the constructor. Not thread-safe; products and attention run on the library's threads.
 #pragma once
 
 #include <cstdint>
@@ -25,11 +25,11 @@
 namespace decode {
 
 struct Settings {
-  std::string compensation;       // "": the model's default; "none"
-  rlcc_dtype activations = -1;    // RLCC_F32, RLCC_BF16; -1: bf16 for bf16 values, else fp32
-  rlcc_dtype cache = -1;          // RLCC_F32, RLCC_BF16; -1: as the activations
-  int64_t positions = 0;          // tokens that fit, prompt and new ones
-  int64_t batch = 128;            // tokens in one call of forward(), at most
+  std::string compensation;     // "": the model's default; "none"
+  rlcc_dtype activations = -1;  // RLCC_F32, RLCC_BF16; -1: bf16 for bf16 values, else fp32
+  rlcc_dtype cache = -1;        // RLCC_F32, RLCC_BF16; -1: as the activations
+  int64_t positions = 0;        // tokens that fit, prompt and new ones
+  int64_t batch = 128;          // tokens in one call of forward(), at most
 };
 
 class Llama {
@@ -37,7 +37,8 @@ class Llama {
   // The model must outlive this. Throws Refusal for another family, and for what this program does not do.
   Llama(const PackedModel& model, const Settings& settings);
 
-  // The next `count` tokens, 1 to batch; ids in [0, vocabulary). Throws Refusal for other ids and past the positions.
+  // The next `count` tokens, 1 to batch; ids in [0, vocabulary). Throws Refusal for other ids and past the
+  // positions.
   void forward(const int64_t* ids, int64_t count);
   // Logits [count, vocabulary] of tokens [first, first + count) of the last forward(). At most kMostLogitRows.
   const float* logits(int64_t first, int64_t count);
@@ -80,11 +81,11 @@ class Llama {
   Projection head_;
   int64_t position_ = 0;
 
-  Buffer hidden_, normed_;      // [batch, E]
-  Buffer qkv_, mixed_;          // [batch, (H + 2 KV) D], [batch, H D]
-  Buffer query_;                // [batch, H, D] fp32
-  Buffer gate_up_, gated_;      // [batch, 2 I], [batch, I]
-  Buffer last_, logits_;        // [kMostLogitRows, E], [kMostLogitRows, V] fp32
+  Buffer hidden_, normed_;  // [batch, E]
+  Buffer qkv_, mixed_;      // [batch, (H + 2 KV) D], [batch, H D]
+  Buffer query_;            // [batch, H, D] fp32
+  Buffer gate_up_, gated_;  // [batch, 2 I], [batch, I]
+  Buffer last_, logits_;    // [kMostLogitRows, E], [kMostLogitRows, V] fp32
 };
 
 }  // namespace decode

@@ -1,8 +1,8 @@
 // The arithmetic between the projections: norms, rotary positions, attention, SwiGLU, the largest logit.
 //
-// loops.inl is compiled once for each instruction set of the CPU family, with flags of its own; loops_for() takes
-// the best one that the library itself uses (rlcc_isa(), so RLCC_ISA forces these too). Everything is computed in
-// fp32; activations and the cache are stored as fp32 or bf16.
+// loops.inl is compiled once for each instruction set of the CPU family, with flags of its own; loops_for()
+// takes the best one that the library itself uses (rlcc_isa(), so RLCC_ISA forces these too). Everything is
+// computed in fp32; activations and the cache are stored as fp32 or bf16.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,8 @@ struct Bf16 {
 constexpr int64_t kBlock = 64;         // positions whose keys stand side by side
 constexpr int64_t kMostHeadDim = 512;  // sums of one head are kept on the stack
 
-// Keys and values of one layer and one key-value head. Keys are [capacity / kBlock, D, kBlock], so that the scores
-// of kBlock positions are sums side by side; values are [capacity, padded_dim], zeros behind D.
+// Keys and values of one layer and one key-value head. Keys are [capacity / kBlock, D, kBlock], so that the
+// scores of kBlock positions are sums side by side; values are [capacity, padded_dim], zeros behind D.
 struct HeadCache {
   void* keys;
   void* values;
@@ -37,7 +37,8 @@ struct Loops {
   void (*rms_norm)(const void* x, const float* weight, float eps, int64_t n, void* y);
   void (*rms_norm_to_float)(const void* x, const float* weight, float eps, int64_t n, float* y);
   // y [D] = scale · (x cos − rotated sin, ...): both halves of a head turned by the angles of one position
-  void (*rotate_query)(const void* x, const float* cosines, const float* sines, int64_t dim, float scale, float* y);
+  void (*rotate_query)(const void* x, const float* cosines, const float* sines, int64_t dim, float scale,
+                       float* y);
   // The same of a key, which goes to `position` of the cache with its value.
   void (*store_key_value)(const void* key, const void* value, const float* cosines, const float* sines,
                           HeadShape shape, int64_t position, HeadCache cache);

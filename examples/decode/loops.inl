@@ -1,6 +1,6 @@
-// The loops of loops.h for one instruction set; the including file defines DECODE_LOOPS, the name of the table, and
-// DECODE_ISA. Where a sum needs an order it is lane by lane, so bits differ between instruction sets but depend on
-// nothing else.
+// The loops of loops.h for one instruction set; the including file defines DECODE_LOOPS, the name of the table,
+// and DECODE_ISA. Where a sum needs an order it is lane by lane, so bits differ between instruction sets but
+// depend on nothing else.
 #include "lanes.h"
 
 namespace decode {
@@ -51,8 +51,8 @@ void rotate_query(const void* x, const float* cosines, const float* sines, int64
 }
 
 template <class A, class C>
-void store_key_value(const void* key, const void* value, const float* cosines, const float* sines, HeadShape shape,
-                     int64_t position, HeadCache cache) {
+void store_key_value(const void* key, const void* value, const float* cosines, const float* sines,
+                     HeadShape shape, int64_t position, HeadCache cache) {
   float rotated[kMostHeadDim];
   rotate(static_cast<const A*>(key), cosines, sines, shape.dim, 1.0f, rotated);
   C* keys = static_cast<C*>(cache.keys) + position / kBlock * kBlock * shape.dim + position % kBlock;
@@ -79,7 +79,8 @@ inline void block_scores(const float* q, const C* keys, int64_t dim, float* scor
 
 // out[Vectors of lanes] = out · shrink + Σ_s weights[s] values[s]
 template <int Vectors, class C>
-inline void add_values(const C* values, int64_t stride, const float* weights, int64_t count, float shrink, float* out) {
+inline void add_values(const C* values, int64_t stride, const float* weights, int64_t count, float shrink,
+                       float* out) {
   Lanes sums[Vectors];
 #pragma GCC unroll 8
   for (int v = 0; v < Vectors; ++v) sums[v] = load(out + v * kLanes) * shrink;
@@ -92,8 +93,8 @@ inline void add_values(const C* values, int64_t stride, const float* weights, in
   for (int v = 0; v < Vectors; ++v) store(out + v * kLanes, sums[v]);
 }
 
-// A block of positions after the other; what was summed before shrinks when a larger score comes. So no memory is
-// needed that grows with the text.
+// A block of positions after the other; what was summed before shrinks when a larger score comes. So no memory
+// is needed that grows with the text.
 template <class A, class C>
 void attend(const float* q, HeadCache cache, HeadShape shape, int64_t positions, void* z) {
   constexpr float kNothing = -__builtin_huge_valf();
@@ -162,8 +163,8 @@ int64_t largest(const float* logits, int64_t n) {
 
 template <class A, class C>
 constexpr Loops loops_of() {
-  return {DECODE_ISA,      rms_norm<A>,   rms_norm_to_float<A>, rotate_query<A>, store_key_value<A, C>,
-          attend<A, C>,    swiglu<A>,     largest};
+  return {DECODE_ISA, rms_norm<A>, rms_norm_to_float<A>, rotate_query<A>, store_key_value<A, C>, attend<A, C>,
+          swiglu<A>,  largest};
 }
 
 }  // namespace

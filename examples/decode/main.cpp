@@ -27,7 +27,8 @@ bool ends_text(const rlcc_model_config& config, int64_t id) {
 
 int64_t next_token(Llama& llama, int64_t row) {
   const int64_t id = llama.loops().largest(llama.logits(row, 1), llama.vocabulary());
-  if (id < 0) throw std::runtime_error("the logits of position " + std::to_string(llama.position()) + " are not finite");
+  if (id < 0)
+    throw std::runtime_error("the logits of position " + std::to_string(llama.position()) + " are not finite");
   return id;
 }
 
@@ -65,7 +66,10 @@ void generate(Llama& llama, const Options& options, const rlcc_model_config& con
   report->first_token_seconds = last - begin;
   report->start_to_first_seconds = seconds_since_start();
   report->ids.push_back(id);
-  while (static_cast<int64_t>(report->ids.size()) < options.tokens && (options.ignore_eos || !ends_text(config, id))) {
+  const double waited = waited_seconds();
+  last = now();
+  while (static_cast<int64_t>(report->ids.size()) < options.tokens &&
+         (options.ignore_eos || !ends_text(config, id))) {
     llama.forward(&id, 1);
     id = next_token(llama, 0);
     const double time = now();
@@ -73,6 +77,7 @@ void generate(Llama& llama, const Options& options, const rlcc_model_config& con
     last = time;
     report->ids.push_back(id);
   }
+  if (waited >= 0) report->waited_seconds = waited_seconds() - waited;
 }
 
 void print(const Options& options, const Report& report) {
@@ -98,7 +103,8 @@ int run(int count, const char* const* words) {
   if (options.threads > 0) check(rlcc_set_num_threads(options.threads));
   const PackedModel model(options.model);
   Llama llama(model, options.settings);
-  over(rlcc_get_num_threads(), INT64_MAX, [](int64_t, int64_t) {});  // the threads start here, not in the first token
+  over(rlcc_get_num_threads(), INT64_MAX,
+       [](int64_t, int64_t) {});  // the threads start here, not in the first token
   Report report;
   report.load_seconds = now() - begin;
   report.prompt_tokens = static_cast<int64_t>(options.prompt.size());

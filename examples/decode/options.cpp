@@ -55,7 +55,8 @@ const char* const kUsage =
     "  --cache fp32|bf16      of keys and values (default: as the activations)\n"
     "  --batch B              tokens of the prompt at once (128)\n"
     "  --logits FILE          no new tokens: fp32 logits [prompt, vocabulary] of every position of the prompt\n"
-    "  --report json          ids and times as one JSON object on standard output (default: times on standard error)\n";
+    "  --report json          ids and times as one JSON object on standard output (default: times on standard "
+    "error)\n";
 
 std::vector<int64_t> parse_ids(const std::string& text, const std::string& from) {
   std::vector<int64_t> ids;
@@ -129,7 +130,8 @@ Options parse_options(int count, const char* const* words) {
   if (options.tokens < 0) options.tokens = options.logits_file.empty() ? 32 : 0;
   if (options.logits_file.empty() && options.tokens == 0) refuse("--tokens is 0, so there is nothing to do");
   // The last new token is chosen and not fed again.
-  options.settings.positions = static_cast<int64_t>(options.prompt.size()) + (options.tokens > 0 ? options.tokens - 1 : 0);
+  options.settings.positions =
+      static_cast<int64_t>(options.prompt.size()) + (options.tokens > 0 ? options.tokens - 1 : 0);
   return options;
 }
 

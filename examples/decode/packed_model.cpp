@@ -11,8 +11,12 @@ PackedModel::PackedModel(const std::string& directory) {
 
 PackedModel::~PackedModel() { rlcc_model_close(model_); }
 
-bool PackedModel::has_tensor(const std::string& name) const { return rlcc_model_has(model_, name.c_str()) == 1; }
-bool PackedModel::has_weight(const std::string& name) const { return rlcc_model_has(model_, name.c_str()) == 2; }
+bool PackedModel::has_tensor(const std::string& name) const {
+  return rlcc_model_has(model_, name.c_str()) == 1;
+}
+bool PackedModel::has_weight(const std::string& name) const {
+  return rlcc_model_has(model_, name.c_str()) == 2;
+}
 
 rlcc_tensor PackedModel::tensor(const std::string& name, std::initializer_list<int64_t> shape) const {
   rlcc_tensor found{};
@@ -24,7 +28,8 @@ rlcc_tensor PackedModel::tensor(const std::string& name, std::initializer_list<i
     fits = fits && found.shape[i] == wanted;
     expected += (i == 0 ? "" : ", ") + std::to_string(wanted);
   }
-  if (!fits) refuse("the tensor ", name, " is not [", expected, "], as config.json has it; pack the model again");
+  if (!fits)
+    refuse("the tensor ", name, " is not [", expected, "], as config.json has it; pack the model again");
   if (found.dtype != RLCC_F32 && found.dtype != RLCC_BF16 && found.dtype != RLCC_F16) {
     refuse("the tensor ", name, " is not of fp32, bf16 or fp16; pack the model again");
   }

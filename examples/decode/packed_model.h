@@ -28,8 +28,8 @@ class PackedModel {
   // A dense vector [n], widened to fp32.
   std::vector<float> vector(const std::string& name, int64_t n) const;
 
-  // The compensation of that name; "" is the model's default, which may be none, and "none" is none. Without one,
-  // its vectors are null. Throws Refusal for a name that the model has not.
+  // The compensation of that name; "" is the model's default, which may be none, and "none" is none. Without
+  // one, its vectors are null. Throws Refusal for a name that the model has not.
   rlcc_compensation compensation(const std::string& name) const;
 
  private:

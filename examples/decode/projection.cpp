@@ -24,7 +24,8 @@ rlcc_packed_weight rows_of(const rlcc_packed_weight& weight, int64_t first, int6
 
 }  // namespace
 
-Projection::Projection(const PackedModel& model, const std::vector<Module>& modules, int64_t inputs, bool biased)
+Projection::Projection(const PackedModel& model, const std::vector<Module>& modules, int64_t inputs,
+                       bool biased)
     : inputs_(inputs) {
   for (const Module& module : modules) {
     Part part{};
@@ -34,8 +35,8 @@ Projection::Projection(const PackedModel& model, const std::vector<Module>& modu
     if (part.packed) {
       const rlcc_weight weight = model.weight(module.name);
       if (weight.rows != module.outputs || weight.weight.columns != inputs) {
-        refuse(module.name, " is [", weight.rows, ", ", weight.weight.columns, "], not [", module.outputs, ", ", inputs,
-               "], as config.json has it; pack the model again");
+        refuse(module.name, " is [", weight.rows, ", ", weight.weight.columns, "], not [", module.outputs, ", ",
+               inputs, "], as config.json has it; pack the model again");
       }
       part.weight = rows_of(weight.weight, weight.first_row, weight.rows);
     } else {
@@ -43,8 +44,9 @@ Projection::Projection(const PackedModel& model, const std::vector<Module>& modu
     }
     outputs_ += module.outputs;
     // One call with the part before where its rows go on in the same weight.
-    const bool goes_on = part.packed && !parts_.empty() && parts_.back().packed &&
-                         parts_.back().weight.row_offsets + parts_.back().weight.rows == part.weight.row_offsets;
+    const bool goes_on =
+        part.packed && !parts_.empty() && parts_.back().packed &&
+        parts_.back().weight.row_offsets + parts_.back().weight.rows == part.weight.row_offsets;
     if (goes_on) {
       parts_.back().outputs += part.outputs;
       parts_.back().weight.rows += part.weight.rows;
@@ -78,7 +80,8 @@ void Projection::run_part(const Part& part, const Rows& x, int64_t rows, const R
     return bare || values.empty() ? nullptr : values.data() + part.first;
   };
   void* const to = columns_from(y.data, y.dtype, part.first);
-  const void* const add = residual == nullptr ? nullptr : columns_from(const_cast<void*>(residual), y.dtype, part.first);
+  const void* const add =
+      residual == nullptr ? nullptr : columns_from(const_cast<void*>(residual), y.dtype, part.first);
   if (part.packed) {
     rlcc_sparse_linear_params p{};
     p.weight = part.weight;
@@ -97,7 +100,8 @@ void Projection::run_part(const Part& part, const Rows& x, int64_t rows, const R
     return check(rlcc_sparse_linear(&p));
   }
   if (of_part(comp_rows_) != nullptr) {
-    refuse("a projection that adds a compensation is dense; pack the model again");  // the format says it is packed
+    refuse("a projection that adds a compensation is dense; pack the model again");  // the format says it is
+                                                                                     // packed
   }
   rlcc_dense_linear_params p{};
   p.weight = part.dense.data;

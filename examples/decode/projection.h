@@ -1,7 +1,8 @@
-// y = x Wᵀ + P + bias + residual, for the matrices of modules whose outputs stand side by side, such as q, k and v.
+// y = x Wᵀ + P + bias + residual, for the matrices of modules whose outputs stand side by side, such as q, k
+// and v.
 //
-// W is one packed weight, and the product one call, where the model has joined the modules; otherwise a call for each
-// of them, packed or dense, whose outputs stand where they would.
+// W is one packed weight, and the product one call, where the model has joined the modules; otherwise a call
+// for each of them, packed or dense, whose outputs stand where they would.
 #pragma once
 
 #include <cstdint>

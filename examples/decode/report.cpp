@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 
@@ -27,6 +28,21 @@ Memory memory_now() {
     take("VmHWM:", &memory.peak);
   }
   return memory;
+}
+
+double waited_seconds() {
+  std::error_code error;
+  double nanoseconds = 0;
+  bool any = false;
+  for (const auto& thread : std::filesystem::directory_iterator("/proc/self/task", error)) {
+    std::ifstream file(thread.path() / "schedstat");
+    double ran = 0, waited = 0;
+    if (file >> ran >> waited) {
+      nanoseconds += waited;
+      any = true;
+    }
+  }
+  return any ? nanoseconds * 1e-9 : -1;
 }
 
 double seconds_since_start() {
@@ -72,7 +88,7 @@ std::string Report::json() const {
     for (size_t i = 0; i < values.size(); ++i) out << (i == 0 ? "" : ", ") << values[i];
     out << "]";
   };
-  const auto bytes = [&](const char* key, int64_t value) {
+  const auto unless_negative = [&](const char* key, auto value) {
     out << "\"" << key << "\": ";
     value < 0 ? out << "null" : out << value;
   };
@@ -82,20 +98,22 @@ std::string Report::json() const {
   out << ", \"threads\": " << threads << ", \"isa\": \"" << isa << "\", \"loops\": \"" << loops << "\"";
   out << ", \"activations\": \"" << activations << "\", \"cache\": \"" << cache << "\"";
   out << ", \"load_seconds\": " << load_seconds << ", \"first_token_seconds\": " << first_token_seconds;
-  out << ", \"process_start_to_first_token_seconds\": ";
-  start_to_first_seconds < 0 ? out << "null" : out << start_to_first_seconds;
+  out << ", ";
+  unless_negative("process_start_to_first_token_seconds", start_to_first_seconds);
+  out << ", ";
+  unless_negative("waited_seconds", waited_seconds);
   out << ", \"tokens_per_second\": " << tokens_per_second();
   out << ", \"token_seconds\": {\"p50\": " << quantile(0.5) << ", \"p95\": " << quantile(0.95)
       << ", \"p99\": " << quantile(0.99) << "}, ";
   list("all_token_seconds", token_seconds);
   out << ", \"memory_bytes\": {";
-  bytes("resident", memory.resident);
+  unless_negative("resident", memory.resident);
   out << ", ";
-  bytes("file", memory.file);
+  unless_negative("file", memory.file);
   out << ", ";
-  bytes("anonymous", memory.anonymous);
+  unless_negative("anonymous", memory.anonymous);
   out << ", ";
-  bytes("peak", memory.peak);
+  unless_negative("peak", memory.peak);
   out << ", \"cache\": " << cache_bytes << ", \"buffers\": " << buffer_bytes << "}}";
   return out.str();
 }
@@ -103,13 +121,14 @@ std::string Report::json() const {
 std::string Report::lines() const {
   char text[512];
   const auto megabytes = [](int64_t bytes) { return static_cast<double>(bytes) / 1e6; };
-  std::snprintf(text, sizeof(text),
-                "loaded in %.3f s, first token after %.3f s; then %.1f tokens/s, a token %.2f ms (p95 %.2f, p99 %.2f); "
-                "%d threads, %s\n"
-                "resident %.1f MB: %.1f of files, %.1f other, of which the cache is %.1f and buffers are %.1f\n",
-                load_seconds, first_token_seconds, tokens_per_second(), 1e3 * quantile(0.5), 1e3 * quantile(0.95),
-                1e3 * quantile(0.99), threads, isa.c_str(), megabytes(memory.resident), megabytes(memory.file),
-                megabytes(memory.anonymous), megabytes(cache_bytes), megabytes(buffer_bytes));
+  std::snprintf(
+      text, sizeof(text),
+      "loaded in %.3f s, first token after %.3f s; then %.1f tokens/s, a token %.2f ms (p95 %.2f, p99 %.2f); "
+      "%d threads, %s\n"
+      "resident %.1f MB: %.1f of files, %.1f other, of which the cache is %.1f and buffers are %.1f\n",
+      load_seconds, first_token_seconds, tokens_per_second(), 1e3 * quantile(0.5), 1e3 * quantile(0.95),
+      1e3 * quantile(0.99), threads, isa.c_str(), megabytes(memory.resident), megabytes(memory.file),
+      megabytes(memory.anonymous), megabytes(cache_bytes), megabytes(buffer_bytes));
   return text;
 }
 

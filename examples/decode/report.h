@@ -16,16 +16,21 @@ struct Memory {
 };
 Memory memory_now();
 
+// Seconds that the threads of this process were ready to run and had no processor; -1 where the system does not
+// say.
+double waited_seconds();
+
 // Seconds since this process was started, to a hundredth; -1 where the system does not say.
 double seconds_since_start();
 
 struct Report {
-  std::vector<int64_t> ids;           // new tokens
+  std::vector<int64_t> ids;  // new tokens
   int64_t prompt_tokens = 0;
-  double load_seconds = 0;            // opening the model and allocating, before the first token of the prompt is fed
-  double first_token_seconds = 0;     // from there until the first new token is known
-  double start_to_first_seconds = -1;     // from the start of the process
-  std::vector<double> token_seconds;  // of each further new token
+  double load_seconds = 0;  // opening the model and allocating, before the first token of the prompt is fed
+  double first_token_seconds = 0;      // from there until the first new token is known
+  double start_to_first_seconds = -1;  // from the start of the process
+  std::vector<double> token_seconds;   // of each further new token
+  double waited_seconds = -1;  // while those were made: above a hundredth of their time, others disturbed it
   int64_t cache_bytes = 0, buffer_bytes = 0;
   Memory memory;
   int32_t threads = 0;

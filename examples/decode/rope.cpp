@@ -11,8 +11,8 @@ namespace {
 
 constexpr double kPi = 3.14159265358979323846;
 
-// The number called `key` among the parameters of the rotary positions, an object of numbers and strings in the text
-// of config.json, which the library has parsed. Throws Refusal where there is none above 0.
+// The number called `key` among the parameters of the rotary positions, an object of numbers and strings in the
+// text of config.json, which the library has parsed. Throws Refusal where there is none above 0.
 double parameter(const rlcc_model_config& config, const std::string& key) {
   const std::string text(config.json, static_cast<size_t>(config.json_bytes));
   for (const char* const object : {"\"rope_parameters\"", "\"rope_scaling\""}) {
@@ -36,7 +36,8 @@ double parameter(const rlcc_model_config& config, const std::string& key) {
 std::vector<float> inverse_frequencies(const rlcc_model_config& config) {
   const std::string type = config.rope_type == nullptr ? "" : config.rope_type;
   if (type != "default" && type != "linear" && type != "llama3") {
-    refuse("the model's rotary positions are of type \"", type, "\"; this program knows default, linear and llama3");
+    refuse("the model's rotary positions are of type \"", type,
+           "\"; this program knows default, linear and llama3");
   }
   if (!(config.rope_theta > 0)) refuse("rope_theta is ", config.rope_theta, ", must be above 0");
   std::vector<float> frequencies;
@@ -66,7 +67,8 @@ Rope::Rope(const rlcc_model_config& config, int64_t positions) : half_(config.he
   const std::vector<float> frequencies = inverse_frequencies(config);
   for (int64_t position = 0; position < positions; ++position) {
     for (const float frequency : frequencies) {
-      const float angle = static_cast<float>(position) * frequency;  // rounded to fp32, as stock transformers do
+      const float angle =
+          static_cast<float>(position) * frequency;  // rounded to fp32, as stock transformers do
       cosines_.push_back(static_cast<float>(std::cos(static_cast<double>(angle))));
       sines_.push_back(static_cast<float>(std::sin(static_cast<double>(angle))));
     }

@@ -7,8 +7,8 @@
 
 namespace decode {
 
-// body(begin, end) over [0, count), split over threads where an item's `work`, in multiplications, makes it worth
-// it. The body must not throw.
+// body(begin, end) over [0, count), split over threads where an item's `work`, in multiplications, makes it
+// worth it. The body must not throw.
 template <class Body>
 void over(int64_t count, int64_t work, const Body& body) {
   constexpr int64_t kWorkOfATask = int64_t{1} << 16;  // some microseconds of one core

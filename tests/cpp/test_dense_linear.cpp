@@ -1,5 +1,5 @@
-// dense_linear of every available instruction set on ragged shapes, all pairs of types and values that would show an
-// error; between pages without access; what it refuses.
+// dense_linear of every available instruction set on ragged shapes, all pairs of types and values that would
+// show an error; between pages without access; what it refuses.
 #include <array>
 
 #include "dense_linear_cases.h"
@@ -48,7 +48,8 @@ void types(const char* isa) {
 void many_blocks(const char* isa) {
   std::mt19937 random(63);
   for (rlcc_dtype dtype : kDtypes) {
-    for (const auto& [rows, outputs, columns] : {std::array<int64_t, 3>{1, 900, 1201}, {12, 301, 2300}, {530, 70, 700}}) {
+    for (const auto& [rows, outputs, columns] :
+         {std::array<int64_t, 3>{1, 900, 1201}, {12, 301, 2300}, {530, 70, 700}}) {
       DenseCase one(rows, outputs, columns, {dtype, dtype, RLCC_F32}, random, true, false);
       one.run(one.describe(isa));
     }
@@ -169,7 +170,8 @@ void memory_bounds(const char* isa) {
         DenseCase one(rows, outputs, columns, types, random, true, true, 0);
         const auto guard = [&](const Matrix& matrix) {
           return Guarded(matrix.data(),
-                         static_cast<size_t>(matrix.rows() * matrix.columns()) * dtype_bytes(matrix.dtype()), side);
+                         static_cast<size_t>(matrix.rows() * matrix.columns()) * dtype_bytes(matrix.dtype()),
+                         side);
         };
         const Guarded w = guard(one.w), x = guard(one.x), y = guard(one.y), residual = guard(one.residual);
         const Guarded bias(one.bias.data(), one.bias.size() * 4, side);

@@ -53,7 +53,8 @@ void run_kernel(const std::string& op, const std::string& name, std::mt19937& ra
   if (op == "head_moments") return head_moments(values, name, random);
   if (op == "linear_cross_entropy") return LossCase({17, 67, 64}, values, random, true).run(name);
   if (op == "dense_linear") {
-    return DenseCase(decodes(name) ? 1 : 40, 19, 200, {values, RLCC_F32, RLCC_F32}, random, true, false).run(name);
+    return DenseCase(decodes(name) ? 1 : 40, 19, 200, {values, RLCC_F32, RLCC_F32}, random, true, false)
+        .run(name);
   }
   const Packed w(random_weight(19, 200, dense_dtype(values), random, half_with_full_and_empty_row(random)),
                  values);

@@ -185,7 +185,8 @@ void chunks() {
   for (int64_t threads : {1, 2, 3, 8}) {
     for (int64_t grain : {1, 5, 56}) {
       for (int64_t count = grain + 1; count < 40 * grain; ++count) {
-        const int64_t items = restorelcc::chunk_items(count, grain, threads), used = (count + items - 1) / items;
+        const int64_t items = restorelcc::chunk_items(count, grain, threads),
+                      used = (count + items - 1) / items;
         CHECK(items >= grain && used <= 4 * threads) << count << " of " << grain << " on " << threads;
         CHECK(count >= threads * grain || items == grain) << count << " of " << grain << " on " << threads;
       }
@@ -215,7 +216,8 @@ void parallel_for() {
         CHECK_STATUS(rlcc_parallel_for(nullptr, 3, 1, add, &c.nested), RLCC_OK);
       };
       CHECK_STATUS(rlcc_parallel_for(parallel, count, 10, task, &counts), RLCC_OK);
-      for (size_t i = 0; i < counts.seen.size(); ++i) CHECK(counts.seen[i] == (i < static_cast<size_t>(count) ? 1 : 0));
+      for (size_t i = 0; i < counts.seen.size(); ++i)
+        CHECK(counts.seen[i] == (i < static_cast<size_t>(count) ? 1 : 0));
       CHECK(counts.nested % 3 == 0 && (counts.nested > 0) == (count > 0));
     }
   }

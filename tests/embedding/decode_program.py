@@ -24,7 +24,12 @@ class Decoder:
     def run(self, *words: object, isa: str | None = None) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, **({} if isa is None else {"RLCC_ISA": isa})}
         return subprocess.run(
-            [str(self.path), *map(str, words)], capture_output=True, text=True, env=environment, check=False, timeout=300
+            [str(self.path), *map(str, words)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+            timeout=300,
         )
 
     def logits(self, model: Path, ids: Sequence[int], out: Path, *words: object, isa: str | None = None) -> Tensor:

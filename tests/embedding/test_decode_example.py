@@ -37,7 +37,9 @@ def worst(found: Tensor, exact: Tensor) -> float:
     return float((found - exact).abs().max())
 
 
-def fp32_budget(model: Packed, ids: list[int], exact: Tensor, path: Path | None = None, name: str | None = None) -> float:
+def fp32_budget(
+    model: Packed, ids: list[int], exact: Tensor, path: Path | None = None, name: str | None = None
+) -> float:
     stored = model.dtype if path is None else torch.float32
     stock = load_stock(path or model.checkpoint, stored, torch.float32)
     if name is not None:
@@ -130,7 +132,9 @@ def test_a_compensation_by_name(kind: str, decoder: Decoder, tiny: Tiny, tmp_pat
     assert worst(exact_logits(model, ids), exact) > 100 * budget
 
 
-@pytest.mark.parametrize(("kind", "words"), [("biased", ()), ("wide-heads", ("--threads", 3)), ("plain", ("--batch", 5))])
+@pytest.mark.parametrize(
+    ("kind", "words"), [("biased", ()), ("wide-heads", ("--threads", 3)), ("plain", ("--batch", 5))]
+)
 def test_greedy_tokens(kind: str, words: tuple[object, ...], decoder: Decoder, tiny: Tiny) -> None:
     check_greedy(decoder, tiny(kind, "fp32"), some_ids(9), words, new=60)
 

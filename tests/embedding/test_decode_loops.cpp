@@ -1,7 +1,8 @@
-// The loops of examples/decode on every instruction set, on ragged sizes and both storage types, against float64.
+// The loops of examples/decode on every instruction set, on ragged sizes and both storage types, against
+// float64.
 //
-// Budget: a few roundings of fp32 (2^-24) times what is summed, and half a unit of the type that is stored. Every
-// array stands between canaries.
+// Budget: a few roundings of fp32 (2^-24) times what is summed, and half a unit of the type that is stored.
+// Every array stands between canaries.
 #include "loops.h"
 
 #include <algorithm>
@@ -30,7 +31,9 @@ double half_unit(rlcc_dtype dtype) { return dtype == RLCC_F32 ? kFloat : 0x1p-8;
 class Row {
  public:
   Row(int64_t count, rlcc_dtype dtype)
-      : count_(count), dtype_(dtype), halves_(static_cast<size_t>(kGap * 2 + count * element_bytes(dtype) / 2), kCanary) {}
+      : count_(count),
+        dtype_(dtype),
+        halves_(static_cast<size_t>(kGap * 2 + count * element_bytes(dtype) / 2), kCanary) {}
   Row(int64_t count, rlcc_dtype dtype, std::mt19937& random, float size = 1) : Row(count, dtype) {
     std::normal_distribution<float> normal(0, size);
     for (int64_t i = 0; i < count; ++i) restorelcc::set_element(data(), dtype, i, normal(random));
@@ -41,7 +44,8 @@ class Row {
   double at(int64_t i) const { return restorelcc::element(data(), dtype_, i); }
   bool intact() const {
     bool whole = true;
-    for (size_t i = 0; i < kGap; ++i) whole = whole && halves_[i] == kCanary && halves_[halves_.size() - 1 - i] == kCanary;
+    for (size_t i = 0; i < kGap; ++i)
+      whole = whole && halves_[i] == kCanary && halves_[halves_.size() - 1 - i] == kCanary;
     return whole;
   }
 
@@ -63,8 +67,10 @@ void norms(const Loops& loops, rlcc_dtype type, std::mt19937& random) {
     const double factor = 1 / std::sqrt(squares / static_cast<double>(n) + static_cast<double>(1e-5f));
     for (int64_t i = 0; i < n; ++i) {
       const double exact = x.at(i) * factor * weight.at(i);
-      CHECK(std::fabs(floats.at(i) - exact) <= 16 * kFloat * std::fabs(exact)) << loops.isa << " n " << n << " at " << i;
-      CHECK(std::fabs(y.at(i) - exact) <= (16 * kFloat + half_unit(type)) * std::fabs(exact)) << loops.isa << " n " << n;
+      CHECK(std::fabs(floats.at(i) - exact) <= 16 * kFloat * std::fabs(exact))
+          << loops.isa << " n " << n << " at " << i;
+      CHECK(std::fabs(y.at(i) - exact) <= (16 * kFloat + half_unit(type)) * std::fabs(exact))
+          << loops.isa << " n " << n;
     }
     CHECK(y.intact() && floats.intact());
   }
@@ -74,13 +80,16 @@ void gates(const Loops& loops, rlcc_dtype type, std::mt19937& random) {
   for (int64_t n : {1, 7, 16, 33, 200}) {
     Row gate(n, type, random, 8), up(n, type, random), y(n, type);
     const double edges[] = {-200, -90, -87, -20, 0, 20, 88, 200};
-    for (int64_t i = 0; i < std::min<int64_t>(n, 8); ++i) restorelcc::set_element(gate.data(), type, i, edges[i]);
+    for (int64_t i = 0; i < std::min<int64_t>(n, 8); ++i)
+      restorelcc::set_element(gate.data(), type, i, edges[i]);
     loops.swiglu(gate.data(), up.data(), n, y.data());
     for (int64_t i = 0; i < n; ++i) {
       const double exact = gate.at(i) / (1 + std::exp(-gate.at(i))) * up.at(i);
       // Below -87 exp is held, which costs less than the smallest normal number times |up gate|.
-      const double allowed = (16 * kFloat + half_unit(type)) * std::fabs(exact) + 1e-35 * std::fabs(gate.at(i) * up.at(i));
-      CHECK(std::fabs(y.at(i) - exact) <= allowed) << loops.isa << " " << gate.at(i) << " " << up.at(i) << ": " << y.at(i);
+      const double allowed =
+          (16 * kFloat + half_unit(type)) * std::fabs(exact) + 1e-35 * std::fabs(gate.at(i) * up.at(i));
+      CHECK(std::fabs(y.at(i) - exact) <= allowed)
+          << loops.isa << " " << gate.at(i) << " " << up.at(i) << ": " << y.at(i);
     }
     CHECK(y.intact());
   }
@@ -140,7 +149,8 @@ void attention(const Loops& loops, rlcc_dtype type, rlcc_dtype cache_type, int64
   loops.rotate_query(x.data(), cosines.floats(), sines.floats(), dim, 0.25f, query.floats());
   for (int64_t i = 0; i < half; ++i) {
     const double exact = (x.at(i) * cosines.at(i) - x.at(i + half) * sines.at(i)) / 4;
-    CHECK(std::fabs(query.at(i) - exact) <= 4 * kFloat * (std::fabs(x.at(i)) + std::fabs(x.at(i + half)))) << loops.isa;
+    CHECK(std::fabs(query.at(i) - exact) <= 4 * kFloat * (std::fabs(x.at(i)) + std::fabs(x.at(i + half))))
+        << loops.isa;
   }
   for (int64_t used : {int64_t{1}, positions / 2 + 1, positions}) {
     loops.attend(query.floats(), cache, shape, used, z.data());
@@ -170,8 +180,8 @@ void attention(const Loops& loops, rlcc_dtype type, rlcc_dtype cache_type, int64
         exact += part;
         size += std::fabs(part);
       }
-      const double allowed =
-          (2 * std::expm1(off) + 32 * kFloat + half_unit(cache_type)) * size + half_unit(type) * std::fabs(exact);
+      const double allowed = (2 * std::expm1(off) + 32 * kFloat + half_unit(cache_type)) * size +
+                             half_unit(type) * std::fabs(exact);
       CHECK(std::fabs(z.at(d) - exact) <= allowed)
           << loops.isa << " D " << dim << " positions " << used << ": " << z.at(d) << " for " << exact;
     }
@@ -220,7 +230,8 @@ int main() {
         gates(loops, type, random);
         largest(loops, random);
         for (int64_t dim : {2, 10, 16, 64, 80, 96, 128, 512}) {
-          for (int64_t positions : {1, 2, 63, 64, 65, 200}) attention(loops, type, cache_type, dim, positions, random);
+          for (int64_t positions : {1, 2, 63, 64, 65, 200})
+            attention(loops, type, cache_type, dim, positions, random);
         }
       }
     }

@@ -41,13 +41,13 @@ RLCC_API const char* rlcc_isa(void); /* the one in use */
 RLCC_API rlcc_status rlcc_set_num_threads(int32_t threads);
 RLCC_API int32_t rlcc_get_num_threads(void);
 
-/* task(context, begin, end) on chunks of [0, count), at least `grain` items each, as the ops themselves run: on
- * `parallel`, or where that is null on the library's own pool. Returns when all are done. The task must not throw; an
- * op or rlcc_parallel_for() inside it runs on its own thread alone. Costs about as much as two cache lines that move
- * between cores, while calls follow each other closely: the pool's threads spin for some 20 to 60 us before they
- * sleep. */
-RLCC_API rlcc_status rlcc_parallel_for(const rlcc_parallel* parallel, int64_t count, int64_t grain, rlcc_task task,
-                                       void* context);
+/* task(context, begin, end) on chunks of [0, count), at least `grain` items each but for the last, as the ops
+ * run: on `parallel`, or where that is null on the library's own pool. Returns when all are done. The task must
+ * not throw. On the library's pool, an op or rlcc_parallel_for() inside a task runs on the task's thread alone;
+ * and between calls that follow each other within some 20 us no thread sleeps, so a call costs little more than
+ * the few cache lines that move between the cores. */
+RLCC_API rlcc_status rlcc_parallel_for(const rlcc_parallel* parallel, int64_t count, int64_t grain,
+                                       rlcc_task task, void* context);
 
 /* Packing, in two calls: sizes first, then the caller's buffers are filled.
  * weight [N, K] of dtype (not RLCC_I8), row stride weight_stride. A weight is pruned when it equals 0 (so -0.0
