@@ -16,7 +16,7 @@ import torch
 from .artifacts import Progress
 from .models import load_model
 from .recipes import Recipe
-from .restore_weights import weights_target
+from .restore_weights import fixed_biases, weights_target
 from .restored_checkpoint import FoldReport, write_restored
 from .text import TokenSet
 from .training_loop import TrainingSettings
@@ -45,8 +45,9 @@ def tuned_dense(
             f"recipe {recipe.name} tunes nothing, so it has no control; choose one that does, such as best"
         )
     model = load_model(dense, dtype=torch.float32).model
+    target = weights_target(dense, biases=recipe.biases != "none")
     result = tune(
-        model, text, extra=extra, biased=weights_target(dense, biases=True).biased, dense=model,
+        model, text, extra=extra, biased=target.biased, fixed=fixed_biases(target, recipe), dense=model,
         objective=recipe.objective, settings=settings, progress=progress,
     )  # fmt: skip
     return model, result
@@ -62,5 +63,5 @@ def train_control(
         ValueError: see `tuned_dense`; or `out` is there already, without `overwrite`.
     """
     _, result = tuned_dense(dense, text, recipe, settings, progress=progress)
-    target = weights_target(dense, biases=True)
+    target = weights_target(dense, biases=recipe.biases != "none")
     return write_restored(dense, load_model(dense), result.tensors, target, out, overwrite=overwrite)

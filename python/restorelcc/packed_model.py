@@ -257,6 +257,9 @@ def _tensors(model: Any, record: PackedRecord) -> dict[str, Tensor]:
         own |= {f"{matrix.name}.{key}" for key in module.state_dict() if key != "bias"}
         if isinstance(module, CompensatedLinear):
             compensated.setdefault(module.place, []).append(module.vectors)
+    for name in getattr(model, "zero_biases", ()):  # which the class has and nothing computes
+        projection: Any = get_module(model, name)
+        tensors[f"{name}.bias"] = torch.zeros(projection.out_features, dtype=record.dtype)
     for family in record.joined:
         members: list[Any] = [get_module(model, name) for name in family]
         joint = joint_weight(members)
@@ -318,18 +321,31 @@ def _place_packed(model: Any, record: PackedRecord, file: PackedFile) -> None:
         members = [matrices.pop(name) for name in family]
         if not vectors.keys().isdisjoint(family):
             raise ValueError(f"{file.path.parent} has compensations for {family[0]}, which is joined; pack it again")
-        biases = [_stored_bias(matrix, linears.get(matrix.name), record, file) for matrix in members]
+        biases = _used([_stored_bias(matrix, linears.get(matrix.name), record, file) for matrix in members])
         rows = sum(matrix.rows for matrix in members)
         whole = Matrix(joint_name(family), rows, members[0].columns, sum(matrix.nonzero for matrix in members))
         _place_joined(model, family, _stored_weight(whole, record.value_dtype, file), biases)
     for matrix in matrices.values():
-        bias = _stored_bias(matrix, linears.get(matrix.name), record, file)
+        (bias,) = _used([_stored_bias(matrix, linears.get(matrix.name), record, file)])
         weight = _stored_weight(matrix, record.value_dtype, file)
         replace_module(model, matrix.name, _projection(weight, bias, vectors.pop(matrix.name, None), choice))
+    model.zero_biases = [
+        matrix.name for matrix in record.packed
+        if linears[matrix.name].bias is not None and get_module(model, matrix.name).bias is None
+    ]  # fmt: skip
     if vectors:
         raise ValueError(
             f"{file.path.parent} has compensations, but {min(vectors)} is not packed; pack the model again"
         )
+
+
+def _used(biases: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """None in place of biases of zeros, which a switch that gives o_proj its bias gives q, k and v too.
+
+    Of projections that are joined: of all or of none.
+    """
+    nothing = all(bias is None or not bool(bias.any()) for bias in biases)
+    return [None for _ in biases] if nothing else list(biases)
 
 
 def _place_head(model: Any, matrix: Matrix, record: PackedRecord, file: PackedFile) -> None:

@@ -21,12 +21,16 @@ from .tuning import TuningObjective
 __all__ = ["DEFAULT", "RECIPES", "Recipe"]
 
 DEFAULT = "best"
+BIASES = ("all", "outputs", "none")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """refit, tuning: None leaves the step out. own_text: share that the dense model writes of what they learn from.
 
+    biases: where tuning adds biases that the pruned model has not: all (every projection whose stock class can have
+    one), outputs (the last projections of attention and FFN alone; where the class has one switch for all, the
+    others stay zero, which packing leaves out) or none.
     examples: so many items of a task are all that is learnt from, with the objective `task` where `train` is `choices`.
     training: of a compensation. sites: where it has vectors, attention, ffn or both. The rest is of the compensation,
     where the recipe makes one: see `restore`.
@@ -37,6 +41,7 @@ class Recipe:
     objective: TuningObjective | None = None
     tuning: TrainingSettings | None = None
     own_text: float = 0.5
+    biases: str = "all"
     sites: str = "attention"
     probe: str = "attribution"
     heads: str | float = "all"
@@ -50,6 +55,10 @@ class Recipe:
     examples: int | None = None
     task: TaskObjective | None = None
     training: TrainingSettings | None = None
+
+    def __post_init__(self) -> None:
+        if self.biases not in BIASES:
+            raise ValueError(f"biases is {self.biases}; it must be one of {', '.join(BIASES)}")
 
     @property
     def changes_weights(self) -> bool:

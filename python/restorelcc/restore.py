@@ -274,7 +274,7 @@ class _Job:
 
     def _target(self) -> FoldTarget:
         if self.recipe.changes_weights:
-            return weights_target(self.pruned, biases=self.recipe.tuning is not None)
+            return weights_target(self.pruned, biases=self.recipe.tuning is not None and self.recipe.biases != "none")
         return fold_target(self.pruned, places=places_of(self.recipe.sites))
 
     def _restore_weights(self, text: TokenSet, target: FoldTarget) -> None:

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from .artifacts import Progress, atomic_write_json, fingerprint, read_json
 from .evaluation import token_nll
-from .fold_target import FoldTarget, fold_target, stored_config
+from .fold_target import FoldTarget, fold_target, skeleton_of, stored_config
 from .models import load_model
 from .own_text import tokens_beside, write_own_text
 from .recipes import Recipe
 from .refit import refit
 from .restored_checkpoint import retargeted
 from .resume import is_finished, mark_finished
+from .sites import ATTENTION, FFN, model_sites
 from .step_runner import Steps
 from .structure import Structure
 from .tensor_file import load_tensors, save_tensors
@@ -33,7 +34,7 @@ from .token_set import TokenSet, join_rows
 from .training_loop import TrainingSettings, ceiling
 from .tuning import TuningResult, tune
 
-__all__ = ["RestoredWeights", "restore_weights", "weights_target"]
+__all__ = ["RestoredWeights", "fixed_biases", "restore_weights", "weights_target"]
 
 SCALES = (0.75, 0.5, 0.25)  # of a refit that helps less than nothing
 
@@ -62,7 +63,7 @@ class _Given:
 
 
 def weights_target(pruned: Path, *, biases: bool) -> FoldTarget:
-    """The class of the result: the pruned one's, or, where biases are trained, one with as many as there can be."""
+    """The class of the result: the pruned one's, or, where biases are added, one with as many as there can be."""
     if biases:
         target = fold_target(Path(pruned), everywhere=True)
         if target.kind in ("o_proj_bias", "llama_reexport"):
@@ -105,6 +106,15 @@ def restore_weights(
         changed, history, search = result.tensors, result.history, [*search, *result.search]
         found["restored"] = result.heldout_after
     return RestoredWeights(changed, found, search, history)
+
+
+def fixed_biases(target: FoldTarget, recipe: Recipe) -> list[str]:
+    """Names of the projections that got a bias with the others' and are not to use it (`Recipe.biases`)."""
+    if recipe.biases != "outputs":
+        return []
+    skeleton = skeleton_of(target.config)
+    outputs = {site.name for place in (ATTENTION, FFN) for site in model_sites(skeleton, place)}
+    return [name for name in (key.removesuffix(".bias") for key in target.new_parameters) if name not in outputs]
 
 
 def _refit(given: _Given) -> tuple[dict[str, Tensor], str]:
@@ -196,21 +206,20 @@ def _install(model: Any, values: Mapping[str, Tensor]) -> None:
 def _tune(given: _Given, model: Any, refit_stamp: str) -> TuningResult:
     recipe, steps = given.recipe, given.steps
     assert recipe.objective is not None
-    objective = recipe.objective
+    objective, fixed = recipe.objective, fixed_biases(given.target, recipe)
     own = _own_text(given)
     stamp = fingerprint(
         dense=given.dense, pruned=given.pruned, refit=refit_stamp, text=given.text.fingerprint(),
         own=None if own is None else own.fingerprint(), settings=asdict(given.settings),
-        objective=asdict(objective), biased=given.target.biased,
-        threads=torch.get_num_threads(),
+        objective=asdict(objective), biased=given.target.biased, fixed=fixed, threads=torch.get_num_threads(),
     )  # fmt: skip
     record = steps.work / "tuning.report.json"
 
     def make(path: Path) -> TuningResult:
         dense = load_model(given.dense, dtype=torch.float32).model if objective.needs_teacher else None
         result = tune(
-            model, given.text, extra=own, biased=given.target.biased, dense=dense, objective=objective,
-            settings=given.settings, progress=given.progress,
+            model, given.text, extra=own, biased=given.target.biased, fixed=fixed, dense=dense,
+            objective=objective, settings=given.settings, progress=given.progress,
         )  # fmt: skip
         atomic_write_json(record, {key: value for key, value in vars(result).items() if key != "tensors"})
         save_tensors(path, "tuning", result.tensors)

@@ -87,15 +87,21 @@ def teacher_states(dense: Any, tokens: TokenSet, *, batch: int = 8, progress: Pr
 class _Survivors:
     """The projections of `model` as trainable `SparseLinear`, and where their values and biases began."""
 
-    def __init__(self, model: nn.Module, biased: Collection[str]) -> None:
+    def __init__(self, model: nn.Module, biased: Collection[str], fixed: Collection[str] = ()) -> None:
+        """fixed: names of projections whose bias is not trained."""
+        self.fixed = fixed
         self.modules: dict[str, SparseLinear] = {}
         for name, linear in prunable_linears(model):
             module = SparseLinear(pack(linear.weight.float()), _bias(linear, name in biased))
             replace_module(model, name, module.requires_grad_(False))
             self.modules[name] = module
-        self.leaves = [leaf for module in self.modules.values() for leaf in _leaves(module)]
+        leaves = {name: self._leaves(name, module) for name, module in self.modules.items()}
+        self.leaves = [leaf for found in leaves.values() for leaf in found]
         self.start = [leaf.detach().clone() for leaf in self.leaves]
-        self.units = [_unit(module) for module in self.modules.values() for _ in _leaves(module)]
+        self.units = [_unit(self.modules[name]) for name, found in leaves.items() for _ in found]
+
+    def _leaves(self, name: str, module: SparseLinear) -> list[Tensor]:
+        return [module.values] if module.bias is None or name in self.fixed else [module.values, module.bias]
 
     def restore(self, values: list[Tensor]) -> None:
         with torch.no_grad():
@@ -119,10 +125,6 @@ def _bias(linear: Any, wanted: bool) -> Tensor | None:
     return torch.zeros(linear.out_features) if wanted else None
 
 
-def _leaves(module: SparseLinear) -> list[Tensor]:
-    return [module.values] if module.bias is None else [module.values, module.bias]
-
-
 def _unit(module: SparseLinear) -> float:
     """Root mean square of the surviving weights: rates are in units of it, so that one suits every matrix."""
     values = module.packed.unpack()
@@ -135,6 +137,7 @@ def tune(
     *,
     extra: TokenSet | None = None,
     biased: Collection[str] = (),
+    fixed: Collection[str] = (),
     dense: Any = None,
     objective: TuningObjective | None = None,
     settings: TrainingSettings | None = None,
@@ -149,6 +152,7 @@ def tune(
         extra: text of the dense model's own to learn from as well, none of it held out; where the objective distils,
             by distillation alone.
         biased: names of projections that may get a bias that they have not.
+        fixed: names of projections whose bias stays as it is.
         dense: the model before pruning, where the objective asks for it; asked once for every row, before anything is
             changed, so that it may be `model` itself.
         settings: rates are in units of a matrix's root mean square weight.
@@ -171,7 +175,7 @@ def tune(
         extra.check_model(model)
         train = join_rows(train, extra)
     states = teacher_states(dense, train, progress=progress) if objective.needs_teacher else None
-    task = _Task(model, _Survivors(model, biased), objective, train, states, given)
+    task = _Task(model, _Survivors(model, biased, fixed), objective, train, states, given)
     found = fit(
         lambda rate, steps: _Trainer(task, rate, steps), shuffled_rows(train, settings)[: settings.steps],
         lambda: token_nll(model, heldout, batch=4).mean, settings, progress,

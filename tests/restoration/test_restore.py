@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from restorelcc.models import load_model, save_checkpoint
+from restorelcc.recipes import RECIPES
 from restorelcc.restore import restore
 from restorelcc.training import TrainingSettings
 
@@ -99,6 +101,7 @@ def default_vectors(stories_pair: tuple[Path, Path], tmp_path_factory: pytest.Te
 KILLED = """
 import sys
 from pathlib import Path
+from restorelcc.recipes import RECIPES
 from restorelcc.restore import restore
 from restorelcc.training import TrainingSettings
 dense, pruned, out = map(Path, sys.argv[1:4])
@@ -229,6 +232,20 @@ def test_weights_change_under_the_mask_and_quality_comes_back(
     assert report.fold["kind"] == ("unchanged" if recipe == "fast" else "o_proj_bias")
     assert report.recipe == recipe
     assert not (tmp_path / "restored.work" / "refit.layers").exists()
+
+
+@pytest.mark.parametrize("biases", ["outputs", "none"])
+def test_best_with_fewer_biases(biases: str, stories_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = replace(RECIPES["best"], refit=None, biases=biases)
+    report = restore(*stories_pair, tmp_path / "restored", **{**WEIGHTS, "recipe": recipe})
+    assert report.heldout["restored"] < report.heldout["pruned"]
+    after = tensors(tmp_path / "restored")
+    found = {name: bool(bias.any()) for name, bias in after.items() if name.endswith(".bias")}
+    assert len(found) == (0 if biases == "none" else 5 * 7)
+    used = {name.removesuffix(".bias").rpartition(".")[2] for name, is_used in found.items() if is_used}
+    assert used == (set() if biases == "none" else {"o_proj", "down_proj"})
+    with pytest.raises(ValueError, match="biases is some; it must be one of all, outputs, none"):
+        replace(recipe, biases="some")
 
 
 def test_a_finished_recipe_is_not_computed_again(

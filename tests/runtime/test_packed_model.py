@@ -174,6 +174,26 @@ def test_a_saved_packed_model_is_the_same_model(pruned: Callable[[str], Path], t
     assert torch.equal(logits(restorelcc.load(tmp_path / "packed")), logits(model))
 
 
+def test_biases_that_add_nothing_are_left_out_and_come_back_when_saved(
+    pruned: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A Llama's one switch for all biases of attention gives q, k and v biases of zeros beside the folded one."""
+    source = pruned("llama-gqa")
+    fold(source, some_compensation(source, 1), tmp_path / "restored")
+    pack_checkpoint(str(tmp_path / "restored"), tmp_path / "packed", values="fp32")
+    model, reference = restorelcc.load(tmp_path / "packed"), stock(tmp_path / "restored", torch.float32)
+    for layer, theirs in zip(model.model.layers, reference.model.layers, strict=True):
+        ours, theirs = layer.self_attn, theirs.self_attn
+        assert theirs.q_proj.bias is not None
+        assert ours.q_proj.bias is ours.k_proj.bias is ours.v_proj.bias is None
+        assert torch.equal(ours.o_proj.bias, theirs.o_proj.bias)
+    expected = logits(reference)
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    save_packed(model, small_tokenizer(), tmp_path / "again")
+    for name in ("restorelcc.json", "packed.safetensors", "config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "packed" / name).read_bytes()
+
+
 def test_a_converted_model_is_not_saved_as_what_it_was(pruned: Callable[[str], Path], tmp_path: Path) -> None:
     model = restorelcc.pack_model(load_model(pruned("llama-gqa")).model, values="bf16").float()
     with pytest.raises(ValueError, match="converted since it was packed as bf16"):
