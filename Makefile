@@ -6,7 +6,7 @@
 # make bench            the Python op against torch
 # make bench-cpp        the kernels alone, against the read bandwidth (ARGS="--help")
 # make roofline         draws what bench-cpp wrote: JSON=... PNG=...
-# make fuzz             garbled packed weights under sanitizers, the long run
+# make fuzz             garbled packed weights, and packed models opened from C, under sanitizers, the long run
 # make fuzz-files       garbled packed models on disk, the long run
 # make lint             ruff and mypy
 # make clean            build/, runs/ and caches go; .venv stays
@@ -93,8 +93,9 @@ roofline: $(VENV)/.package
 fuzz: $(VENV)/.base
 	cmake -S . -B build/fuzz -G Ninja -DCMAKE_BUILD_TYPE=Release -DRLCC_BUILD_TESTS=OFF -DRLCC_BUILD_FUZZ=ON \
 	  -DRLCC_SANITIZE=address,undefined $(CMAKE_ARGS)
-	cmake --build build/fuzz --target rlcc_fuzz
+	cmake --build build/fuzz --target rlcc_fuzz rlcc_fuzz_model
 	build/fuzz/tests/fuzz/rlcc_fuzz --mutations 200000 --corpus tests/fuzz/corpus $(ARGS)
+	build/fuzz/tests/fuzz/rlcc_fuzz_model --mutations 100000 $(ARGS)
 
 fuzz-files: $(VENV)/.test
 	$(BIN)/python tests/fuzz/packed_files.py --mutations 100000 --workers $(WORKERS) $(ARGS)

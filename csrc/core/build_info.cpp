@@ -33,6 +33,7 @@ std::string isa_list(bool (*included)(Isa)) {
 // ["a", "b"] of "a b"
 std::string word_list(const std::string& words) {
   std::istringstream stream(words);
+  stream.exceptions(std::ios::badbit);  // as failure() of core/status.h
   std::string list, word;
   while (stream >> word) list += (list.empty() ? "\"" : ", \"") + word + "\"";
   return "[" + list + "]";
@@ -44,6 +45,7 @@ std::string build_info_json() {
   Isa isa = Isa::kScalar;
   const bool chosen = current_isa(&isa).ok();
   std::ostringstream json;
+  json.exceptions(std::ios::badbit);
   json << "{\"version\": \"" << RLCC_VERSION << "\", \"abi_version\": " << RLCC_ABI_VERSION
        << ", \"compiler\": \"" << compiler() << "\", \"build_type\": \"" << RLCC_BUILD_TYPE
        << "\", \"sanitizers\": \"" << RLCC_SANITIZERS

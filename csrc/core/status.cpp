@@ -13,6 +13,14 @@ void set_last_error(std::string message) noexcept {
 
 void set_last_error_literal(const char* message) noexcept { t_literal = message; }
 
+void set_last_error_internal(const char* what) noexcept {
+  try {
+    set_last_error(std::string("internal error: ") + what);
+  } catch (...) {
+    set_last_error_literal("internal error");
+  }
+}
+
 const char* last_error() noexcept { return t_literal != nullptr ? t_literal : t_message.c_str(); }
 
 }  // namespace restorelcc

@@ -23,6 +23,7 @@ struct Status {
 template <class... Parts>
 Status failure(rlcc_status code, const Parts&... parts) {
   std::ostringstream sentence;
+  sentence.exceptions(std::ios::badbit);  // else a stream without memory goes on with half a sentence
   (sentence << ... << parts);
   return {code, sentence.str()};
 }
@@ -34,6 +35,7 @@ Status invalid(const Parts&... parts) {
 
 void set_last_error(std::string message) noexcept;
 void set_last_error_literal(const char* message) noexcept;  // allocates nothing
+void set_last_error_internal(const char* what) noexcept;    // "internal error: what", as far as there is memory
 const char* last_error() noexcept;
 
 constexpr char kNoScratch[] = "out of memory while allocating scratch; use fewer rows per call";
@@ -50,7 +52,7 @@ rlcc_status guarded(Body&& body, const char* out_of_memory = kNoScratch) noexcep
     set_last_error_literal(out_of_memory);
     return RLCC_OUT_OF_MEMORY;
   } catch (const std::exception& error) {
-    set_last_error(std::string("internal error: ") + error.what());
+    set_last_error_internal(error.what());
   } catch (...) {
     set_last_error_literal("internal error: unknown exception");
   }

@@ -194,12 +194,11 @@ struct ChunkBuffers {
   int64_t product_floats;
   ScratchSlots slots;
 
-  ChunkBuffers(const Engine& e, int64_t block_rows, int64_t product_rows, int64_t weight_tile_count,
-               int64_t weight_tile_depth)
+  ChunkBuffers(const Engine& e, int64_t block_rows, int64_t product_rows, int64_t weight_tile_bytes)
       : columns(e.chunk_columns(block_rows)),
         h_tiles(e.tiles(block_rows) * e.kernel.tile_bytes(e.head.columns)),
         logits(block_rows * columns * 4),
-        weight_tiles(weight_tile_count * e.kernel.tile_bytes(weight_tile_depth)),
+        weight_tiles(weight_tile_bytes),
         products(e.column_panels() * product_rows * e.kernel.panel_columns * 4),
         product_floats(e.column_panels() * product_rows * e.kernel.panel_columns),
         slots(parallel_threads(e.parallel), e.kernel.scratch_bytes) {}
@@ -211,8 +210,9 @@ struct ChunkBuffers {
   }
 };
 
-ChunkBuffers buffers_of_rows(const Engine& e, int64_t block_rows) {
-  return ChunkBuffers(e, block_rows, block_rows, e.tiles(block_rows), e.chunk_columns(block_rows));
+// Weight tiles of the pass that sums over the vocabulary.
+int64_t row_tile_bytes(const Engine& e, int64_t block_rows) {
+  return e.tiles(block_rows) * e.kernel.tile_bytes(e.chunk_columns(block_rows));
 }
 
 // For each chunk of the vocabulary: logits, what `turn` makes of them, and products += that W.
@@ -239,7 +239,7 @@ char* row_of(void* data, int64_t row, int64_t stride, rlcc_dtype dtype) {
 void forward_with_gradient(const Engine& e, const rlcc_linear_cross_entropy_params& p,
                            const CountedRows& counted) {
   const int64_t block = e.block_rows(counted.count());
-  ChunkBuffers buffers = buffers_of_rows(e, block);
+  ChunkBuffers buffers(e, block, block, row_tile_bytes(e, block));
   std::vector<float> max(static_cast<size_t>(block)), sum(max), label_logit(max);
   for (int64_t begin = 0; begin < counted.count(); begin += block) {
     const int64_t rows = std::min(block, counted.count() - begin);
@@ -284,9 +284,8 @@ void zero_row(void* data, int64_t row, int64_t columns, int64_t stride, rlcc_dty
 
 void backward_of_h(const Engine& e, const rlcc_linear_cross_entropy_backward_params& p,
                    const CountedRows& counted, const std::vector<float>& lse,
-                   const std::vector<float>& grad_nll) {
+                   const std::vector<float>& grad_nll, ChunkBuffers& buffers) {
   const int64_t block = e.block_rows(counted.count());
-  ChunkBuffers buffers = buffers_of_rows(e, block);
   for (int64_t begin = 0; begin < counted.count(); begin += block) {
     CrossEntropyJob job =
         e.job(p.h, counted, begin, std::min(block, counted.count() - begin), buffers.h_tiles.get());
@@ -307,10 +306,8 @@ void backward_of_h(const Engine& e, const rlcc_linear_cross_entropy_backward_par
 // Chunk by chunk of the vocabulary, whose sums [chunk, E] take in one block of rows after the other.
 void backward_of_head(const Engine& e, const rlcc_linear_cross_entropy_backward_params& p,
                       const CountedRows& counted, const std::vector<float>& lse,
-                      const std::vector<float>& grad_nll) {
-  const int64_t block = e.block_rows(counted.count());
-  const int64_t chunk = e.chunk_columns(block), product_rows = round_up(chunk, e.kernel.tile_rows);
-  ChunkBuffers buffers(e, block, product_rows, e.tiles(chunk), block);
+                      const std::vector<float>& grad_nll, ChunkBuffers& buffers) {
+  const int64_t block = e.block_rows(counted.count()), chunk = buffers.columns;
   std::vector<double> bias(static_cast<size_t>(chunk));
   for (int64_t first = 0; first < e.head.vocabulary; first += chunk) {
     CrossEntropyJob job = e.job(p.h, counted, 0, 0, buffers.h_tiles.get());
@@ -394,9 +391,16 @@ void linear_cross_entropy_backward(const rlcc_linear_cross_entropy_backward_para
     lse.push_back(p.lse[row]);
     grad_nll.push_back(p.grad_nll[row]);
   }
-  if (p.grad_weight != nullptr || p.grad_bias != nullptr) backward_of_head(engine, p, counted, lse, grad_nll);
-  if (p.grad_h == nullptr) return;
-  backward_of_h(engine, p, counted, lse, grad_nll);
+  const bool of_head = p.grad_weight != nullptr || p.grad_bias != nullptr, of_h = p.grad_h != nullptr;
+  const int64_t block = engine.block_rows(counted.count()), chunk = engine.chunk_columns(block);
+  // One set for both passes, so that it is there before the first of them writes.
+  ChunkBuffers buffers(engine, block,
+                       std::max(of_h ? block : 0, of_head ? round_up(chunk, engine.kernel.tile_rows) : 0),
+                       std::max(of_h ? row_tile_bytes(engine, block) : 0,
+                                of_head ? engine.tiles(chunk) * engine.kernel.tile_bytes(block) : 0));
+  if (of_head) backward_of_head(engine, p, counted, lse, grad_nll, buffers);
+  if (!of_h) return;
+  backward_of_h(engine, p, counted, lse, grad_nll, buffers);
   for (int64_t m = 0; m < p.rows; ++m) {
     if (p.labels[m] == p.ignore_index) zero_row(p.grad_h, m, p.head.columns, p.grad_h_stride, p.head.dtype);
   }

@@ -341,6 +341,7 @@ bool JsonValue::integer(int64_t* value) const {
 bool JsonValue::number(double* value) const {
   if (!is(JsonKind::kInteger) && !is(JsonKind::kReal)) return false;
   std::istringstream stream{std::string(text())};
+  stream.exceptions(std::ios::badbit);   // as failure() of core/status.h
   stream.imbue(std::locale::classic());  // a point, whatever the process writes for one
   double read = 0;
   if (!(stream >> read) || !std::isfinite(read)) return false;

@@ -21,6 +21,14 @@ std::string list_of(const int64_t* sizes, size_t count) {
   return list + "]";
 }
 
+// Strings by name, as safetensors wants it. Nothing here reads them.
+Status check_metadata(const JsonValue& entry) {
+  if (!entry.is(JsonKind::kObject)) return invalid("__metadata__ is no object");
+  return entry.each_member([](const JsonValue&, const JsonValue& value) -> Status {
+    return value.is(JsonKind::kString) ? Status{} : invalid("__metadata__ holds what is no string");
+  });
+}
+
 bool fits(const StoredTensor& tensor, const char* type, std::initializer_list<int64_t> shape) {
   return tensor.type->name == std::string_view(type) &&
          tensor.dimensions == static_cast<int32_t>(shape.size()) &&
@@ -54,7 +62,7 @@ Status TensorFile::open(const std::string& path) {
   data_begin_ = static_cast<int64_t>(header_bytes) + 8;
   const int64_t data_bytes = static_cast<int64_t>(bytes_.size()) - data_begin_;
   Status status = json.root().each_member([&](const JsonValue& name, const JsonValue& entry) -> Status {
-    return name.is_string("__metadata__") ? Status{} : read_entry(name, entry, data_bytes);
+    return name.is_string("__metadata__") ? check_metadata(entry) : read_entry(name, entry, data_bytes);
   });
   if (status.ok()) status = in_order(data_bytes);
   if (!status.ok()) return damaged(status.message);
@@ -104,7 +112,7 @@ Status TensorFile::read_entry(const JsonValue& name, const JsonValue& entry, int
 
 // Sorts the tensors by their place, and refuses gaps and overlaps as safetensors does.
 Status TensorFile::in_order(int64_t data_bytes) {
-  std::stable_sort(tensors_.begin(), tensors_.end(), [](const StoredTensor& a, const StoredTensor& b) {
+  std::sort(tensors_.begin(), tensors_.end(), [](const StoredTensor& a, const StoredTensor& b) {
     return a.data != b.data ? a.data < b.data : a.bytes < b.bytes;
   });
   const unsigned char* end = bytes_.data() + data_begin_;

@@ -6,12 +6,12 @@
 #include "core/element.h"
 #include "ref/reference.h"
 
+// Scratch is allocated before any output is written, here as in the kernels.
 namespace restorelcc::reference {
 namespace {
 
 // l[v] = sum_e h[e] W[v, e] + bias[v], h being the E elements from `begin` on.
-std::vector<double> logits(const rlcc_language_head& head, const void* h, int64_t begin) {
-  std::vector<double> l(static_cast<size_t>(head.vocabulary));
+void set_logits(const rlcc_language_head& head, const void* h, int64_t begin, std::vector<double>& l) {
   for (int64_t v = 0; v < head.vocabulary; ++v) {
     double sum = 0;
     for (int64_t e = 0; e < head.columns; ++e) {
@@ -19,7 +19,10 @@ std::vector<double> logits(const rlcc_language_head& head, const void* h, int64_
     }
     l[static_cast<size_t>(v)] = head.bias != nullptr ? sum + head.bias[v] : sum;
   }
-  return l;
+}
+
+std::vector<double> one_per_word(const rlcc_language_head& head) {
+  return std::vector<double>(static_cast<size_t>(head.vocabulary));
 }
 
 // log sum_v exp(l[v]) = top + log_rest, top = max_v l[v], so that no exponential overflows. Both parts are
@@ -39,12 +42,11 @@ struct LogSum {
 };
 
 // g[v] = scale (exp(l[v] - lse) - [v = label])
-std::vector<double> logit_gradients(const std::vector<double>& l, double lse, int64_t label, double scale) {
-  std::vector<double> g(l.size());
+void set_logit_gradients(const std::vector<double>& l, double lse, int64_t label, double scale,
+                         std::vector<double>& g) {
   for (size_t v = 0; v < l.size(); ++v) {
     g[v] = scale * (std::exp(l[v] - lse) - (static_cast<int64_t>(v) == label ? 1.0 : 0.0));
   }
-  return g;
 }
 
 // grad_h[e] = sum_v g[v] W[v, e], written from element `begin` on.
@@ -66,6 +68,7 @@ void clear_row(const rlcc_language_head& head, void* row, int64_t begin) {
 
 // nll[m] = lse[m] - l[m, labels[m]],  grad_h[m, e] = sum_v (softmax(l[m])[v] - [v = labels[m]]) W[v, e]
 void linear_cross_entropy(const rlcc_linear_cross_entropy_params& p) {
+  std::vector<double> l = one_per_word(p.head), g = l;
   for (int64_t m = 0; m < p.rows; ++m) {
     const bool counted = p.labels[m] != p.ignore_index;
     if (!counted) {
@@ -73,13 +76,14 @@ void linear_cross_entropy(const rlcc_linear_cross_entropy_params& p) {
       if (p.grad_h != nullptr) clear_row(p.head, p.grad_h, m * p.grad_h_stride);
       if (p.lse == nullptr) continue;
     }
-    const std::vector<double> l = logits(p.head, p.h, m * p.h_stride);
+    set_logits(p.head, p.h, m * p.h_stride, l);
     const LogSum log_sum(l);
     if (p.lse != nullptr) p.lse[m] = static_cast<float>(log_sum.lse());
     if (!counted) continue;
     p.nll[m] = static_cast<float>(log_sum.nll(l[static_cast<size_t>(p.labels[m])]));
     if (p.grad_h != nullptr) {
-      set_grad_h(p.head, logit_gradients(l, log_sum.lse(), p.labels[m], 1), p.grad_h, m * p.grad_h_stride);
+      set_logit_gradients(l, log_sum.lse(), p.labels[m], 1, g);
+      set_grad_h(p.head, g, p.grad_h, m * p.grad_h_stride);
     }
   }
 }
@@ -91,13 +95,14 @@ void linear_cross_entropy_backward(const rlcc_linear_cross_entropy_backward_para
   const int64_t vocabulary = p.head.vocabulary, columns = p.head.columns;
   std::vector<double> weight_sums(static_cast<size_t>(p.grad_weight != nullptr ? vocabulary * columns : 0));
   std::vector<double> bias_sums(static_cast<size_t>(p.grad_bias != nullptr ? vocabulary : 0));
+  std::vector<double> l = one_per_word(p.head), g = l;
   for (int64_t m = 0; m < p.rows; ++m) {
     if (p.labels[m] == p.ignore_index) {
       if (p.grad_h != nullptr) clear_row(p.head, p.grad_h, m * p.grad_h_stride);
       continue;
     }
-    const std::vector<double> l = logits(p.head, p.h, m * p.h_stride);
-    const std::vector<double> g = logit_gradients(l, p.lse[m], p.labels[m], p.grad_nll[m]);
+    set_logits(p.head, p.h, m * p.h_stride, l);
+    set_logit_gradients(l, p.lse[m], p.labels[m], p.grad_nll[m], g);
     if (p.grad_h != nullptr) set_grad_h(p.head, g, p.grad_h, m * p.grad_h_stride);
     for (size_t v = 0; v < bias_sums.size(); ++v) bias_sums[v] += g[v];
     for (size_t i = 0; i < weight_sums.size(); ++i) {
@@ -114,13 +119,15 @@ void linear_cross_entropy_backward(const rlcc_linear_cross_entropy_backward_para
 
 // contrast[g, s] = sum_{m in s} w[m] (nll(h[g, m]) - base_nll[m]) / sum_{m in s} w[m]
 void head_contrast(const rlcc_head_contrast_params& p) {
+  std::vector<double> sums(static_cast<size_t>(p.segment_count)), totals(sums), l = one_per_word(p.head);
   for (int64_t g = 0; g < p.groups; ++g) {
-    std::vector<double> sums(static_cast<size_t>(p.segment_count)), totals(sums);
+    std::fill(sums.begin(), sums.end(), 0.0);
+    std::fill(totals.begin(), totals.end(), 0.0);
     for (int64_t m = 0; m < p.rows; ++m) {
       const int64_t segment = p.segments != nullptr ? p.segments[m] : 0;
       const double weight = p.weights != nullptr ? p.weights[m] : 1;
       if (p.labels[m] == p.ignore_index || segment < 0 || weight == 0) continue;
-      const std::vector<double> l = logits(p.head, p.h, g * p.group_stride + m * p.h_stride);
+      set_logits(p.head, p.h, g * p.group_stride + m * p.h_stride, l);
       const double nll = LogSum(l).nll(l[static_cast<size_t>(p.labels[m])]);
       sums[static_cast<size_t>(segment)] += weight * (nll - p.base_nll[m]);
       totals[static_cast<size_t>(segment)] += weight;

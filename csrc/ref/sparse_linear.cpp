@@ -4,6 +4,7 @@
 #include "ref/reference.h"
 #include "sparse/layout.h"
 
+// Scratch is allocated before any output is written, here as in the kernels.
 namespace restorelcc::reference {
 namespace {
 
@@ -13,16 +14,14 @@ double scale(const rlcc_packed_weight& weight, int64_t n, int64_t k) {
 }
 
 // W[n, 0..K), pruned places +0.0. They take part in the sums: 0 * Inf is NaN, as in a dense product.
-std::vector<double> dense_row(const rlcc_packed_weight& weight, int64_t n) {
-  std::vector<double> row(static_cast<size_t>(weight.columns));
+void unpack_row(const rlcc_packed_weight& weight, int64_t n, std::vector<double>& row) {
   int64_t cursor = weight.row_offsets[n];
   for (int64_t k = 0; k < weight.columns; ++k) {
     const uint64_t word = weight.mask[n * words_of(weight.columns) + k / kWordBits];
-    if (((word >> (k % kWordBits)) & 1) != 0) {
-      row[static_cast<size_t>(k)] = element(weight.values, weight.dtype, cursor++) * scale(weight, n, k);
-    }
+    const bool survived = ((word >> (k % kWordBits)) & 1) != 0;
+    row[static_cast<size_t>(k)] =
+        survived ? element(weight.values, weight.dtype, cursor++) * scale(weight, n, k) : 0.0;
   }
-  return row;
 }
 
 }  // namespace
@@ -30,8 +29,9 @@ std::vector<double> dense_row(const rlcc_packed_weight& weight, int64_t n) {
 // y[m, n] = sum_k x[m, k] W[n, k] + comp_rows[comp_index[m], n] + bias[n] + residual[m, n]
 void sparse_linear(const rlcc_sparse_linear_params& p) {
   const int64_t outputs = p.weight.rows;
+  std::vector<double> row(static_cast<size_t>(p.weight.columns));
   for (int64_t n = 0; n < outputs; ++n) {
-    const std::vector<double> row = dense_row(p.weight, n);
+    unpack_row(p.weight, n, row);
     for (int64_t m = 0; m < p.x_rows; ++m) {
       double sum = 0;
       for (int64_t k = 0; k < p.weight.columns; ++k) {
@@ -50,9 +50,9 @@ void sparse_linear(const rlcc_sparse_linear_params& p) {
 // grad_x[m, k] = sum_n grad_y[m, n] W[n, k]
 void sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params& p) {
   const int64_t inputs = p.weight.columns;
-  std::vector<double> sums(static_cast<size_t>(p.y_rows * inputs));
+  std::vector<double> sums(static_cast<size_t>(p.y_rows * inputs)), row(static_cast<size_t>(inputs));
   for (int64_t n = 0; n < p.weight.rows; ++n) {
-    const std::vector<double> row = dense_row(p.weight, n);
+    unpack_row(p.weight, n, row);
     for (int64_t m = 0; m < p.y_rows; ++m) {
       const double gradient = element(p.grad_y, p.dtype, m * p.grad_y_stride + n);
       for (int64_t k = 0; k < inputs; ++k) {

@@ -52,6 +52,8 @@ void tables() {
           {kPacked, "lies at [-", table(norm + ",\"data_offsets\":[", norm + ",\"data_offsets\":[-")},
           {kPacked, "has the offsets [0,", table(norm + ",\"data_offsets\":[", norm + ",\"data_offsets\":[0,")},
           {kPacked, "has the type ", table("\"__metadata__\"", "\"__m__\"")},
+          {kPacked, "__metadata__ is no object", table("\"__metadata__\":{", "\"__metadata__\":[],\"x\":{")},
+          {kPacked, "__metadata__ holds what is no string", table("\"version\":\"1\"", "\"version\":1")},
           {kPacked, "zero byte in its name", table("\"model.norm.weight\"", "\"model.norm.weight\\u0000\"")},
       });
 }

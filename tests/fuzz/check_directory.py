@@ -4,6 +4,9 @@
     refused     ValueError (OSError where the system refuses): one printable line that names a file or the directory
     unusable    loaded, but the stock class cannot run with what config.json says: an exception of its own code
 
+The C ABI opens the directory too (restorelcc/model.h): it opens what load accepts and hands out the same weights, and
+its refusal is such a sentence. JSON is read more strictly there: what only that refuses is no failure.
+
 Anything else is a failure: another exception, a file read outside of the directory, a connection, a started program,
 a question asked at the terminal, more than 512 MB.
 """
@@ -11,6 +14,7 @@ a question asked at the terminal, more than 512 MB.
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import sys
@@ -25,9 +29,13 @@ from remembered_models import remember_stock_models
 import restorelcc
 from restorelcc.sparse_linear import SparseLinear
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "runtime"))
+from c_model import CModel
+
 MOST_MEMORY = 512 << 20
 HERE = Path(__file__).parent
 LONGEST_SENTENCE = 1000  # characters, beside the directory's own name
+_STRICTER = re.compile(r"stands twice|not JSON|is not a file|cannot be used")  # in C
 _TOKENS = torch.tensor([[1, 2]])
 _EVENTS = ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.posix_spawn", "os.exec",
            "os.fork", "builtins.input", "os.remove", "os.rename", "os.symlink", "shutil.rmtree")  # fmt: skip
@@ -99,15 +107,19 @@ class Checker:
         try:
             model = restorelcc.load(place)
         except (ValueError, OSError) as error:
-            return _sentence(error, place)
+            verdict = _sentence(error, place)
+            return verdict if verdict[0] == "failed" else _opened_from_c(place, None) or verdict
         except Exception as error:
             return "failed", f"load raised {_where(error)}"
+        packed = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
         try:
-            for module in model.modules():
-                if isinstance(module, SparseLinear):
-                    module.packed.validate()
+            for module in packed.values():
+                module.packed.validate()
         except Exception as error:
             return "failed", f"a weight of the loaded model is not valid: {_where(error)}"
+        failure = _opened_from_c(place, packed)
+        if failure is not None:
+            return failure
         try:
             with torch.no_grad():
                 model(input_ids=_TOKENS)
@@ -116,6 +128,26 @@ class Checker:
             ours = any("restorelcc" in Path(frame.filename).parts for frame in frames)
             return "failed" if ours else "unusable", f"the forward pass raised {_where(error)}"
         return "accepted", ""
+
+
+def _opened_from_c(place: Path, packed: dict[str, SparseLinear] | None) -> tuple[str, str] | None:
+    """("failed", why), or None where C does as it should. packed: of the loaded model; None where load refuses it."""
+    try:
+        with CModel(place) as found:
+            found.config(), found.tensors(), found.compensations()
+            weights = found.weights()
+    except ValueError as error:
+        verdict = _sentence(error, place)
+        if verdict[0] == "refused" and packed is not None and not _STRICTER.search(verdict[1]):
+            return "failed", f"load accepts it, C does not: {verdict[1]}"
+        return verdict if verdict[0] == "failed" else None
+    if packed is not None:
+        if set(weights) != set(packed):
+            return "failed", f"C hands out {len(weights)} weights, load {len(packed)}"
+        for name, weight in weights.items():
+            if not torch.equal(weight["dense"].nan_to_num(), packed[name].packed.unpack().nan_to_num()):
+                return "failed", f"C hands out another weight {name}"
+    return None
 
 
 def _sentence(error: Exception, place: Path) -> tuple[str, str]:

@@ -1,9 +1,9 @@
-// The same check behind libFuzzer (clang): -DRLCC_LIBFUZZER=ON. It mutates by itself; start it on
-// tests/fuzz/corpus.
+// The same checks behind libFuzzer (clang): -DRLCC_LIBFUZZER=ON. It mutates by itself; start it on
+// tests/fuzz/corpus, or on what rlcc_fuzz_model --write-corpus writes.
 #include <cstdio>
 #include <cstdlib>
 
-#include "run_input.h"
+#include "subject.h"
 
 #if !defined(RLCC_LIBFUZZER)
 #error "compile with -DRLCC_LIBFUZZER"

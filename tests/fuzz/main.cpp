@@ -1,4 +1,4 @@
-// rlcc_fuzz: garbled packed weights through the library. Each mutation has a generator of its own, seeded with
+// Garbled inputs through the library. Each mutation has a generator of its own, seeded with
 // its number, so one can be repeated alone.
 #include <cstdio>
 #include <cstdlib>
@@ -7,8 +7,7 @@
 #include <fstream>
 #include <iterator>
 
-#include "mutate.h"
-#include "run_input.h"
+#include "subject.h"
 
 // Of the sanitizers' runtime, where there is one.
 extern "C" __attribute__((weak)) void __sanitizer_set_death_callback(void (*callback)());
@@ -17,21 +16,20 @@ namespace restorelcc::fuzz {
 namespace {
 
 constexpr char kUsage[] =
-    R"(rlcc_fuzz: garbles packed weights and passes them to every entry point that takes one.
-
+    R"(
   --mutations N       how many (default 20000)
   --seed S            of the mutations (default 1)
   --from I            number of the first (default 0); with --mutations 1, repeats one
-  --corpus DIR        start from these files, beside the built-in weights
-  --write-corpus DIR  write the built-in weights there and exit
+  --corpus DIR        start from these files, beside the built-in ones
+  --write-corpus DIR  write the built-in inputs there and exit
   --replay FILE       run one input and exit
-  --save FILE         where the input that fails goes (default rlcc_fuzz_failure.bin)
+  --save FILE         where the input that fails goes (default PROGRAM_failure.bin)
   --help
 )";
 
 struct Options {
   uint64_t mutations = 20000, seed = 1, from = 0;
-  std::string corpus, write_corpus, replay, save = "rlcc_fuzz_failure.bin";
+  std::string corpus, write_corpus, replay, save = std::string(kProgram) + "_failure.bin";
 };
 
 // What is running, for the sanitizer's last words.
@@ -44,7 +42,7 @@ struct Current {
 void write_file(const std::string& path, const Bytes& bytes) {
   std::ofstream stream(path, std::ios::binary);
   stream.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-  if (!stream) std::fprintf(stderr, "rlcc_fuzz: cannot write '%s'\n", path.c_str());
+  if (!stream) std::fprintf(stderr, "%s: cannot write '%s'\n", kProgram, path.c_str());
 }
 
 Bytes read_file(const std::filesystem::path& path) {
@@ -55,17 +53,16 @@ Bytes read_file(const std::filesystem::path& path) {
 void say_where() {
   if (current.bytes == nullptr) return;
   write_file(current.save, *current.bytes);
-  std::fprintf(stderr,
-               "rlcc_fuzz: the input is in %s; again: --replay %s, or --seed %llu --from %llu --mutations 1\n",
-               current.save.c_str(), current.save.c_str(), static_cast<unsigned long long>(current.seed),
-               static_cast<unsigned long long>(current.number));
+  std::fprintf(stderr, "%s: the input is in %s; again: --replay %s, or --seed %llu --from %llu --mutations 1\n",
+               kProgram, current.save.c_str(), current.save.c_str(),
+               static_cast<unsigned long long>(current.seed), static_cast<unsigned long long>(current.number));
 }
 
 bool parse_options(int argc, char** argv, Options* options) {
   for (int i = 1; i < argc; ++i) {
     const std::string name = argv[i];
     if (i + 1 == argc) {
-      std::fprintf(stderr, "rlcc_fuzz: '%s' is unknown, or lacks its value\n\n%s", argv[i], kUsage);
+      std::fprintf(stderr, "%s: '%s' is unknown, or lacks its value\n\n%s", kProgram, argv[i], kUsage);
       return false;
     }
     const char* value = argv[++i];
@@ -87,7 +84,7 @@ bool parse_options(int argc, char** argv, Options* options) {
     } else if (name == "--save") {
       options->save = value;
     } else {
-      std::fprintf(stderr, "rlcc_fuzz: '%s %s' is not understood\n\n%s", name.c_str(), value, kUsage);
+      std::fprintf(stderr, "%s: '%s %s' is not understood\n\n%s", kProgram, name.c_str(), value, kUsage);
       return false;
     }
   }
@@ -102,7 +99,7 @@ bool run(const Bytes& bytes, uint64_t seed, uint64_t number, Outcome* outcome) {
   std::string failure;
   *outcome = run_input(bytes, &failure);
   if (!failure.empty()) {
-    std::fprintf(stderr, "rlcc_fuzz: FAILED: %s\n", failure.c_str());
+    std::fprintf(stderr, "%s: FAILED: %s\n", kProgram, failure.c_str());
     say_where();
   }
   current.bytes = nullptr;
@@ -120,7 +117,7 @@ int fuzz(const Options& options) {
   for (const Seed& seed : all) {
     if (!run(seed.bytes, options.seed, 0, &outcome)) return 1;
     if (outcome != Outcome::kAccepted) {
-      std::fprintf(stderr, "rlcc_fuzz: FAILED: %s is not accepted as it is\n", seed.name.c_str());
+      std::fprintf(stderr, "%s: FAILED: %s is not accepted as it is\n", kProgram, seed.name.c_str());
       return 1;
     }
   }
@@ -131,14 +128,13 @@ int fuzz(const Options& options) {
     if (!run(bytes, options.seed, i, &outcome)) return 1;
     ++counts[static_cast<int>(outcome)];
   }
-  std::printf(
-      "rlcc_fuzz: %zu seeds, %llu mutations: %llu accepted, %llu refused, %llu no input, %llu too large\n",
-      all.size(), static_cast<unsigned long long>(options.mutations), counts[3], counts[2], counts[0],
-      counts[1]);
+  std::printf("%s: %zu seeds, %llu mutations: %llu accepted, %llu refused, %llu no input, %llu too large\n",
+              kProgram, all.size(), static_cast<unsigned long long>(options.mutations), counts[3], counts[2],
+              counts[0], counts[1]);
   // A mutator that breaks everything would test the refusals alone.
   const bool both = counts[3] * 20 >= options.mutations && counts[2] * 20 >= options.mutations;
   if (options.mutations >= 1000 && !both) {
-    std::fprintf(stderr, "rlcc_fuzz: FAILED: less than a twentieth accepted, or refused\n");
+    std::fprintf(stderr, "%s: FAILED: less than a twentieth accepted, or refused\n", kProgram);
     return 1;
   }
   return 0;
@@ -156,7 +152,7 @@ int run_program(const Options& options) {
   constexpr const char* kOutcomes[] = {"no input", "too large", "refused", "accepted"};
   Outcome outcome{};
   const bool passed = run(read_file(options.replay), 0, 0, &outcome);
-  std::printf("rlcc_fuzz: %s\n", kOutcomes[static_cast<int>(outcome)]);
+  std::printf("%s: %s\n", kProgram, kOutcomes[static_cast<int>(outcome)]);
   return passed ? 0 : 1;
 }
 
@@ -165,7 +161,7 @@ int run_program(const Options& options) {
 
 int main(int argc, char** argv) {
   if (argc == 2 && std::strcmp(argv[1], "--help") == 0) {
-    std::fputs(restorelcc::fuzz::kUsage, stdout);
+    std::printf("%s: %s\n%s", restorelcc::fuzz::kProgram, restorelcc::fuzz::kAbout, restorelcc::fuzz::kUsage);
     return 0;
   }
   restorelcc::fuzz::Options options;
@@ -173,7 +169,7 @@ int main(int argc, char** argv) {
   try {
     return restorelcc::fuzz::run_program(options);
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "rlcc_fuzz: %s\n", error.what());
+    std::fprintf(stderr, "%s: %s\n", restorelcc::fuzz::kProgram, error.what());
     return 2;
   }
 }

@@ -1,9 +1,13 @@
-#include "mutate.h"
+// Truncation, flipped bits, lying headers, sizes and offsets, huge integers, swapped arrays, wrong dtypes, null
+// and misaligned pointers; and changes that keep the weight good (other values, a survivor moved within its
+// row).
 
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <limits>
+
+#include "packed_input.h"
 
 namespace restorelcc::fuzz {
 namespace {

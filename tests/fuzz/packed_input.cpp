@@ -85,6 +85,7 @@ Bytes serialise(const PackedInput& input) {
   return bytes;
 }
 
+// Every dtype of values, ragged shapes, rows without survivors, full rows, nothing at all.
 std::vector<Seed> seeds() {
   std::vector<Seed> all;
   for (rlcc_dtype values : kValuesDtypes) {

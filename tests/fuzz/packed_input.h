@@ -4,14 +4,11 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
-#include <vector>
 
 #include "restorelcc/restorelcc.h"
+#include "subject.h"
 
 namespace restorelcc::fuzz {
-
-using Bytes = std::vector<uint8_t>;
 
 constexpr uint32_t kMagic = 0x46434c52;  // "RLCF"
 
@@ -49,12 +46,5 @@ struct PackedInput {
 // False: too short for a header, or another magic. Parts that the bytes do not hold are cut short.
 bool parse(const Bytes& bytes, PackedInput* input);
 Bytes serialise(const PackedInput& input);
-
-struct Seed {
-  std::string name;
-  Bytes bytes;
-};
-// Good packed weights: every dtype of values, ragged shapes, rows without survivors, full rows, nothing at all.
-std::vector<Seed> seeds();
 
 }  // namespace restorelcc::fuzz

@@ -1,10 +1,20 @@
-#include "run_input.h"
-
+// One input through every entry point that takes a packed weight.
+//
+// The C ABI takes pointers without lengths, so whoever reads a file allots each array the size that the header
+// implies. This does the same, to the byte, so that a sanitizer sees any access beyond; headers whose arrays
+// would be larger than a limit are skipped, save those that the library must refuse before it touches an array.
+// The library's verdict must be that of this program's own reading of the format.
 #include <algorithm>
 #include <cstring>
 #include <memory>
 
+#include "packed_input.h"
+
 namespace restorelcc::fuzz {
+
+const char kProgram[] = "rlcc_fuzz";
+const char kAbout[] = "garbles packed weights and passes them to every entry point that takes one.";
+
 namespace {
 
 constexpr int64_t kMostBytes = 1 << 20;  // of one array
