@@ -76,6 +76,7 @@ Llama::Llama(const PackedModel& model, const Settings& settings)
   const rlcc_model_config& c = config_;
   for (int64_t i = 0; i < c.layers; ++i) layers_.push_back(load_layer(model, i));
   choose_compensation(model, settings.compensation);
+  if (settings.huge_pages) move_weights(model.file_bytes());
   hidden_ = Buffer(batch_ * c.hidden_size, dtype_);
   normed_ = Buffer(batch_ * c.hidden_size, dtype_);
   qkv_ = Buffer(batch_ * (c.heads + 2 * c.kv_heads) * c.head_dim, dtype_);
@@ -121,6 +122,17 @@ void Llama::choose_compensation(const PackedModel& model, const std::string& nam
     if (chosen.heads != nullptr) layer.output.compensate_inputs(chosen.heads + i * width);
     if (chosen.ffn != nullptr) layer.down.compensate_outputs(chosen.ffn + i * config_.hidden_size);
   }
+}
+
+// Copies of what is used of the file, and offsets of the parts of joined matrices: never twice the file.
+void Llama::move_weights(int64_t file_bytes) {
+  pages_.emplace(2 * file_bytes);
+  for (Layer& layer : layers_) {
+    for (Projection* one : {&layer.qkv, &layer.output, &layer.gate_up, &layer.down}) one->move_to(&*pages_);
+  }
+  head_.move_to(&*pages_);
+  const int64_t bytes = config_.vocabulary * config_.hidden_size * element_bytes(embedding_.dtype);
+  embedding_.data = pages_->copy(embedding_.data, bytes);  // of a tied head: copied already
 }
 
 int64_t Llama::buffer_bytes() const {

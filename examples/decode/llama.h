@@ -12,10 +12,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "buffer.h"
+#include "huge_pages.h"
 #include "kv_cache.h"
 #include "loops.h"
 #include "packed_model.h"
@@ -30,11 +32,13 @@ struct Settings {
   rlcc_dtype cache = -1;        // RLCC_F32, RLCC_BF16; -1: as the activations
   int64_t positions = 0;        // tokens that fit, prompt and new ones
   int64_t batch = 128;          // tokens in one call of forward(), at most
+  bool huge_pages = false;      // weights are copied into pages of 2 MiB
 };
 
 class Llama {
  public:
-  // The model must outlive this. Throws Refusal for another family, and for what this program does not do.
+  // The model must stay open, but with huge_pages. Throws Refusal for another family, and for what this program
+  // does not do.
   Llama(const PackedModel& model, const Settings& settings);
 
   // The next `count` tokens, 1 to batch; ids in [0, vocabulary). Throws Refusal for other ids and past the
@@ -59,6 +63,7 @@ class Llama {
     Projection qkv, output, gate_up, down;
   };
   Layer load_layer(const PackedModel& model, int64_t index) const;
+  void move_weights(int64_t file_bytes);
   void choose_compensation(const PackedModel& model, const std::string& name);
   void check_ids(const int64_t* ids, int64_t count) const;
   void embed(const int64_t* ids, int64_t count);
@@ -69,12 +74,13 @@ class Llama {
     return buffer.bytes() + row * columns * element_bytes(dtype_);
   }
 
-  const rlcc_model_config& config_;
-  const rlcc_dtype dtype_;  // of activations
+  const rlcc_model_config config_;  // its strings are looked at by the constructor alone
+  const rlcc_dtype dtype_;          // of activations
   const int64_t positions_, batch_;
   Rope rope_;
   KvCache cache_;
   const Loops& loops_;
+  std::optional<HugePages> pages_;
   rlcc_tensor embedding_;
   std::vector<Layer> layers_;
   std::vector<float> last_norm_;

@@ -1,7 +1,9 @@
 // decode: token ids in, token ids out, on a packed model. See README.md.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <exception>
+#include <vector>
 
 #include "llama.h"
 #include "logits_file.h"
@@ -18,11 +20,10 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-bool ends_text(const rlcc_model_config& config, int64_t id) {
-  for (int64_t i = 0; i < config.eos_token_count; ++i) {
-    if (config.eos_tokens[i] == id) return true;
-  }
-  return false;
+// None where text goes on behind them.
+std::vector<int64_t> end_tokens(const Options& options, const rlcc_model_config& config) {
+  if (options.ignore_eos) return {};
+  return {config.eos_tokens, config.eos_tokens + config.eos_token_count};
 }
 
 int64_t next_token(Llama& llama, int64_t row) {
@@ -56,7 +57,7 @@ void write_logits(Llama& llama, const Options& options) {
   file.finish();
 }
 
-void generate(Llama& llama, const Options& options, const rlcc_model_config& config, Report* report) {
+void generate(Llama& llama, const Options& options, const std::vector<int64_t>& ends, Report* report) {
   report->ids.reserve(static_cast<size_t>(options.tokens));
   report->token_seconds.reserve(static_cast<size_t>(options.tokens));
   double last = now();
@@ -68,8 +69,11 @@ void generate(Llama& llama, const Options& options, const rlcc_model_config& con
   report->ids.push_back(id);
   const double waited = waited_seconds();
   last = now();
-  while (static_cast<int64_t>(report->ids.size()) < options.tokens &&
-         (options.ignore_eos || !ends_text(config, id))) {
+  const auto done = [&] {
+    return static_cast<int64_t>(report->ids.size()) >= options.tokens ||
+           std::find(ends.begin(), ends.end(), id) != ends.end();
+  };
+  while (!done()) {
     llama.forward(&id, 1);
     id = next_token(llama, 0);
     const double time = now();
@@ -101,8 +105,10 @@ int run(int count, const char* const* words) {
   }
   const double begin = now();
   if (options.threads > 0) check(rlcc_set_num_threads(options.threads));
-  const PackedModel model(options.model);
+  PackedModel model(options.model);
   Llama llama(model, options.settings);
+  const std::vector<int64_t> ends = end_tokens(options, model.config());
+  if (options.settings.huge_pages) model.close();
   over(rlcc_get_num_threads(), INT64_MAX,
        [](int64_t, int64_t) {});  // the threads start here, not in the first token
   Report report;
@@ -116,7 +122,7 @@ int run(int count, const char* const* words) {
   report.cache_bytes = llama.cache_bytes();
   report.buffer_bytes = llama.buffer_bytes();
   if (options.logits_file.empty()) {
-    generate(llama, options, model.config(), &report);
+    generate(llama, options, ends, &report);
   } else {
     write_logits(llama, options);
   }

@@ -1,15 +1,28 @@
 #include "packed_model.h"
 
+#include <filesystem>
+
 #include "elements.h"
 #include "refusal.h"
 
 namespace decode {
-PackedModel::PackedModel(const std::string& directory) {
+PackedModel::PackedModel(const std::string& directory) : directory_(directory) {
   check(rlcc_model_open(directory.c_str(), &model_));
   check(rlcc_model_get_config(model_, &config_));
 }
 
-PackedModel::~PackedModel() { rlcc_model_close(model_); }
+PackedModel::~PackedModel() { close(); }
+
+void PackedModel::close() {
+  rlcc_model_close(model_);
+  model_ = nullptr;
+  config_ = {};
+}
+
+int64_t PackedModel::file_bytes() const {
+  return static_cast<int64_t>(
+      std::filesystem::file_size(std::filesystem::path(directory_) / "packed.safetensors"));
+}
 
 bool PackedModel::has_tensor(const std::string& name) const {
   return rlcc_model_has(model_, name.c_str()) == 1;

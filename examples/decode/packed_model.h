@@ -19,6 +19,10 @@ class PackedModel {
   PackedModel& operator=(const PackedModel&) = delete;
 
   const rlcc_model_config& config() const { return config_; }
+  // Of packed.safetensors.
+  int64_t file_bytes() const;
+  // The files are no longer mapped; nothing that was handed out may be used any more.
+  void close();
 
   bool has_tensor(const std::string& name) const;
   bool has_weight(const std::string& name) const;
@@ -33,6 +37,7 @@ class PackedModel {
   rlcc_compensation compensation(const std::string& name) const;
 
  private:
+  std::string directory_;
   rlcc_model* model_ = nullptr;
   rlcc_model_config config_{};
 };

@@ -1,5 +1,7 @@
 #include "projection.h"
 
+#include <algorithm>
+
 #include "elements.h"
 #include "refusal.h"
 
@@ -58,6 +60,8 @@ Projection::Projection(const PackedModel& model, const std::vector<Module>& modu
       bias_.insert(bias_.end(), bias.begin(), bias.end());
     }
   }
+  // A Llama whose o_proj has a bias gives q, k and v one, too; zeros need not be added.
+  if (std::all_of(bias_.begin(), bias_.end(), [](float b) { return b == 0; })) bias_.clear();
 }
 
 void Projection::compensate_inputs(const float* c) {
@@ -68,6 +72,26 @@ void Projection::compensate_inputs(const float* c) {
 }
 
 void Projection::compensate_outputs(const float* c) { comp_rows_.assign(c, c + outputs_); }
+
+void Projection::move_to(HugePages* pages) {
+  for (Part& part : parts_) {
+    if (!part.packed) {
+      part.dense.data = pages->copy(part.dense.data, part.outputs * inputs_ * element_bytes(part.dense.dtype));
+      continue;
+    }
+    rlcc_packed_weight& w = part.weight;
+    const int64_t bytes = element_bytes(w.dtype), first = w.row_offsets[0], words = (w.columns + 63) / 64;
+    const int64_t groups = (w.columns + RLCC_SCALE_COLUMNS - 1) / RLCC_SCALE_COLUMNS;
+    w.value_count = w.row_offsets[w.rows] - first + RLCC_VALUE_PADDING_BYTES / bytes;
+    w.values = pages->copy(static_cast<const char*>(w.values) + first * bytes, w.value_count * bytes);
+    w.mask = static_cast<const uint64_t*>(pages->copy(w.mask, w.rows * words * 8));
+    if (w.scales != nullptr)
+      w.scales = static_cast<const uint16_t*>(pages->copy(w.scales, w.rows * groups * 2));
+    auto* const offsets = static_cast<int64_t*>(pages->copy(w.row_offsets, (w.rows + 1) * 8));
+    for (int64_t n = 0; n <= w.rows; ++n) offsets[n] -= first;  // of the values that were copied
+    w.row_offsets = offsets;
+  }
+}
 
 void Projection::run(const Rows& x, int64_t rows, const Rows& y, const void* residual) const {
   for (const Part& part : parts_) run_part(part, x, rows, y, residual, false);

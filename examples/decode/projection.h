@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "huge_pages.h"
 #include "packed_model.h"
 
 namespace decode {
@@ -34,6 +35,9 @@ class Projection {
   void compensate_inputs(const float* c);
   // P = c; c [outputs].
   void compensate_outputs(const float* c);
+
+  // The weights are used in a copy there from now on. (Their files may be closed then.)
+  void move_to(HugePages* pages);
 
   int64_t outputs() const { return outputs_; }
   // residual: null, or rows like y (and y may be residual).

@@ -186,6 +186,16 @@ def test_the_same_ids_for_any_number_of_threads(decoder: Decoder, tiny: Tiny, tm
         assert torch.equal(decoder.logits(model.packed, ids, tmp_path / "logits", "--threads", threads), one)
 
 
+@pytest.mark.parametrize(("kind", "values"), [("biased", "bf16"), ("plain", "int8+head"), ("wide-heads", "fp32")])
+def test_huge_pages_change_no_bit(kind: str, values: str, decoder: Decoder, tiny: Tiny, tmp_path: Path) -> None:
+    model, ids = tiny(kind, values).packed, some_ids(40)
+    if decoder.run(model, "--prompt-ids", "1", "--tokens", 1, "--huge-pages").returncode == 2:
+        pytest.skip("this system gives no huge pages to who asks for them")
+    mapped = decoder.logits(model, ids, tmp_path / "logits", "--batch", 25)
+    assert torch.equal(decoder.logits(model, ids, tmp_path / "logits", "--batch", 25, "--huge-pages"), mapped)
+    assert decoder.generate(model, ids, 9, "--huge-pages")["ids"] == decoder.generate(model, ids, 9)["ids"]
+
+
 def test_a_prompt_from_a_file(decoder: Decoder, tiny: Tiny, tmp_path: Path) -> None:
     model = tiny("biased", "fp32").packed
     (tmp_path / "ids.txt").write_text(" 1, 5\n9\n")
