@@ -17,8 +17,8 @@ constexpr int64_t kDenseRows[] = {1, 2, 5, 6, 7, 8, 9, 13, 16, 17, 40};
 void ragged_shapes(const char* isa) {
   std::mt19937 random(61);
   size_t turn = 0;
-  for (int64_t columns : {1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 129, 576}) {
-    for (int64_t outputs : {1, 2, 3, 4, 5, 17, 64, 67, 130}) {
+  for (int64_t columns : {1, 2, 7, 15, 16, 31, 32, 33, 64, 65, 129, 576}) {
+    for (int64_t outputs : {1, 2, 3, 5, 64, 67}) {
       for (int64_t rows : kDenseRows) {
         ++turn;
         const DenseTypes types{kDtypes[turn % 3], kDtypes[turn / 3 % 3], kDtypes[turn / 9 % 3]};
