@@ -1,12 +1,12 @@
 """The recipes of `restore`: which steps, with which settings. Expected times and gains: docs/recipes.md.
 
-    best         refit of the surviving weights, then tuning under the mask with distillation, biases everywhere
+    best         refit of the surviving weights, then tuning under the mask with distillation
     fast         refit alone: no training
     compensate   lost component compensation: one vector per head, the weights untouched
     paper        the same as RestoreLCC published it: linear probe, a quarter of the heads
     task         the same from a few multiple-choice items of one task; several serve one sparse model
 
-`best` is the default. Every recipe keeps every zero and adds nothing but biases.
+`best` is the default. Every recipe keeps every zero, and none adds more than biases.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ RECIPES = {
     for recipe in (
         Recipe(
             "best", RefitSettings(), TuningObjective(distill=0.3),
-            TrainingSettings(learning_rates=(0.001,), epochs=2.0, patience=6),  # measured: docs/findings.md
+            TrainingSettings(learning_rates=(0.001,), epochs=2.0, patience=6), biases="none",  # docs/findings.md
         ),
         Recipe("fast", RefitSettings()),
         Recipe("compensate"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,21 @@ def text(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> TokenSet:
     return load_text(file, load_tokenizer(stories), window=32, max_tokens=512, seed=0)
 
 
-def test_it_is_the_tuning_of_the_dense_model(stories_pair: tuple[Path, Path], text: TokenSet) -> None:
+@pytest.mark.parametrize("biases", ["none", "all"])
+def test_it_is_the_tuning_of_the_dense_model(
+    biases: str, stories_pair: tuple[Path, Path], text: TokenSet
+) -> None:  # fmt: skip
     """Its own teacher: asked before anything changes, so a copy of the model teaches the same, bit for bit."""
     dense = stories_pair[0]
-    model, found = tuned_dense(dense, text, RECIPES["best"], SETTINGS)
-    target = weights_target(dense, biases=True)
+    model, found = tuned_dense(dense, text, replace(RECIPES["best"], biases=biases), SETTINGS)
+    target = weights_target(dense, biases=biases == "all")
     want = tune(
         load_model(dense, dtype=torch.float32).model, text, biased=target.biased,
         dense=load_model(dense, dtype=torch.float32).model, objective=RECIPES["best"].objective, settings=SETTINGS,
     )  # fmt: skip
     assert found.history == want.history
     assert all(torch.equal(found.tensors[name], value) for name, value in want.tensors.items())
-    assert sum(name.endswith(".bias") for name in found.tensors) == 5 * 7
+    assert sum(name.endswith(".bias") for name in found.tensors) == (5 * 7 if biases == "all" else 0)
     assert found.heldout_after < found.heldout_before
     _, heldout = text.split(SETTINGS.heldout_share, seed=SETTINGS.seed)
     assert token_nll(model, heldout).mean == pytest.approx(found.heldout_after, rel=1e-5)
@@ -50,7 +54,7 @@ def test_it_is_written_as_a_stock_checkpoint(
     stories_pair: tuple[Path, Path], text: TokenSet, tmp_path: Path
 ) -> None:  # fmt: skip
     dense = stories_pair[0]
-    report = train_control(dense, tmp_path / "control", text, RECIPES["best"], SETTINGS)
+    report = train_control(dense, tmp_path / "control", text, replace(RECIPES["best"], biases="all"), SETTINGS)
     before, after = load_file(dense / "model.safetensors"), load_file(tmp_path / "control" / "model.safetensors")
     assert (report.kind, report.biases, report.matrices_compared) == ("o_proj_bias", 35, 35)
     weights: dict[str, Any] = {name: value for name, value in before.items() if value.ndim == 2 and "layers" in name}

@@ -228,22 +228,23 @@ def test_weights_change_under_the_mask_and_quality_comes_back(
             assert torch.equal(weight, after[name]), name
     assert changed == report.fold["matrices_compared"] == 5 * 7
     added = sorted(set(after) - set(before))
-    assert len(added) == (0 if recipe == "fast" else 5 * 7)
-    assert report.fold["kind"] == ("unchanged" if recipe == "fast" else "o_proj_bias")
+    assert not added
+    assert report.fold["kind"] == "unchanged"
     assert report.recipe == recipe
     assert not (tmp_path / "restored.work" / "refit.layers").exists()
 
 
-@pytest.mark.parametrize("biases", ["outputs", "none"])
-def test_best_with_fewer_biases(biases: str, stories_pair: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("biases", ["outputs", "all"])
+def test_best_with_biases(biases: str, stories_pair: tuple[Path, Path], tmp_path: Path) -> None:
     recipe = replace(RECIPES["best"], refit=None, biases=biases)
     report = restore(*stories_pair, tmp_path / "restored", **{**WEIGHTS, "recipe": recipe})
     assert report.heldout["restored"] < report.heldout["pruned"]
     after = tensors(tmp_path / "restored")
     found = {name: bool(bias.any()) for name, bias in after.items() if name.endswith(".bias")}
-    assert len(found) == (0 if biases == "none" else 5 * 7)
+    assert len(found) == 5 * 7
     used = {name.removesuffix(".bias").rpartition(".")[2] for name, is_used in found.items() if is_used}
-    assert used == (set() if biases == "none" else {"o_proj", "down_proj"})
+    attention, ffn = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+    assert used == ({*attention, *ffn} if biases == "all" else {"o_proj", "down_proj"})
     with pytest.raises(ValueError, match="biases is some; it must be one of all, outputs, none"):
         replace(recipe, biases="some")
 
@@ -287,14 +288,23 @@ def test_a_refit_that_destroys_the_model_is_scaled_down(
 
 
 @pytest.mark.parametrize("kind", ["mistral", "mistral-sliding", "qwen3", "opt", "gpt_neox"])
-def test_best_writes_a_stock_checkpoint_of_every_architecture(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("biases", ["none", "all"])
+def test_best_writes_a_stock_checkpoint_of_every_architecture(kind: str, biases: str, tmp_path: Path) -> None:
     dense, pruned = random_pair(kind, tmp_path)
     words = tmp_path / "words.txt"
     words.write_text(" ".join(f"w{3 + (7 * i + i * i // 5) % 90}" for i in range(600)))
     settings = TrainingSettings(learning_rates=(0.002,), batch_tokens=64, evaluations=2)
-    report = restore(dense, pruned, tmp_path / "out", data=words, tokens=512, window=16, training=settings)
+    recipe = replace(RECIPES["best"], biases=biases)
+    report = restore(
+        dense, pruned, tmp_path / "out", recipe=recipe, data=words, tokens=512, window=16, training=settings
+    )  # fmt: skip
     model = load_model(tmp_path / "out").model
-    assert report.fold["kind"] == {"mistral": "llama_reexport", "mistral-sliding": "unchanged"}.get(kind, "o_proj_bias")
+    if biases == "none":
+        assert report.fold["kind"] == "unchanged"
+        assert tensors(tmp_path / "out").keys() == tensors(pruned).keys()
+    else:
+        others = {"mistral": "llama_reexport", "mistral-sliding": "unchanged"}
+        assert report.fold["kind"] == others.get(kind, "o_proj_bias")
     assert model(torch.ones(1, 4, dtype=torch.int64)).logits.isfinite().all()
 
 
