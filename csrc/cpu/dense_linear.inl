@@ -89,7 +89,9 @@ RLCC_FLAT void dense_dots(const DenseDecodeJob& job, int64_t first, int64_t end,
       }
     }
   };
-  const int64_t bytes_ahead = kOutputs * job.weight.stride * static_cast<int64_t>(sizeof(Value));
+  // Unsigned: the stride of a single row may be any number.
+  const int64_t bytes_ahead =
+      static_cast<int64_t>(kOutputs * sizeof(Value) * static_cast<uint64_t>(job.weight.stride));
   int64_t k = 0;
   for (; k + Steps::kElements <= job.weight.columns; k += Steps::kElements) {
     const Value* line[kOutputs];

@@ -60,15 +60,13 @@ void write_logits(Llama& llama, const Options& options) {
 void generate(Llama& llama, const Options& options, const std::vector<int64_t>& ends, Report* report) {
   report->ids.reserve(static_cast<size_t>(options.tokens));
   report->token_seconds.reserve(static_cast<size_t>(options.tokens));
-  double last = now();
-  const double begin = last;
+  const double begin = now();
   int64_t id = next_token(llama, feed(llama, options.prompt, [](int64_t) {}) - 1);
-  last = now();
-  report->first_token_seconds = last - begin;
+  report->first_token_seconds = now() - begin;
   report->start_to_first_seconds = seconds_since_start();
   report->ids.push_back(id);
   const double waited = waited_seconds();
-  last = now();
+  double last = now();
   const auto done = [&] {
     return static_cast<int64_t>(report->ids.size()) >= options.tokens ||
            std::find(ends.begin(), ends.end(), id) != ends.end();
@@ -109,8 +107,8 @@ int run(int count, const char* const* words) {
   Llama llama(model, options.settings);
   const std::vector<int64_t> ends = end_tokens(options, model.config());
   if (options.settings.huge_pages) model.close();
-  over(rlcc_get_num_threads(), INT64_MAX,
-       [](int64_t, int64_t) {});  // the threads start here, not in the first token
+  // The threads start here, not in the first token.
+  over(rlcc_get_num_threads(), INT64_MAX, [](int64_t, int64_t) {});
   Report report;
   report.load_seconds = now() - begin;
   report.prompt_tokens = static_cast<int64_t>(options.prompt.size());

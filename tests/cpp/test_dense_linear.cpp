@@ -127,6 +127,17 @@ void threads(const char* isa) {
   }
 }
 
+// The stride of a single row means nothing.
+void one_row_of_any_stride() {
+  std::mt19937 random(69);
+  for (int64_t rows : {1, 20}) {
+    DenseCase one(rows, 1, 130, {RLCC_BF16, RLCC_F32, RLCC_F32}, random, true, false, 0);
+    one.params.weight_stride = INT64_MAX;
+    if (rows == 1) one.params.x_stride = one.params.y_stride = INT64_MIN;
+    one.run("one row of any stride");
+  }
+}
+
 void refused() {
   std::mt19937 random(67);
   const std::function<void(rlcc_dense_linear_params&)> wrongs[] = {
@@ -204,6 +215,7 @@ int main() {
     special_values(isa);
     residual_in_place(isa);
     empty_products();
+    one_row_of_any_stride();
     threads(isa);
 #if defined(__unix__) || defined(__APPLE__)
     memory_bounds(isa);
