@@ -1,6 +1,6 @@
-"""Two more contenders of whole_model_engines.py, programs both: `python decode_engines.py ENGINE`.
+"""More contenders of whole_model_engines.py, all programs: `python decode_engines.py ENGINE`.
 
-program: examples/decode on a packed model. $RLCC_DECODE names it.
+program: examples/decode on a packed model. $RLCC_DECODE names it. program-huge: the same with --huge-pages.
 llama-bench: llama.cpp's own benchmark on a GGUF file. $LLAMA_BENCH names it. It judges no text.
 """
 
@@ -33,9 +33,11 @@ class Program:
     dtype: what activations are stored in, if not the default of the program.
     """
 
+    switches: tuple[str, ...] = ()
+
     def __init__(self, path: str, threads: int, dtype: str | None) -> None:
         stored = () if dtype is None else ("--activations", dtype)
-        self._command = [os.environ["RLCC_DECODE"], path, "--threads", str(threads), *stored]
+        self._command = [os.environ["RLCC_DECODE"], path, "--threads", str(threads), *stored, *self.switches]
         self._report = self._run([1], 1)
 
     def _run(self, prompt: list[int], new_tokens: int) -> dict[str, Any]:
@@ -61,6 +63,12 @@ class Program:
         waited = report["waited_seconds"]
         disturbed = waited is None or waited > 0.01 * sum(times)
         return _sample(sum(times) / len(times), disturbed, report["ids"])
+
+
+class HugeProgram(Program):
+    """With the weights copied into pages of 2 MiB."""
+
+    switches = ("--huge-pages",)
 
 
 class LlamaBench:
@@ -103,8 +111,8 @@ class ProgramModel(Model):
 
 
 def main() -> None:
-    # Engines of the table generate() by themselves; these two do not, and are asked for samples instead.
-    ENGINES.update({"program": Program, "llama-bench": LlamaBench})  # type: ignore[dict-item]
+    # Engines of the table generate() by themselves; these do not, and are asked for samples instead.
+    ENGINES.update({"program": Program, "program-huge": HugeProgram, "llama-bench": LlamaBench})  # type: ignore[dict-item]
     assert whole_model_engines.ENGINES is ENGINES
     serve(ProgramModel(sys.argv[1]).handlers())
 

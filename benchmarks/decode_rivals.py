@@ -35,6 +35,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     named = "NAME=DIR"
     parser.add_argument("--packed", action="append", default=[], metavar=named, help="ours; more than one may be given")
+    parser.add_argument("--huge-pages", action="store_true", help="ours also with the weights in pages of 2 MiB")
     parser.add_argument("--dense", type=Path, help="the dense checkpoint, for stock transformers in bf16")
     parser.add_argument("--gguf", action="append", default=[], type=Path, metavar="FILE", help="for llama.cpp")
     parser.add_argument("--decode", type=Path, default=PROGRAM, help="the program; default: %(default)s")
@@ -75,7 +76,10 @@ def contenders(options: argparse.Namespace) -> list[Contender]:
     found = []
     for given in options.packed:
         name, _, path = given.partition("=")
-        found.append(Contender(f"ours {name}", "program", Path(path), zeros=zeros_of(Path(path))))
+        zeros = zeros_of(Path(path))
+        found.append(Contender(f"ours {name}", "program", Path(path), zeros=zeros))
+        if options.huge_pages:
+            found.append(Contender(f"ours {name}, huge pages", "program-huge", Path(path), zeros=zeros))
     if options.dense is not None:
         found.append(Contender("transformers dense bf16", "stock", options.dense, "bfloat16"))
     engine = "llama" if options.llama_python is not None else "llama-bench"
@@ -86,7 +90,8 @@ def contenders(options: argparse.Namespace) -> list[Contender]:
 def start(one: Contender, options: argparse.Namespace, about: dict[str, str]) -> Worker:
     """A process that has loaded the model, or runs a program that does."""
     python = options.llama_python if one.engine == "llama" else sys.executable
-    script = "decode_engines.py" if one.engine in ("program", "llama-bench") else "whole_model_engines.py"
+    others = ("stock", "llama")
+    script = "whole_model_engines.py" if one.engine in others else "decode_engines.py"
     environment = {"OMP_NUM_THREADS": str(options.threads), "RLCC_DECODE": str(options.decode)}
     if one.engine == "llama":
         environment["PYTHONPATH"] = ""

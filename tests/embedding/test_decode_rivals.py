@@ -72,6 +72,9 @@ def test_the_programs_nll_is_the_models(decoder: Decoder, tiny: Tiny, monkeypatc
     monkeypatch.setenv("RLCC_DECODE", str(decoder.path))
     logits = logits_of(load_stock(model.checkpoint, torch.float32, torch.float64), ids).log_softmax(-1)
     exact = -sum(float(logits[i, token]) for i, token in enumerate(ids[1:]))
+    assert [one.name for one in decode_rivals.contenders(
+        decode_rivals.parse(["--decode", str(decoder.path), "--packed", f"a={model.packed}", "--huge-pages"])
+    )] == ["ours a", "ours a, huge pages"]  # fmt: skip
     engine = Program(str(model.packed), 1, None)
     assert engine.row_nll(ids) == pytest.approx(exact, rel=1e-5)
     assert len(engine.sample(ids, 4)["new"]) == 4
