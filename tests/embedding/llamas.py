@@ -33,8 +33,12 @@ KINDS: dict[str, dict[str, Any]] = {
         "hidden_size": 144, "tie_word_embeddings": True,
         "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
     },
+    "partly-dense": {"hidden_size": 144, "attention_bias": True, "tie_word_embeddings": True},
     "odd-heads": {"hidden_size": 90, "head_dim": 10, "num_key_value_heads": 1, "tie_word_embeddings": True},
 }  # fmt: skip
+# Matrices of "partly-dense" that are not pruned and so stay dense: one of what would be joined, two that add to the
+# residual stream.
+UNPRUNED = ("layers.0.self_attn.k_proj", "layers.1.mlp.down_proj", "layers.2.self_attn.o_proj")
 
 
 @dataclass(frozen=True)
@@ -83,17 +87,22 @@ def compensate(model: Any, compensation: Any) -> Any:
     return model
 
 
-def zero_half(model: nn.Module) -> None:
-    """Zeroes the smaller half of each row of each matrix inside the decoder layers, in place."""
+def zero_half(model: nn.Module, but: tuple[str, ...] = ()) -> None:
+    """Zeroes the smaller half of each row of each matrix inside the decoder layers, in place; those of `but` stay."""
     from restorelcc.models import prunable_linears
 
-    for _, linear in prunable_linears(model):
+    for name, linear in prunable_linears(model):
+        if name.endswith(but):
+            continue
         smaller = linear.weight.abs().argsort(dim=1)[:, : linear.in_features // 2]
         linear.weight.data.scatter_(1, smaller, 0.0)
 
 
 def make_tiny(kind: str, values: str, folder: Path) -> Packed:
-    """A random model of that kind, half of its weights zero; with the compensation "law" of heads and FFNs."""
+    """A random model of that kind, half of its weights zero; with the compensation "law" of heads and FFNs.
+
+    "partly-dense" has none, for projections that add one are packed whatever their zeros.
+    """
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     torch.manual_seed(11)
@@ -106,8 +115,13 @@ def make_tiny(kind: str, values: str, folder: Path) -> Packed:
                 parameter.normal_(mean=1.0, std=0.2)
             else:
                 parameter.mul_(5)  # so that one token is likelier than the others
-    zero_half(model)
-    return _packed(model, values, folder, {"law": _some_compensation(model)})
+    if kind != "partly-dense":
+        zero_half(model)
+        return _packed(model, values, folder, {"law": _some_compensation(model)})
+    zero_half(model, but=UNPRUNED)
+    packed = _packed(model, values, folder)
+    assert len(model.packed_record.dense) == len(UNPRUNED)
+    return packed
 
 
 def _some_compensation(model: Any) -> Any:

@@ -88,7 +88,7 @@ def test_half_precision_values_with_fp32_activations(
         assert worst(ours, exact) <= fp32_budget(model, ids, exact)
 
 
-@pytest.mark.parametrize("kind", ["biased", "wide-heads", "plain"])
+@pytest.mark.parametrize("kind", ["biased", "wide-heads", "plain", "partly-dense"])
 def test_bf16_is_as_close_as_stock_bf16(kind: str, decoder: Decoder, tiny: Tiny, tmp_path: Path) -> None:
     model, ids = tiny(kind, "bf16"), some_ids()
     exact = exact_logits(model, ids)
@@ -186,7 +186,7 @@ def test_the_same_ids_for_any_number_of_threads(decoder: Decoder, tiny: Tiny, tm
         assert torch.equal(decoder.logits(model.packed, ids, tmp_path / "logits", "--threads", threads), one)
 
 
-@pytest.mark.parametrize(("kind", "values"), [("biased", "bf16"), ("plain", "int8+head"), ("wide-heads", "fp32")])
+@pytest.mark.parametrize(("kind", "values"), [("biased", "bf16"), ("plain", "int8+head"), ("partly-dense", "fp32")])
 def test_huge_pages_change_no_bit(kind: str, values: str, decoder: Decoder, tiny: Tiny, tmp_path: Path) -> None:
     model, ids = tiny(kind, values).packed, some_ids(40)
     if decoder.run(model, "--prompt-ids", "1", "--tokens", 1, "--huge-pages").returncode == 2:
