@@ -2,7 +2,7 @@
 
     restorelcc prune | restore | eval | demo | doctor          the whole job
     restorelcc moments | probe | train | fold                  the steps of restore, each leaving a file for the next
-    restorelcc pack | generate                                 running the result
+    restorelcc pack | generate | export                        running the result, here and in llama.cpp
 
 Verbs parse, call one library function and print. Results go to stdout (one JSON object with --json), progress
 to stderr. Whatever the user can mend ends as one line `restorelcc: error: ...` and exit code 2.
@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from restorelcc import cli_probe, cli_run, cli_steps
+from restorelcc import cli_export, cli_probe, cli_run, cli_steps
 from restorelcc.cli_options import (
     COMPONENTS,
     FOLDS,
@@ -327,6 +327,7 @@ def doctor(as_json: bool) -> int:
 cli_steps.register(cli)
 cli_probe.register(cli)
 cli_run.register(cli)
+cli_export.register(cli)
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ from .architectures import (
     replace_module,
 )
 from .artifacts import Progress, SilentProgress, atomic_directory
-from .gguf_reading import gguf_read_once, no_bar_of_gguf
+from .gguf_reading import gguf_read_once, no_bar_of_gguf, refuse_lost_biases
 from .packed_record import is_packed
 from .wording import one_line
 
@@ -183,8 +183,8 @@ def load_model(spec: str | Path | ModelSource, *, dtype: torch.dtype | None = No
 
     Raises:
         ValueError: nothing there, unreadable or truncated files, an unknown architecture, a hub id that is neither
-            cached nor reachable, a packed model, or weights missing from the checkpoint (the stock loader would fill
-            them randomly).
+            cached nor reachable, a packed model, weights missing from the checkpoint (the stock loader would fill
+            them randomly), or biases of a GGUF file that the stock loader leaves out.
         MissingExtraError: see `resolve_model`.
     """
     from transformers import AutoModelForCausalLM
@@ -201,6 +201,8 @@ def load_model(spec: str | Path | ModelSource, *, dtype: torch.dtype | None = No
         model, loading = _from_pretrained(
             AutoModelForCausalLM, source, dtype=wanted, output_loading_info=True, ignore_mismatched_sizes=True
         )
+        if source.gguf_file:
+            refuse_lost_biases(Path(source.location) / source.gguf_file, model)
     missing, other = sorted(loading["missing_keys"]), sorted(loading["mismatched_keys"])
     if missing:
         raise ValueError(f"{source.spec} lacks {len(missing)} tensors, such as {missing[0]}; copy or save it again")
