@@ -62,7 +62,10 @@ set(RLCC_CUDA_KERNELS
     csrc/cuda/sparse_linear_plain.cu
     csrc/cuda/sparse_linear_tiles.cu)
 
-set(RLCC_AVX2_FLAGS -mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt)
+# -fno-...: what the loops need unrolled says so; copies of whole kernels for this or that flag are a tenth of the library.
+set(RLCC_KERNEL_FLAGS -fno-asynchronous-unwind-tables
+    "$<$<CXX_COMPILER_ID:GNU>:-fno-ipa-cp-clone;-fno-unswitch-loops;-fno-split-loops;-fno-peel-loops;-fno-tree-loop-distribution>")
+set(RLCC_AVX2_FLAGS ${RLCC_KERNEL_FLAGS} -mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt)
 # -Wno-...: gcc 12's own avx512fintrin.h initialises its "undefined" vectors with themselves (gcc PR 105593).
 set(RLCC_AVX512F_FLAGS ${RLCC_AVX2_FLAGS} -mavx512f -mavx512bw -mavx512dq -mavx512vl
     "$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-uninitialized>")
@@ -85,3 +88,13 @@ foreach(isa ${RLCC_X86_ISAS})
   string(TOUPPER ${isa} upper_isa)
   set_source_files_properties(csrc/cpu/kernels__${isa}.cpp PROPERTIES COMPILE_OPTIONS "${RLCC_${upper_isa}_FLAGS}")
 endforeach()
+
+# For size, where no time is spent: checks and sentences; the oracles, which are read, not timed; and, where there are
+# others, the kernels for processors without AVX2.
+set(rlcc_small_sources ${RLCC_SOURCES})
+list(FILTER rlcc_small_sources INCLUDE REGEX
+  "csrc/(model|core|ref)/|csrc/sparse/(pack_2to4|validate)|csrc/cpu/registry|csrc/cuda/unavailable")
+if(RLCC_X86_KERNELS)
+  list(APPEND rlcc_small_sources csrc/cpu/kernels__scalar.cpp)
+endif()
+set_source_files_properties(${rlcc_small_sources} PROPERTIES COMPILE_OPTIONS "$<$<CONFIG:Release>:-Os>")

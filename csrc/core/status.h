@@ -2,10 +2,14 @@
 // all) stop at guarded(), which every C entry point wraps itself in.
 #pragma once
 
+#include <cstdint>
 #include <exception>
+#include <initializer_list>
+#include <iosfwd>
 #include <new>
-#include <sstream>
 #include <string>
+#include <string_view>
+#include <type_traits>
 #include <utility>
 
 #include "restorelcc/params.h"
@@ -19,18 +23,40 @@ struct Status {
   bool ok() const { return code == RLCC_OK; }
 };
 
+// A piece of a sentence: text, which has to outlive the call, or a number.
+class Piece {
+ public:
+  Piece(const char* text) : kind_(kText), text_(text) {}
+  Piece(const std::string& text) : kind_(kText), text_(text) {}
+  Piece(std::string_view text) : kind_(kText), text_(text) {}
+  Piece(double number) : kind_(kReal), real_(number) {}
+  template <class Integer, std::enable_if_t<std::is_integral_v<Integer>, int> = 0>
+  Piece(Integer number)
+      : kind_(std::is_signed_v<Integer> ? kInteger : kNatural), integer_(static_cast<int64_t>(number)) {}
+
+  void append_to(std::ostream& sentence) const;
+
+ private:
+  enum Kind { kText, kReal, kInteger, kNatural } kind_;
+  union {
+    std::string_view text_;
+    double real_;
+    int64_t integer_;
+  };
+};
+
+// Not inlined: there are some hundreds of sentences.
+Status failure_of(rlcc_status code, std::initializer_list<Piece> pieces);
+
 // failure(RLCC_INVALID_ARGUMENT, "x_stride is ", stride, ", must be at least ", columns)
 template <class... Parts>
 Status failure(rlcc_status code, const Parts&... parts) {
-  std::ostringstream sentence;
-  sentence.exceptions(std::ios::badbit);  // else a stream without memory goes on with half a sentence
-  (sentence << ... << parts);
-  return {code, sentence.str()};
+  return failure_of(code, {Piece(parts)...});
 }
 
 template <class... Parts>
 Status invalid(const Parts&... parts) {
-  return failure(RLCC_INVALID_ARGUMENT, parts...);
+  return failure_of(RLCC_INVALID_ARGUMENT, {Piece(parts)...});
 }
 
 void set_last_error(std::string message) noexcept;

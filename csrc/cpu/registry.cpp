@@ -44,8 +44,8 @@ rlcc_dtype dtype_of(const char* values) {
   return std::strcmp(values, "f16") == 0 ? RLCC_F16 : RLCC_I8;
 }
 
-// Every (op, shape) is listed for every dtype that its validation lets through and every instruction set, so
-// the search cannot fail.
+// Every (op, shape) is listed for every dtype that its validation lets through and the lowest instruction set,
+// and an instruction set without a kernel of its own has that of the next one below, so the search cannot fail.
 template <class Kernel>
 struct Table {
   const Kernel* kernels[4][kIsaCount] = {};
@@ -58,6 +58,11 @@ struct Table {
         if (std::strcmp(isa_name(static_cast<Isa>(isa)), entry.isa) == 0) {
           kernels[values][isa] = static_cast<const Kernel*>(entry.kernel);
         }
+      }
+    }
+    for (auto& of_values : kernels) {
+      for (int isa = 1; isa < kIsaCount; ++isa) {
+        if (of_values[isa] == nullptr) of_values[isa] = of_values[isa - 1];
       }
     }
   }

@@ -18,13 +18,14 @@
 extern "C" {
 #endif
 
-#define RLCC_ABI_VERSION 0 /* 0: not frozen */
+/* 0: not frozen. */
+#define RLCC_ABI_VERSION 0
 
 /* "1 sentence saying what is wrong, with the numbers, and what to do"; "" after success. Owned by
  * the library, valid until this thread's next call. */
 RLCC_API const char* rlcc_last_error(void);
 
-/* JSON object: version, abi_version, compiler, build_type, backends, isas compiled, isa in use. Static. */
+/* JSON object: version, abi_version, compiler, build_type, backends, isas compiled, isa in use. */
 RLCC_API const char* rlcc_build_info(void);
 
 /* The kernel registry: *count rows, owned by the library. */
