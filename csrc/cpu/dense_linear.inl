@@ -47,6 +47,11 @@ struct DenseSteps {
   static int64_t tile_bytes(int64_t columns, int64_t rows) {
     return steps(columns) * kVectors * rows * Vector::kLanes * 4;
   }
+  // What a tile of x is filled up to with rows of zeros: half a tile costs little more than fewer rows, for W is what
+  // takes the time, and each number of rows would be a loop of its own.
+  static constexpr int padded_rows(int64_t rows) {
+    return static_cast<int>(rows <= 1 ? rows : rows <= kTileRows / 2 ? kTileRows / 2 : kTileRows);
+  }
   // One row of x leaves registers for more outputs, and for two chains each.
   static constexpr int outputs(int rows) { return rows == 1 ? 4 : Vector::kDecodeTileOutputs; }
   static constexpr int chains(int rows) { return rows == 1 && kVectors > 1 ? 2 : 1; }
@@ -118,13 +123,12 @@ RLCC_FLAT void dense_dots(const DenseDecodeJob& job, int64_t first, int64_t end,
 
 using DenseFunction = void (*)(const DenseDecodeJob&, int64_t, int64_t, const char*, float*, int64_t);
 
-// Rows at run time to Rows at compile time.
-template <class Dots, int Rows = DenseSteps<Dots>::kTileRows>
+// The loop for a tile of that many rows; sums of the rows that fill it up are written too.
+template <class Dots>
 inline DenseFunction dense_dots_of(int64_t rows) {
-  if constexpr (Rows > 1) {
-    if (rows < Rows) return dense_dots_of<Dots, Rows - 1>(rows);
-  }
-  return dense_dots<Dots, Rows>;
+  constexpr int kTile = DenseSteps<Dots>::kTileRows;
+  if (rows == 1) return dense_dots<Dots, 1>;
+  return rows <= kTile / 2 ? dense_dots<Dots, kTile / 2> : dense_dots<Dots, kTile>;
 }
 
 template <class Dots>
@@ -135,7 +139,7 @@ void dense_outputs(const DenseDecodeJob& job, const char* x, int64_t output_begi
       Steps::outputs(1);  // whose rows of W stay in the first-level cache for all of x
   static_assert(kDecodeOutputs % kTogether == 0 && kTogether % Steps::outputs(2) == 0,
                 "sums stay in their row");
-  float sums[kDecodeMostRows][kDecodeOutputs];
+  float sums[kDecodeMostRows + kTile][kDecodeOutputs];
   for (int64_t first = output_begin; first < output_end; first += kDecodeOutputs) {
     const int64_t end = smaller(first + kDecodeOutputs, output_end);
     for (int64_t n = first; n < end; n += kTogether) {
@@ -145,7 +149,7 @@ void dense_outputs(const DenseDecodeJob& job, const char* x, int64_t output_begi
         for (int64_t o = n; o < smaller(n + kTogether, end); o += Steps::outputs(static_cast<int>(rows))) {
           dense_dots_of<Dots>(rows)(job, o, end, x_tile, &sums[m][o - first], kDecodeOutputs);
         }
-        x_tile += Steps::tile_bytes(job.weight.columns, rows);
+        x_tile += Steps::tile_bytes(job.weight.columns, Steps::padded_rows(rows));
       }
     }
     for (int64_t m = 0; m < job.rows; ++m) finish_row(job.output, m, first, end - first, sums[m]);
@@ -159,17 +163,18 @@ inline void pack_dense_x(const DenseDecodeJob& job, char* to, const Convert& con
   using X = decltype(convert(Element{}));
   constexpr int kElements = Steps::kVectorElements;
   for (int64_t m = 0; m < job.rows; m += Steps::kTileRows) {
-    const int64_t rows = smaller(Steps::kTileRows, job.rows - m);
-    for (int64_t r = 0; r < rows; ++r) {
-      const Element* from = static_cast<const Element*>(job.x) + (m + r) * job.x_stride;
+    const int64_t rows = smaller(Steps::kTileRows, job.rows - m), padded = Steps::padded_rows(rows);
+    for (int64_t r = 0; r < padded; ++r) {
+      const Element* from = static_cast<const Element*>(job.x) + (m + smaller(r, rows - 1)) * job.x_stride;
       for (int64_t v = 0; v < Steps::steps(job.weight.columns) * Steps::kVectors; ++v) {
-        X* lanes = reinterpret_cast<X*>(to) + (v * rows + r) * kElements;
-        const int64_t count = smaller(kElements, job.weight.columns - v * kElements);
+        X* lanes = reinterpret_cast<X*>(to) + (v * padded + r) * kElements;
+        const int64_t left = r < rows ? smaller(kElements, job.weight.columns - v * kElements) : 0;
+        const int64_t count = left < 0 ? 0 : left;
         for (int64_t i = 0; i < count; ++i) lanes[i] = convert(from[v * kElements + i]);
-        for (int64_t i = count < 0 ? 0 : count; i < kElements; ++i) lanes[i] = X{};
+        for (int64_t i = count; i < kElements; ++i) lanes[i] = X{};
       }
     }
-    to += Steps::tile_bytes(job.weight.columns, rows);
+    to += Steps::tile_bytes(job.weight.columns, padded);
   }
 }
 
@@ -191,7 +196,7 @@ int64_t dense_x_bytes(const DenseDecodeJob& job) {
     using Steps = DenseSteps<decltype(dots)>;
     const int64_t whole = job.rows / Steps::kTileRows, rest = job.rows % Steps::kTileRows;
     return whole * Steps::tile_bytes(job.weight.columns, Steps::kTileRows) +
-           Steps::tile_bytes(job.weight.columns, rest);
+           Steps::tile_bytes(job.weight.columns, Steps::padded_rows(rest));
   });
 }
 template <class Value>
