@@ -34,21 +34,22 @@ struct PairDots {
 };
 #endif
 
-// A step is a line of each row of W.
+// A step is a line of each row of W, or (vectors of four, whose widening is many instructions) two vectors.
 template <class Dots>
 struct DenseSteps {
   using Value = typename Dots::Value;
-  static constexpr int kElements = 64 / static_cast<int>(sizeof(Value));  // of W and x
   static constexpr int kVectorElements = Vector::kLanes * Dots::kPerLane;
-  static constexpr int kVectors = kElements / kVectorElements;
+  static constexpr int kVectors =
+      Vector::kLanes < 8 ? 2 : 64 / static_cast<int>(sizeof(Value)) / kVectorElements;
+  static constexpr int kElements = kVectors * kVectorElements;  // of W and x
   static constexpr int kTileRows = Vector::kDecodeTileRows;
 
   static int64_t steps(int64_t columns) { return (columns + kElements - 1) / kElements; }
   static int64_t tile_bytes(int64_t columns, int64_t rows) {
     return steps(columns) * kVectors * rows * Vector::kLanes * 4;
   }
-  // What a tile of x is filled up to with rows of zeros: half a tile costs little more than fewer rows, for W is what
-  // takes the time, and each number of rows would be a loop of its own.
+  // What a tile of x is filled up to with rows of zeros: half a tile costs little more than fewer rows, for W
+  // is what takes the time, and each number of rows would be a loop of its own.
   static constexpr int padded_rows(int64_t rows) {
     return static_cast<int>(rows <= 1 ? rows : rows <= kTileRows / 2 ? kTileRows / 2 : kTileRows);
   }

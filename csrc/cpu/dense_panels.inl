@@ -158,7 +158,7 @@ inline void dense_product(const char* a_tiles, int64_t units, int64_t rows, floa
     const float* a = reinterpret_cast<const float*>(a_tiles) + u * kTileRows;
     for (int64_t m = 0; m < rows; m += kTileRows) {
       multiply_rows<typename Panels::Arithmetic>(smaller(kTileRows, rows - m), depth, a + m * units, b, nullptr,
-                            c + m * kPanelColumns, accumulate || u > 0);
+                                                 c + m * kPanelColumns, accumulate || u > 0);
     }
     u += block;
   } while (u < units);

@@ -18,8 +18,8 @@ namespace {
 // units of the source: a column each, or (bf16 on both sides, with vdpbf16ps) two columns in one 32-bit lane.
 // The sum over this depth is multiplied by scales[kPanelColumns] where the source is scaled.
 template <class Arithmetic, int Rows>
-__attribute__((noinline)) void multiply_tile(int64_t depth, const float* a, const float* b, const float* scales, float* c,
-                          bool accumulate) {
+__attribute__((noinline)) void multiply_tile(int64_t depth, const float* a, const float* b, const float* scales,
+                                             float* c, bool accumulate) {
   typename Vector::F32 sum[Rows][Vector::kPanelVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
@@ -140,9 +140,9 @@ inline void panel_products(const PanelJob& job, int64_t panel_begin, int64_t pan
       if constexpr (Source::kScaled) scales = source.scales();
       for (int64_t p = 0; p < panels; ++p) {
         for (int64_t m = row_begin; m < row_end; m += kTileRows) {
-          multiply_rows<typename Source::Arithmetic>(smaller(kTileRows, row_end - m), depth, a_tiles + m * units + k * kTileRows,
-                                b + p * b_stride, scales, c + p * c_stride + (m - row_begin) * kPanelColumns,
-                                k > 0);
+          multiply_rows<typename Source::Arithmetic>(
+              smaller(kTileRows, row_end - m), depth, a_tiles + m * units + k * kTileRows, b + p * b_stride,
+              scales, c + p * c_stride + (m - row_begin) * kPanelColumns, k > 0);
         }
       }
       k += block;
