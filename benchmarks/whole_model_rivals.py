@@ -251,7 +251,8 @@ def table(records: Sequence[dict[str, Any]], text: str, threads: int) -> str:
         seconds = record["seconds"]
         middle, low, high = (f"{1 / seconds[key]:.1f}" for key in ("median", "q3", "q1"))
         speed = f"{middle} [{low}, {high}]{'†' if seconds['disturbed'] else ''}"
-        lines.append(f"| {record['name']} | {record['zeros']} | {size} | {speed} | {record['perplexity']:.2f} |")
+        judged = "–" if record["perplexity"] is None else f"{record['perplexity']:.2f}"
+        lines.append(f"| {record['name']} | {record['zeros']} | {size} | {speed} | {judged} |")
     return "\n".join(lines) + "\n"
 
 

@@ -23,10 +23,13 @@ set(RLCC_SOURCES
     csrc/sparse/pack_2to4.cpp
     csrc/sparse/validate.cpp
     csrc/ref/cross_entropy.cpp
+    csrc/ref/dense_linear.cpp
     csrc/ref/head_moments.cpp
     csrc/ref/sparse_linear.cpp
     csrc/cpu/cross_entropy.cpp
+    csrc/cpu/dense_linear.cpp
     csrc/cpu/head_moments.cpp
+    csrc/cpu/panel_runs.cpp
     csrc/cpu/registry.cpp
     csrc/cpu/sparse_linear.cpp
     csrc/cpu/kernels__scalar.cpp

@@ -38,6 +38,8 @@ RULES: tuple[tuple[str, tuple[str, str, str]], ...] = (
     ("rlcc_(set|get)_num_threads", (
         "-", "A number of threads, the calling one among them.",
         "Any thread; calls in flight keep the threads they began with.")),
+    ("rlcc_parallel_for", (
+        "Hands context to the task as it is; keeps nothing.", "Items.", "Any thread, also inside a task.")),
     ("rlcc_pack_count|rlcc_pack", (
         _BORROWS, f"{_ELEMENTS} values at a multiple of 16 bytes; value_count in elements, padding included.", _ANY)),
     ("rlcc_unpack|rlcc_packed_validate", (
@@ -61,10 +63,10 @@ RULES: tuple[tuple[str, tuple[str, str, str]], ...] = (
         "Borrows device memory until the stream has passed the call; the workspace is the caller's.",
         "Device memory of the current device; the workspace at a multiple of 16 bytes, its size in bytes.",
         "Any thread; calls that may overlap in time need a workspace each. Work is ordered by the stream alone.")),
-    ("rlcc_(sparse_linear|head_moments|linear_cross_entropy|head_contrast).*_reference", (
+    ("rlcc_(sparse_linear|dense_linear|head_moments|linear_cross_entropy|head_contrast).*_reference", (
         _BORROWS, f"{_ELEMENTS} Row m begins m strides behind the first.",
         f"{_ANY} Runs on the calling thread alone.")),
-    ("rlcc_(sparse_linear|head_moments|linear_cross_entropy|head_contrast).*", (
+    ("rlcc_(sparse_linear|dense_linear|head_moments|linear_cross_entropy|head_contrast).*", (
         _BORROWS, f"{_ELEMENTS} Row m begins m strides behind the first.",
         f"{_ANY} Runs on params.parallel, else on the library's pool.")),
 )  # fmt: skip

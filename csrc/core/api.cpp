@@ -79,6 +79,17 @@ rlcc_status rlcc_set_num_threads(int32_t threads) {
 
 int32_t rlcc_get_num_threads(void) { return get_num_threads(); }
 
+rlcc_status rlcc_parallel_for(const rlcc_parallel* parallel, int64_t count, int64_t grain, rlcc_task task,
+                              void* context) {
+  return guarded([&]() -> Status {
+    if (task == nullptr) return invalid("task is null");
+    if (count < 0) return invalid("count is ", count, ", must not be negative");
+    RLCC_RETURN_IF_FAILED(validate_parallel(parallel));
+    run_parallel(parallel, count, grain, task, context);
+    return {};
+  });
+}
+
 rlcc_status rlcc_pack_count(const void* weight, int64_t rows, int64_t columns, int64_t weight_stride,
                             rlcc_dtype dtype, rlcc_dtype values_dtype, int64_t* value_count) {
   return guarded(
@@ -130,6 +141,10 @@ rlcc_status rlcc_sparse_linear(const rlcc_sparse_linear_params* params) {
   return run_on_cpu(params, cpu::sparse_linear);
 }
 
+rlcc_status rlcc_dense_linear(const rlcc_dense_linear_params* params) {
+  return run_on_cpu(params, cpu::dense_linear);
+}
+
 rlcc_status rlcc_sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params* params) {
   return run_on_cpu(params, cpu::sparse_linear_grad_x);
 }
@@ -160,6 +175,10 @@ rlcc_status rlcc_head_contrast(const rlcc_head_contrast_params* params) {
 
 rlcc_status rlcc_sparse_linear_reference(const rlcc_sparse_linear_params* params) {
   return run_reference(params, reference::sparse_linear);
+}
+
+rlcc_status rlcc_dense_linear_reference(const rlcc_dense_linear_params* params) {
+  return run_reference(params, reference::dense_linear);
 }
 
 rlcc_status rlcc_sparse_linear_grad_x_reference(const rlcc_sparse_linear_grad_x_params* params) {

@@ -54,10 +54,8 @@ class Pool {
   void run(int64_t count, int64_t grain, rlcc_task task, void* context) {
     std::unique_lock<std::mutex> sole(one_job_, std::try_to_lock);
     if (t_inside_task || !sole.owns_lock() || workers_.empty()) return task(context, 0, count);
-    // A few chunks per thread: one that is interrupted leaves its rest to the others.
-    const int64_t chunks = 4 * (static_cast<int64_t>(workers_.size()) + 1);
     count_ = count;
-    chunk_ = std::max(grain, (count + chunks - 1) / chunks);
+    chunk_ = chunk_items(count, grain, static_cast<int64_t>(workers_.size()) + 1);
     task_ = task;
     context_ = context;
     next_.store(0, std::memory_order_relaxed);

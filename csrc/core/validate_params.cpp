@@ -34,6 +34,17 @@ Status validate_comp(const char* name, const float* rows_of_groups, int64_t grou
   return {};
 }
 
+// residual [M, N] of dtype, which y may be.
+template <class Params>
+Status validate_residual(const Params& p, int64_t outputs, rlcc_dtype dtype) {
+  if (p.residual == nullptr) return {};
+  RLCC_RETURN_IF_FAILED(validate_matrix("residual", p.residual, p.x_rows, outputs, p.residual_stride, dtype));
+  if (p.residual == p.y && p.x_rows > 1 && p.residual_stride != p.y_stride) {
+    return invalid("y is residual, but their row strides differ: ", p.y_stride, " and ", p.residual_stride);
+  }
+  return {};
+}
+
 // [tokens, heads, head_dim] with unit stride over head_dim.
 Status validate_heads(const char* name, const void* data, const rlcc_head_moments_params& p,
                       int64_t token_stride, int64_t head_stride) {
@@ -65,15 +76,23 @@ Status validate(const rlcc_sparse_linear_params& p) {
   const int64_t rows = p.x_rows, inputs = p.weight.columns, outputs = p.weight.rows;
   RLCC_RETURN_IF_FAILED(validate_matrix("x", p.x, rows, inputs, p.x_stride, p.x_dtype));
   RLCC_RETURN_IF_FAILED(validate_matrix("y", p.y, rows, outputs, p.y_stride, p.x_dtype));
-  if (p.residual != nullptr) {
-    RLCC_RETURN_IF_FAILED(validate_matrix("residual", p.residual, rows, outputs, p.residual_stride, p.x_dtype));
-    if (p.residual == p.y && rows > 1 && p.residual_stride != p.y_stride) {
-      return invalid("y is residual, but their row strides differ: ", p.y_stride, " and ", p.residual_stride);
-    }
-  }
+  RLCC_RETURN_IF_FAILED(validate_residual(p, outputs, p.x_dtype));
   if (p.bias != nullptr) RLCC_RETURN_IF_FAILED(validate_array("bias", p.bias, outputs, 4));
   RLCC_RETURN_IF_FAILED(
       validate_comp("comp_rows", p.comp_rows, p.groups, p.comp_index, p.weight.rows, p.x_rows));
+  return validate_parallel(p.parallel);
+}
+
+Status validate(const rlcc_dense_linear_params& p) {
+  RLCC_RETURN_IF_FAILED(validate_dtype("weight_dtype", p.weight_dtype));
+  RLCC_RETURN_IF_FAILED(validate_dtype("x_dtype", p.x_dtype));
+  RLCC_RETURN_IF_FAILED(validate_dtype("y_dtype", p.y_dtype));
+  RLCC_RETURN_IF_FAILED(
+      validate_matrix("weight", p.weight, p.rows, p.columns, p.weight_stride, p.weight_dtype));
+  RLCC_RETURN_IF_FAILED(validate_matrix("x", p.x, p.x_rows, p.columns, p.x_stride, p.x_dtype));
+  RLCC_RETURN_IF_FAILED(validate_matrix("y", p.y, p.x_rows, p.rows, p.y_stride, p.y_dtype));
+  RLCC_RETURN_IF_FAILED(validate_residual(p, p.rows, p.y_dtype));
+  if (p.bias != nullptr) RLCC_RETURN_IF_FAILED(validate_array("bias", p.bias, p.rows, 4));
   return validate_parallel(p.parallel);
 }
 

@@ -6,6 +6,7 @@
 namespace restorelcc {
 
 Status validate(const rlcc_sparse_linear_params& params);
+Status validate(const rlcc_dense_linear_params& params);
 Status validate(const rlcc_sparse_linear_grad_x_params& params);
 Status validate(const rlcc_sparse_linear_grad_values_params& params);
 Status validate(const rlcc_sparse_linear_grad_comp_params& params);

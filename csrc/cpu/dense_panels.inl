@@ -31,6 +31,7 @@ struct SinglePanels : SingleColumns {
 struct PairPanels : PairsOfColumns {
   using Value = Bf16;
   static constexpr bool kScaled = false;
+  using Arithmetic = PairArithmetic<false>;
   static constexpr int64_t kPerUnit = 2;
 
   static Vector::F32 load(const Value* row) { return Vector::as_lanes(Vector::load_pairs(row)); }
@@ -156,8 +157,8 @@ inline void dense_product(const char* a_tiles, int64_t units, int64_t rows, floa
     expand(u, u + depth, b);
     const float* a = reinterpret_cast<const float*>(a_tiles) + u * kTileRows;
     for (int64_t m = 0; m < rows; m += kTileRows) {
-      multiply_rows<Panels>(smaller(kTileRows, rows - m), depth, a + m * units, b, nullptr,
-                            c + m * kPanelColumns, accumulate || u > 0);
+      multiply_rows<typename Panels::Arithmetic>(smaller(kTileRows, rows - m), depth, a + m * units, b, nullptr,
+                                                 c + m * kPanelColumns, accumulate || u > 0);
     }
     u += block;
   } while (u < units);

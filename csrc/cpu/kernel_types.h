@@ -59,11 +59,11 @@ struct sparse_linear_decode_kernel {
   void (*run)(const DecodeJob& job, const char* x, int64_t output_begin, int64_t output_end);
 };
 
-// C[M, columns] = A[M, depth] B[depth, columns], B being W transposed (sparse_linear: depth = K,
+// C[M, columns] = A[M, depth] B[depth, columns], B being W transposed (sparse_linear, dense_linear: depth = K,
 // columns = N) or W itself (sparse_linear_grad_x: depth = N, columns = K). For sparse_linear_grad_values B is x
 // [depth = rows of x, columns = K], A is grad_y transposed, and of C only what W's mask keeps is stored.
 struct PanelJob {
-  rlcc_packed_weight weight;  // validated
+  rlcc_packed_weight weight;  // validated; not of dense_linear
   const void* a;              // [M, depth] of a_dtype
   int64_t a_stride;           // elements between rows of A
   int64_t a_depth_stride;     // elements between columns of A
@@ -74,8 +74,10 @@ struct PanelJob {
   int64_t columns;
   char* a_tiles;  // [ceil(M / tile_rows), depth, tile_rows] fp32 or what tile_bytes says: pack() to run()
   Output output;
-  const void* b;      // [depth, columns] of a_dtype (grad_values only)
+  // grad_values: [depth, columns] of a_dtype; dense_linear: W [columns, depth] of the kernel's values.
+  const void* b;
   int64_t b_stride;   // elements
+  bool by_mask;       // C goes to the places that the mask keeps, not to rows of y (grad_values)
   int64_t first_row;  // of W, that row 0 of A is (grad_values only)
 };
 
@@ -92,6 +94,7 @@ struct panel_kernel {
               char* scratch);
 };
 using sparse_linear_panel_kernel = panel_kernel;
+using dense_linear_panel_kernel = panel_kernel;
 using sparse_linear_grad_x_panel_kernel = panel_kernel;
 using sparse_linear_grad_values_panel_kernel = panel_kernel;
 
@@ -102,6 +105,24 @@ struct DenseMatrix {
   const int64_t* offsets;  // [rows] elements, may be null
   int64_t rows;
   int64_t columns;
+};
+
+// y[0..M, n] for a few rows of x and a dense W.
+struct DenseDecodeJob {
+  DenseMatrix weight;  // W [N, K]
+  const void* x;       // [M, K] of x_dtype
+  int64_t x_stride;    // elements
+  rlcc_dtype x_dtype;
+  int64_t rows;  // M
+  Output output;
+};
+
+struct dense_linear_decode_kernel {
+  int64_t max_rows;  // with more rows of x the panel kernel is faster; at most kDecodeMostRows
+  // x as the kernel reads it, as that of sparse_linear_decode_kernel. Starts at a multiple of 64 bytes.
+  int64_t (*x_bytes)(const DenseDecodeJob& job);
+  void (*pack_x)(const DenseDecodeJob& job, char* x);
+  void (*run)(const DenseDecodeJob& job, const char* x, int64_t output_begin, int64_t output_end);
 };
 
 // One block of rows of h against one chunk of the vocabulary: see linear_cross_entropy in params.h.

@@ -19,6 +19,7 @@
 #include "cpu/panel_pairs.inl"
 #include "cpu/panels.inl"
 #include "cpu/dense_panels.inl"
+#include "cpu/dense_linear.inl"
 #include "cpu/cross_entropy.inl"
 #include "cpu/moments.inl"
 #include "cpu/grad_comp.inl"

@@ -7,6 +7,7 @@
 namespace restorelcc::cpu {
 
 void sparse_linear(const rlcc_sparse_linear_params& params, Isa isa);
+void dense_linear(const rlcc_dense_linear_params& params, Isa isa);
 void sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params& params, Isa isa);
 void sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params& params, Isa isa);
 void sparse_linear_grad_comp(const rlcc_sparse_linear_grad_comp_params& params, Isa isa);

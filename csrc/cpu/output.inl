@@ -48,8 +48,11 @@ inline void finish_row_of(const Output& out, int64_t m, int64_t first, int64_t c
   for (int64_t i = 0; i < count; ++i) narrow(c[i], y + i);
 }
 
-// c[count] is row m of the product, columns [first, first + count). Overwrites c.
-inline void finish_row(const Output& out, int64_t m, int64_t first, int64_t count, float* __restrict c) {
+// c[count] is row m of the product, columns [first, first + count). Overwrites c. One function for all kernels
+// of an instruction set: it is called once in some dozens of outputs, and copies of it would be a tenth of the
+// library.
+__attribute__((noinline)) void finish_row(const Output& out, int64_t m, int64_t first, int64_t count,
+                                          float* __restrict c) {
   if (out.comp_rows != nullptr) {
     const int64_t group = out.comp_index != nullptr ? out.comp_index[m] : 0;
     const float* comp = out.comp_rows + group * out.columns + first;

@@ -7,6 +7,11 @@ namespace {
 
 struct PairsOfColumns {
   static constexpr int64_t units(int64_t depth) { return (depth + 1) / 2; }
+};
+
+template <bool Scaled>
+struct PairArithmetic {
+  static constexpr bool kScaled = Scaled;
   static Vector::F32 multiply_add(Vector::F32 a, Vector::F32 b, Vector::F32 sum) {
     return Vector::dot_lanes(a, b, sum);
   }
@@ -18,6 +23,7 @@ struct PairsOfColumns {
 template <class Value>
 struct PairedTransposedWeight : PairsOfColumns {
   static constexpr bool kScaled = sizeof(Value) == 1;
+  using Arithmetic = PairArithmetic<kScaled>;
   static constexpr int64_t kDepthMultiple =
       kScaled ? RLCC_SCALE_COLUMNS / 2 : 32;  // whole mask words, or a group
   static int64_t panels_at_once(const PanelJob&) { return 1; }
@@ -88,6 +94,7 @@ struct PairedTransposedWeight : PairsOfColumns {
 struct PairedPlainWeight : PairsOfColumns {
   using Rows = PlainWeight<Bf16>;
   static constexpr bool kScaled = false;
+  using Arithmetic = PairArithmetic<false>;
   static constexpr int64_t kDepthMultiple = 1;
   static int64_t panels_at_once(const PanelJob& job) { return Rows::panels_at_once(job); }
   static_assert(kPanelColumns == 32, "a panel's row is one expansion");

@@ -26,6 +26,7 @@ inline float scale_at(const rlcc_packed_weight& weight, int64_t groups, int64_t 
 
 // What a source of fp32 panels counts depth in, and how it multiplies.
 struct SingleColumns {
+  using Arithmetic = SingleColumns;       // sources that multiply alike share the register tiles
   static constexpr bool kScaled = false;  // sums over a block of depth are the products
   static constexpr int64_t units(int64_t depth) { return depth; }
   static Vector::F32 multiply_add(Vector::F32 a, Vector::F32 b, Vector::F32 sum) {

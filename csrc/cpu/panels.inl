@@ -17,9 +17,9 @@ namespace {
 // C[Rows, kPanelColumns] (+)= A[Rows, depth] B[depth, kPanelColumns]; a is [depth, kTileRows]. Depth counts in
 // units of the source: a column each, or (bf16 on both sides, with vdpbf16ps) two columns in one 32-bit lane.
 // The sum over this depth is multiplied by scales[kPanelColumns] where the source is scaled.
-template <class Source, int Rows>
-inline void multiply_tile(int64_t depth, const float* a, const float* b, const float* scales, float* c,
-                          bool accumulate) {
+template <class Arithmetic, int Rows>
+__attribute__((noinline)) void multiply_tile(int64_t depth, const float* a, const float* b, const float* scales,
+                                             float* c, bool accumulate) {
   typename Vector::F32 sum[Rows][Vector::kPanelVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
@@ -35,7 +35,7 @@ inline void multiply_tile(int64_t depth, const float* a, const float* b, const f
       const typename Vector::F32 a_element = Vector::broadcast(a + r);
 #pragma GCC unroll 4
       for (int v = 0; v < Vector::kPanelVectors; ++v)
-        sum[r][v] = Source::multiply_add(a_element, b_row[v], sum[r][v]);
+        sum[r][v] = Arithmetic::multiply_add(a_element, b_row[v], sum[r][v]);
     }
     a += kTileRows;
     b += kPanelColumns;
@@ -45,7 +45,7 @@ inline void multiply_tile(int64_t depth, const float* a, const float* b, const f
 #pragma GCC unroll 4
     for (int v = 0; v < Vector::kPanelVectors; ++v) {
       float* c_rv = c + r * kPanelColumns + v * Vector::kLanes;
-      if constexpr (Source::kScaled)
+      if constexpr (Arithmetic::kScaled)
         sum[r][v] = Vector::mul(sum[r][v], Vector::load(scales + v * Vector::kLanes));
       Vector::store(c_rv, accumulate ? Vector::add(Vector::load(c_rv), sum[r][v]) : sum[r][v]);
     }
@@ -53,13 +53,13 @@ inline void multiply_tile(int64_t depth, const float* a, const float* b, const f
 }
 
 // Rows at run time to Rows at compile time.
-template <class Source, int Rows = kTileRows>
+template <class Arithmetic, int Rows = kTileRows>
 inline void multiply_rows(int64_t rows, int64_t depth, const float* a, const float* b, const float* scales,
                           float* c, bool accumulate) {
   if constexpr (Rows > 1) {
-    if (rows < Rows) return multiply_rows<Source, Rows - 1>(rows, depth, a, b, scales, c, accumulate);
+    if (rows < Rows) return multiply_rows<Arithmetic, Rows - 1>(rows, depth, a, b, scales, c, accumulate);
   }
-  multiply_tile<Source, Rows>(depth, a, b, scales, c, accumulate);
+  multiply_tile<Arithmetic, Rows>(depth, a, b, scales, c, accumulate);
 }
 
 // Blocks of equal size rather than full ones and a rest.
@@ -140,9 +140,9 @@ inline void panel_products(const PanelJob& job, int64_t panel_begin, int64_t pan
       if constexpr (Source::kScaled) scales = source.scales();
       for (int64_t p = 0; p < panels; ++p) {
         for (int64_t m = row_begin; m < row_end; m += kTileRows) {
-          multiply_rows<Source>(smaller(kTileRows, row_end - m), depth, a_tiles + m * units + k * kTileRows,
-                                b + p * b_stride, scales, c + p * c_stride + (m - row_begin) * kPanelColumns,
-                                k > 0);
+          multiply_rows<typename Source::Arithmetic>(
+              smaller(kTileRows, row_end - m), depth, a_tiles + m * units + k * kTileRows, b + p * b_stride,
+              scales, c + p * c_stride + (m - row_begin) * kPanelColumns, k > 0);
         }
       }
       k += block;

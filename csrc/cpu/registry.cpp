@@ -81,6 +81,16 @@ const panel_kernel& sparse_linear_panel(rlcc_dtype values, Isa isa) {
   return table.at(values, isa);
 }
 
+const dense_linear_decode_kernel& dense_linear_decode(rlcc_dtype values, Isa isa) {
+  static const Table<dense_linear_decode_kernel> table("dense_linear_decode");
+  return table.at(values, isa);
+}
+
+const panel_kernel& dense_linear_panel(rlcc_dtype values, Isa isa) {
+  static const Table<panel_kernel> table("dense_linear_panel");
+  return table.at(values, isa);
+}
+
 const panel_kernel& sparse_linear_grad_x_panel(rlcc_dtype values, Isa isa) {
   static const Table<panel_kernel> table("sparse_linear_grad_x_panel");
   return table.at(values, isa);

@@ -6,6 +6,7 @@
 namespace restorelcc::reference {
 
 void sparse_linear(const rlcc_sparse_linear_params& params);
+void dense_linear(const rlcc_dense_linear_params& params);
 void sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params& params);
 void sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params& params);
 void sparse_linear_grad_comp(const rlcc_sparse_linear_grad_comp_params& params);

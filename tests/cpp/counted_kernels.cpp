@@ -2,6 +2,8 @@
 // the test that asks whether each kernel is reached.
 #define sparse_linear_decode registered_sparse_linear_decode
 #define sparse_linear_panel registered_sparse_linear_panel
+#define dense_linear_decode registered_dense_linear_decode
+#define dense_linear_panel registered_dense_linear_panel
 #define sparse_linear_grad_x_panel registered_sparse_linear_grad_x_panel
 #define sparse_linear_grad_values_panel registered_sparse_linear_grad_values_panel
 #define sparse_linear_grad_comp_block registered_sparse_linear_grad_comp_block
@@ -10,6 +12,8 @@
 #include "cpu/registry.cpp"
 #undef sparse_linear_decode
 #undef sparse_linear_panel
+#undef dense_linear_decode
+#undef dense_linear_panel
 #undef sparse_linear_grad_x_panel
 #undef sparse_linear_grad_values_panel
 #undef sparse_linear_grad_comp_block
@@ -76,6 +80,12 @@ const sparse_linear_decode_kernel& sparse_linear_decode(rlcc_dtype values, Isa i
 }
 const panel_kernel& sparse_linear_panel(rlcc_dtype values, Isa isa) {
   return counted(registered_sparse_linear_panel(values, isa));
+}
+const dense_linear_decode_kernel& dense_linear_decode(rlcc_dtype values, Isa isa) {
+  return counted(registered_dense_linear_decode(values, isa));
+}
+const panel_kernel& dense_linear_panel(rlcc_dtype values, Isa isa) {
+  return counted(registered_dense_linear_panel(values, isa));
 }
 const panel_kernel& sparse_linear_grad_x_panel(rlcc_dtype values, Isa isa) {
   return counted(registered_sparse_linear_grad_x_panel(values, isa));

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "allocations.h"
+#include "dense_linear_cases.h"
 #include "head_moments_cases.h"
 #include "matrices.h"
 #include "model_files.h"
@@ -162,6 +163,36 @@ void sparse_linears() {
            {output(linear.grad_values)}});
     }
   }
+}
+
+void dense_linears() {
+  std::mt19937 random{10};
+  for (const int64_t rows : {1, 40}) {
+    DenseCase dense(rows, 300, 700, {RLCC_BF16, RLCC_F32, RLCC_F32}, random, true, false, 0);
+    std::vector<float> y(static_cast<size_t>(rows * 300));
+    dense.params.y = y.data();
+    const std::string of = " x" + std::to_string(rows);
+    run({"dense_linear" + of, [&] { return rlcc_dense_linear(&dense.params); }, {output(y)}});
+    run({"dense_linear_reference" + of,
+         [&] { return rlcc_dense_linear_reference(&dense.params); },
+         {output(y)}});
+  }
+}
+
+// The library's pool is made in the call.
+void parallel_for() {
+  std::vector<float> y(300);
+  const rlcc_task set = [](void* to, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) static_cast<float*>(to)[i] = static_cast<float>(i);
+  };
+  run({"parallel_for",
+       [&] { return rlcc_parallel_for(nullptr, 300, 10, set, y.data()); },
+       {output(y)},
+       RLCC_OK,
+       [] {
+         rlcc_set_num_threads(3);
+         rlcc_set_num_threads(2);
+       }});
 }
 
 void packing() {
@@ -404,6 +435,8 @@ int main() {
   settings();
   packing();
   sparse_linears();
+  dense_linears();
+  parallel_for();
   moments();
   cross_entropies();
   models();

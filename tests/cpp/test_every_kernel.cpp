@@ -6,6 +6,7 @@
 
 #include "counted_kernels.h"
 #include "cross_entropy_cases.h"
+#include "dense_linear_cases.h"
 #include "grad_comp_cases.h"
 #include "sparse_linear_cases.h"
 
@@ -53,6 +54,10 @@ void run_kernel(const std::string& op, const std::string& name, std::mt19937& ra
   if (op == "head_moments") return head_moments(values, name, random);
   if (op == "sparse_linear_grad_comp") return GradCompCase({37, 70, 3, true, true}, values, random).run(name);
   if (op == "linear_cross_entropy") return LossCase({17, 67, 64}, values, random, true).run(name);
+  if (op == "dense_linear") {
+    return DenseCase(decodes(name) ? 1 : 40, 19, 200, {values, RLCC_F32, RLCC_F32}, random, true, false)
+        .run(name);
+  }
   const Packed w(random_weight(19, 200, dense_dtype(values), random, half_with_full_and_empty_row(random)),
                  values);
   const int64_t rows = decodes(name) ? 1 : 40;

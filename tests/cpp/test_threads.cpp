@@ -3,6 +3,7 @@
 #include <memory>
 #include <thread>
 
+#include "core/thread_pool.h"
 #include "matrices.h"
 
 #if defined(__unix__)
@@ -179,9 +180,59 @@ void one_weight_for_all(const char* isa, rlcc_dtype values) {
   CHECK(same == 8 * 3) << isa << " " << dtype_name(values) << ": " << same << " of 24 are the same";
 }
 
+// Chunks of at least `grain` items, a whole number of them for each thread where there are enough.
+void chunks() {
+  for (int64_t threads : {1, 2, 3, 8}) {
+    for (int64_t grain : {1, 5, 56}) {
+      for (int64_t count = grain + 1; count < 40 * grain; ++count) {
+        const int64_t items = restorelcc::chunk_items(count, grain, threads),
+                      used = (count + items - 1) / items;
+        CHECK(items >= grain && used <= 4 * threads) << count << " of " << grain << " on " << threads;
+        CHECK(count >= threads * grain || items == grain) << count << " of " << grain << " on " << threads;
+      }
+    }
+  }
+  CHECK(restorelcc::chunk_items(144, 56, 2) == 72);  // not 56, 56 and 32
+  CHECK(restorelcc::chunk_items(144, 21, 2) == 24);
+  CHECK(restorelcc::chunk_items(1000, 1, 2) == 125);
+}
+
+// Each item once, on the library's pool and on the caller's, also from inside a task.
+void parallel_for() {
+  struct Counts {
+    std::vector<std::atomic<int>> seen = std::vector<std::atomic<int>>(1000);
+    std::atomic<int> nested{0};
+  };
+  const rlcc_parallel own{run_backwards, nullptr, 5};
+  for (const rlcc_parallel* parallel : {static_cast<const rlcc_parallel*>(nullptr), &own}) {
+    for (int64_t count : {0, 1, 7, 1000}) {
+      Counts counts;
+      const rlcc_task task = [](void* context, int64_t begin, int64_t end) {
+        Counts& c = *static_cast<Counts*>(context);
+        for (int64_t i = begin; i < end; ++i) ++c.seen[static_cast<size_t>(i)];
+        const rlcc_task add = [](void* to, int64_t b, int64_t e) {
+          *static_cast<std::atomic<int>*>(to) += static_cast<int>(e - b);
+        };
+        CHECK_STATUS(rlcc_parallel_for(nullptr, 3, 1, add, &c.nested), RLCC_OK);
+      };
+      CHECK_STATUS(rlcc_parallel_for(parallel, count, 10, task, &counts), RLCC_OK);
+      for (size_t i = 0; i < counts.seen.size(); ++i)
+        CHECK(counts.seen[i] == (i < static_cast<size_t>(count) ? 1 : 0));
+      CHECK(counts.nested % 3 == 0 && (counts.nested > 0) == (count > 0));
+    }
+  }
+  const rlcc_task nothing = [](void*, int64_t, int64_t) {};
+  const rlcc_parallel no_run{nullptr, nullptr, 2};
+  CHECK_STATUS(rlcc_parallel_for(nullptr, 1, 1, nullptr, nullptr), RLCC_INVALID_ARGUMENT);
+  CHECK_STATUS(rlcc_parallel_for(nullptr, -1, 1, nothing, nullptr), RLCC_INVALID_ARGUMENT);
+  CHECK_STATUS(rlcc_parallel_for(&no_run, 1, 1, nothing, nullptr), RLCC_INVALID_ARGUMENT);
+}
+
 }  // namespace
 
 int main() {
+  chunks();
+  parallel_for();
   const Workload workload;
   for (const char* isa : kIsas) {
     if (rlcc_force_isa(isa) != RLCC_OK) {

@@ -95,6 +95,31 @@ typedef struct rlcc_sparse_linear_params {
   int32_t exact_x; /* 1: x is never rounded to 8 bits, whatever its rows; for comp_rows = comp Wᵀ */
 } rlcc_sparse_linear_params;
 
+/* y[m, n] = sum_k x[m, k] W[n, k] + bias[n] + residual[m, n]
+ *
+ * of a dense W: the head of a language model, a matrix with too few zeros to be packed. Up to 8 rows of x (16
+ * with AVX-512) W is read once and nothing of its size is kept. Sums are fp32, rounded once; with weight_dtype
+ * and x_dtype both RLCC_BF16 a CPU may multiply pairs of them (vdpbf16ps), which counts subnormals as 0. The
+ * bits depend on shapes and types, not on the number of threads. */
+typedef struct rlcc_dense_linear_params {
+  const void* weight;      /* W [N, K] of weight_dtype, row stride weight_stride, unit column stride */
+  int64_t rows;            /* N >= 0 */
+  int64_t columns;         /* K >= 0 */
+  int64_t weight_stride;   /* elements, >= K unless N <= 1 */
+  rlcc_dtype weight_dtype; /* not RLCC_I8 */
+  const void* x;           /* [M, K] of x_dtype, row stride x_stride, unit column stride */
+  int64_t x_rows;          /* M >= 0 */
+  int64_t x_stride;        /* elements, >= K unless M <= 1 */
+  rlcc_dtype x_dtype;      /* not RLCC_I8 */
+  const float* bias;       /* [N]; may be null */
+  const void* residual;    /* [M, N] of y_dtype; may be null */
+  int64_t residual_stride; /* elements */
+  void* y;                 /* [M, N] of y_dtype; must not overlap an input, save that y may be residual */
+  int64_t y_stride;        /* elements */
+  rlcc_dtype y_dtype;      /* also of residual; not RLCC_I8. RLCC_F32: logits that are not rounded again */
+  const rlcc_parallel* parallel; /* may be null: the library's own pool */
+} rlcc_dense_linear_params;
+
 /* grad_x[m, k] = sum_n grad_y[m, n] W[n, k]: the gradient of x, and (with M = G, grad_y = grad of
  * comp_rows) the gradient of comp. */
 typedef struct rlcc_sparse_linear_grad_x_params {

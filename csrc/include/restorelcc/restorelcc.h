@@ -42,6 +42,14 @@ RLCC_API const char* rlcc_isa(void); /* the one in use */
 RLCC_API rlcc_status rlcc_set_num_threads(int32_t threads);
 RLCC_API int32_t rlcc_get_num_threads(void);
 
+/* task(context, begin, end) on chunks of [0, count), at least `grain` items each but for the last, as the ops
+ * run: on `parallel`, or where that is null on the library's own pool. Returns when all are done. The task must
+ * not throw. On the library's pool, an op or rlcc_parallel_for() inside a task runs on the task's thread alone;
+ * and between calls that follow each other within some 20 us no thread sleeps, so a call costs little more than
+ * the few cache lines that move between the cores. */
+RLCC_API rlcc_status rlcc_parallel_for(const rlcc_parallel* parallel, int64_t count, int64_t grain,
+                                       rlcc_task task, void* context);
+
 /* Packing, in two calls: sizes first, then the caller's buffers are filled.
  * weight [N, K] of dtype (not RLCC_I8), row stride weight_stride. A weight is pruned when it equals 0 (so -0.0
  * is); NaN and Inf survive. values_dtype is dtype, or RLCC_I8: then value = round(W / scale), scale = max |W| /
@@ -61,6 +69,7 @@ RLCC_API rlcc_status rlcc_unpack(const rlcc_packed_weight* packed, void* weight,
 RLCC_API rlcc_status rlcc_packed_validate(const rlcc_packed_weight* packed);
 
 RLCC_API rlcc_status rlcc_sparse_linear(const rlcc_sparse_linear_params* params);
+RLCC_API rlcc_status rlcc_dense_linear(const rlcc_dense_linear_params* params);
 RLCC_API rlcc_status rlcc_sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params* params);
 RLCC_API rlcc_status rlcc_sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params* params);
 /* Adds up in the order of m, so the bits do not depend on the number of threads. */
@@ -73,6 +82,7 @@ RLCC_API rlcc_status rlcc_head_contrast(const rlcc_head_contrast_params* params)
 
 /* The scalar oracles: the same equations, accumulated in float64, one thread, no cleverness. */
 RLCC_API rlcc_status rlcc_sparse_linear_reference(const rlcc_sparse_linear_params* params);
+RLCC_API rlcc_status rlcc_dense_linear_reference(const rlcc_dense_linear_params* params);
 RLCC_API rlcc_status rlcc_sparse_linear_grad_x_reference(const rlcc_sparse_linear_grad_x_params* params);
 RLCC_API rlcc_status
 rlcc_sparse_linear_grad_values_reference(const rlcc_sparse_linear_grad_values_params* params);

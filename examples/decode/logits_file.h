@@ -1,0 +1,26 @@
+// fp32 logits [T, V], row after row and nothing else, little-endian as the machine has them: whole or absent.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <string>
+
+namespace decode {
+
+class LogitsFile {
+ public:
+  // Writes to a temporary name beside `path`. Throws std::runtime_error where that fails, as the others do.
+  explicit LogitsFile(const std::string& path);
+  ~LogitsFile();  // leaves nothing behind unless finish() was called
+  LogitsFile(const LogitsFile&) = delete;
+  LogitsFile& operator=(const LogitsFile&) = delete;
+
+  void add(const float* logits, int64_t count);
+  void finish();  // the file gets its name
+
+ private:
+  std::string path_, partial_;
+  std::FILE* file_;
+};
+
+}  // namespace decode

@@ -1,0 +1,3 @@
+#define DECODE_LOOPS kLoopsBaseline
+#define DECODE_ISA "baseline"
+#include "loops.inl"
