@@ -1,6 +1,7 @@
 #include "cuda/architectures.h"
 
 #include <cstdlib>
+#include <sstream>
 #include <string>
 
 namespace restorelcc::cuda {

@@ -94,7 +94,7 @@ def llama_numbers(config: Any) -> LlamaNumbers:
     if config.model_type != "llama":
         raise ValueError(
             f"this is a {one_line(config.model_type, 40)} model, and only Llama is exported; a Mistral or Qwen2 "
-            "without sliding window becomes a Llama by `restorelcc restore` or `fold`"
+            "without sliding window becomes a Llama where `restorelcc fold` or `restore` gives it biases"
         )
     if config.hidden_act not in ("silu", "swish"):
         raise ValueError(f"its activation is {one_line(config.hidden_act, 40)}; llama.cpp computes silu for a Llama")
