@@ -18,6 +18,7 @@ OK = 0
 _SCALARS: Mapping[str, type] = {
     "int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "uint64_t": ctypes.c_uint64, "size_t": ctypes.c_size_t,
     "float": ctypes.c_float, "double": ctypes.c_double, "rlcc_dtype": ctypes.c_int32,
+    "rlcc_task": ctypes.c_void_p,  # of a function
 }  # fmt: skip
 
 
