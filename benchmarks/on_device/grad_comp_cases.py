@@ -58,8 +58,10 @@ def cases(quick: bool) -> Iterator[GradCompCase]:
     outputs = (7, 264) if quick else (1, 7, 255, 256, 264, 1536)
     groups = (0, 1, 9) if quick else (0, 1, 2, 8, 9, 100)
     for turn, (M, N, G) in enumerate(product(rows, outputs, groups)):
-        indexed = G > 1 or (G == 1 and turn % 2 == 0)
-        yield GradCompCase(M, N, G, ("fp32", "bf16", "fp16")[turn % 3], indexed, G == 0 or turn % 4 < 3, turn % 3)
+        shape = turn // len(groups)  # each G meets every dtype, with wide reads (no gap) and without
+        indexed = G > 1 or (G == 1 and shape % 2 == 0)
+        dtype, gap = ("fp32", "bf16", "fp16")[(turn + shape) % 3], (0, 8, 1)[(turn // 2 + shape // 3) % 3]
+        yield GradCompCase(M, N, G, dtype, indexed, G == 0 or turn % 4 < 3, gap)
     if not quick:
         for G in (1, 4, 64):  # real layers, aligned
             yield GradCompCase(4096, 4096, G, "bf16", True, True)

@@ -56,6 +56,26 @@ void ragged_shapes() {
   CHECK(seen_one_part && seen_parts && seen_several_blocks_of_groups);
 }
 
+// Rows that begin at multiples of 16 bytes are read eight columns at once, others one by one.
+constexpr int64_t kGaps[] = {3, 0};
+
+// The stride allows wide reads, the first element's place does not.
+void a_begin_between() {
+  std::mt19937 random(78);
+  for (rlcc_dtype dtype : kDtypes) {
+    GradCompCase c({33, 264, 9, true, true}, dtype, random, 0);
+    run(c, "aligned");
+    const std::vector<float> comp = c.comp_rows, bias = c.bias;
+    const size_t bytes = size_t{33} * 264 * dtype_bytes(dtype), off = dtype_bytes(dtype);
+    std::vector<char> moved(bytes + off);
+    std::memcpy(moved.data() + off, c.grad_y.data(), bytes);
+    c.params.grad_y = moved.data() + off;
+    c.forget();
+    call(c);
+    CHECK(c.comp_rows == comp && c.bias == bias);
+  }
+}
+
 // Rows of one group only, none of a block's, runs of groups, a group in every part.
 void patterns() {
   std::mt19937 random(72);
@@ -68,10 +88,12 @@ void patterns() {
   };
   for (const auto& pattern : all) {
     for (rlcc_dtype dtype : kDtypes) {
-      simt::options().multiprocessors = 132;
-      GradCompCase c({1300, 40, 20, true, true}, dtype, random);
-      for (int64_t m = 0; m < 1300; ++m) c.index[static_cast<size_t>(m)] = pattern(m);
-      run(c, "pattern " + std::to_string(&pattern - all));
+      for (int64_t gap : kGaps) {
+        simt::options().multiprocessors = 132;
+        GradCompCase c({1300, 40, 20, true, true}, dtype, random, gap);
+        for (int64_t m = 0; m < 1300; ++m) c.index[static_cast<size_t>(m)] = pattern(m);
+        run(c, "pattern " + std::to_string(&pattern - all));
+      }
     }
   }
   simt::options() = simt::Options{};
@@ -81,9 +103,11 @@ void special_values() {
   std::mt19937 random(73);
   const float specials[] = {INFINITY, -INFINITY, NAN, 0.0f, -0.0f};
   for (rlcc_dtype dtype : kDtypes) {
-    GradCompCase c({300, 70, 4, true, true}, dtype, random);
-    for (int i = 0; i < 40; ++i) c.grad_y.set(7 * i, 3 * i % 70, specials[i % 5]);
-    run(c, "special");
+    for (int64_t gap : kGaps) {
+      GradCompCase c({300, 72, 4, true, true}, dtype, random, gap);
+      for (int i = 0; i < 40; ++i) c.grad_y.set(7 * i, 3 * i % 70, specials[i % 5]);
+      run(c, "special");
+    }
   }
 }
 
@@ -93,7 +117,7 @@ void an_index_from_outside() {
   for (int multiprocessors : {1, 132}) {
     for (int64_t wrong : {int64_t{-1}, int64_t{20}, INT64_MIN, INT64_MAX}) {
       simt::options().multiprocessors = multiprocessors;
-      GradCompCase c({1300, 300, 20, true, true}, RLCC_BF16, random);
+      GradCompCase c({1300, 304, 20, true, true}, RLCC_BF16, random, wrong < 0 ? 0 : 3);
       run(c, "before");
       const std::vector<float> bias = c.bias;
       c.index[700] = wrong;
@@ -110,7 +134,7 @@ void the_bits_are_the_same() {
   std::mt19937 random(75);
   for (const GradCompShape& shape : {GradCompShape{300, 264, 3, true, true}, {1025, 40, 11, true, true}}) {
     for (rlcc_dtype dtype : {RLCC_BF16, RLCC_F32}) {
-      GradCompCase c(shape, dtype, random);
+      GradCompCase c(shape, dtype, random, shape.groups == 3 ? 0 : 3);
       simt::options().multiprocessors = 132;
       run(c, "schedules");
       const std::vector<float> comp = c.comp_rows, bias = c.bias;
@@ -190,6 +214,7 @@ void refused() {
 
 int main() {
   ragged_shapes();
+  a_begin_between();
   patterns();
   special_values();
   an_index_from_outside();

@@ -30,7 +30,8 @@ extern "C" {
 
 /* weight.values must be 16-byte aligned. x is used as it is, whatever its rows, also with RLCC_I8 values:
  * exact_x is not looked at. A comp_index outside of [0, groups) makes its row of y NaN. Of any op at most 2^31
- * - 257 rows and 2^30 columns of W. */
+ * - 257 rows and 2^30 columns of W, rows of x and groups; with more than 16 rows of x, and in the gradients of
+ * x and of the values, at most 4,194,240 columns of what is written. */
 RLCC_API rlcc_status rlcc_cuda_sparse_linear_workspace(const rlcc_sparse_linear_params* params, size_t* bytes);
 RLCC_API rlcc_status rlcc_cuda_sparse_linear(const rlcc_sparse_linear_params* params, void* workspace,
                                              size_t workspace_bytes, void* stream);
