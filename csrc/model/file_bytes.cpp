@@ -21,7 +21,7 @@ namespace {
 constexpr size_t kMostJsonBytes = size_t{64} << 20;
 
 Status does_not_exist(const std::string& path) {
-  return invalid(path, " does not exist; copy the packed model again, with all its files");
+  return invalid(path, " does not exist; name the directory that `restorelcc pack` wrote, with all its files");
 }
 
 Status not_a_file(const std::string& path) {

@@ -21,7 +21,7 @@ int hex_digit(char c) {
   return -1;
 }
 
-// The four digits of \uXXXX at text[at]; -1 where there are none.
+// The four hexadecimal digits at text[at] of a \u escape; -1 where there are none.
 int code_unit(std::string_view text, size_t at) {
   if (at > text.size() || text.size() - at < 4) return -1;
   int unit = 0;
