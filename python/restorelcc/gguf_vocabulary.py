@@ -102,10 +102,11 @@ def stock_vocabulary(source: ModelSource, config: Any) -> Vocabulary:
     model, pre, notes = known_as(described)
     rows = int(config.vocab_size)
     vocabulary = {str(token): int(number) for token, number in tokenizer.get_vocab().items()}
-    beyond = [token for token, number in vocabulary.items() if not 0 <= number < rows]
+    beyond = [(number, token) for token, number in vocabulary.items() if not 0 <= number < rows]
     if beyond:
+        number, token = min(beyond)  # the vocabulary comes in no order
         raise ValueError(
-            f"the tokenizer has {one_line(repr(beyond[0]), 40)} as token {vocabulary[beyond[0]]} and the embedding has "
+            f"the tokenizer has {one_line(repr(token), 40)} as token {number} and the embedding has "
             f"{rows} rows; give the embedding rows for all tokens"
         )
     added = dict(tokenizer.added_tokens_decoder)

