@@ -22,7 +22,7 @@ namespace {
 
 using torch::inductor::AOTIModelPackageLoader;
 
-constexpr const char* kFormat = "1";  // export.py: FORMAT
+constexpr const char* kFormat = "1";     // export.py: FORMAT
 constexpr const char* kModel = "model";  // what aoti_compile_and_package calls a single model in its package
 
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
@@ -49,7 +49,8 @@ Limits limits_of(const std::string& package) {
 
 void check(const Options& options, const Limits& limits) {
   // The last new token is chosen and not fed again.
-  const int64_t fed = static_cast<int64_t>(options.prompt.size()) + (options.logits_file.empty() ? options.tokens - 1 : 0);
+  const int64_t fed =
+      static_cast<int64_t>(options.prompt.size()) + (options.logits_file.empty() ? options.tokens - 1 : 0);
   if (fed > limits.positions) {
     throw Refusal(std::to_string(fed) + " tokens are more than the " + std::to_string(limits.positions) +
                   " that the model was exported for");
@@ -89,7 +90,9 @@ void generate(AOTIModelPackageLoader& model, const Options& options, const Limit
       throw std::runtime_error("the logits of position " + std::to_string(ids.size()) + " are not finite");
     }
     ids.push_back(at::argmax(last).item<int64_t>());
-    std::printf("%s%lld", i == 0 ? "" : ",", static_cast<long long>(ids.back()));
+  }
+  for (size_t i = options.prompt.size(); i < ids.size(); ++i) {
+    std::printf("%s%lld", i == options.prompt.size() ? "" : ",", static_cast<long long>(ids[i]));
   }
   std::printf("\n");
   if (std::fflush(stdout) != 0) throw std::runtime_error("standard output cannot be written");
