@@ -2,13 +2,12 @@
 
     ids [1, T] int64  ->  logits [1, T, V] float32        1 <= T <= most_tokens, T free
 
-Weights stay packed: the graph calls `restorelcc::sparse_linear_inference` on them, once for q, k and v and once for gate
-and up where they are joined. A host has to load librestorelcc_torch.so, which registers that op, before the graph.
+Weights stay packed: the graph calls `restorelcc::sparse_linear_inference` on them, once for q, k and v and once for
+gate and up where they are joined. A host loads librestorelcc_torch.so, which registers that op, before the graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,10 +15,11 @@ from torch import Tensor, nn
 
 from .frozen_graphs import MergeProducts, tracing_frozen
 from .joined import JoinedLinear
+from .wording import one_line
 
-__all__ = ["export_logits"]
+__all__ = ["export_logits", "positions_of"]
 
-_TRACED_TOKENS = 24  # any number that stands for itself: more than JOINED_ROWS, and no size of a model
+_TRACED_TOKENS = 24  # any number but 1, which torch takes for a constant
 
 
 class _Logits(nn.Module):
@@ -42,20 +42,20 @@ def export_logits(model: Any, *, most_tokens: int | None = None) -> torch.export
         program = export_logits(restorelcc.load("packed"))
         torch._inductor.aoti_compile_and_package(program, package_path="model.pt2")
 
-    A compensation that applies when this is called (see `restorelcc.compensations`) is part of the graph. Activations are of
-    the model's dtype. The weights were checked when the model was loaded, and the graph does not check them again.
+    A compensation that applies when this is called (see `restorelcc.compensations`) is part of the graph. Activations
+    are of the model's dtype. The weights were checked when the model was loaded; the graph does not check them again.
 
     Args:
         model: of `restorelcc.load`, on the CPU. It is not changed; the graph shares its memory.
         most_tokens: the largest T; None: the positions that the model's configuration has.
 
     Raises:
-        ValueError: a model elsewhere than on the CPU, positions it does not have, or one that torch.export cannot trace.
+        ValueError: a model that is not on the CPU or that torch.export cannot trace, positions that it does not have.
     """
     device = next(model.parameters()).device
     if device.type != "cpu":
         raise ValueError(f"the model is on {device}, the graph is made on the CPU; move it with .cpu()")
-    positions = _positions(model, most_tokens)
+    positions = positions_of(model, most_tokens)
     wrapped = _Logits(model)
     wrapped(torch.zeros(1, 1, dtype=torch.long))  # so that P and the joined biases are there to be taken
     for family in {id(m.family): m.family for m in model.modules() if isinstance(m, JoinedLinear)}.values():
@@ -67,15 +67,18 @@ def export_logits(model: Any, *, most_tokens: int | None = None) -> torch.export
         with tracing_frozen():
             program = torch.export.export(wrapped, (ids,), dynamic_shapes=free, strict=False)
     except Exception as error:  # whatever the forward of a stock class meets there
-        raise ValueError(
-            f"{type(model).__name__} cannot be exported: {' '.join(str(error).split())[:400]}"
-        ) from error
+        raise ValueError(f"{type(model).__name__} cannot be exported: {one_line(error, 400)}") from error
     MergeProducts()(program.graph_module.graph)
     _keep_what_is_read(program)
     return program
 
 
-def _positions(model: Any, most_tokens: int | None) -> int:
+def positions_of(model: Any, most_tokens: int | None) -> int:
+    """The largest T: most_tokens, or where that is None all positions of the configuration.
+
+    Raises:
+        ValueError: more than the model has, or fewer than 1.
+    """
     has = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if most_tokens is None and has is None:
         raise ValueError("the configuration does not say how many positions the model has; pass most_tokens")
@@ -86,14 +89,14 @@ def _positions(model: Any, most_tokens: int | None) -> int:
 
 
 def _keep_what_is_read(program: torch.export.ExportedProgram) -> None:
-    """Weights that no node reads go: those of joined members, of which the graph reads the joint matrix, and c beside P.
+    """Weights that no node reads go: those of joined members, which stand in the joint matrix too, and c beside P.
 
     What is left stands in memory of its own, for AOTInductor writes the whole storage of each weight: of a view, all of
     the tensor that it is a view of.
     """
     graph, signature = program.graph_module.graph, program.graph_signature
     nodes = {node.name: node for node in graph.nodes if node.op == "placeholder"}
-    read, weights = [], {}
+    read, weights = [], set()
     for spec in signature.input_specs:
         node = nodes[spec.arg.name]
         if spec.target is None or node.users:
@@ -101,7 +104,7 @@ def _keep_what_is_read(program: torch.export.ExportedProgram) -> None:
         else:
             graph.erase_node(node)
         if spec.target is not None and node.users:
-            weights[spec.target] = True
+            weights.add(spec.target)
     signature.input_specs[:] = read
     program.graph_module.recompile()
     for held in (program.state_dict, program.constants):

@@ -1,5 +1,7 @@
-"""A packed model as a graph of torch.export, and the library of its ops in a process without Python; nothing is compiled
-by AOTInductor here (that is test_libtorch_example.py)."""
+"""A packed model as a graph of torch.export, and the library of its ops in a process without Python.
+
+AOTInductor compiles nothing here: that is test_libtorch_example.py.
+"""
 
 from __future__ import annotations
 
