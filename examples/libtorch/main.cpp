@@ -130,7 +130,7 @@ int main(int count, char** words) {
     std::fprintf(stderr, "logits: %s\n", logits::first_line(error.what_without_backtrace()).c_str());
     return 1;
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "logits: %s\n", error.what());
+    std::fprintf(stderr, "logits: %s\n", logits::first_line(error.what()).c_str());
     return 1;
   }
 }
