@@ -50,9 +50,9 @@ class Program:
             timeout=600,
         )
 
-    def logits(self, package: Path, ids: Sequence[int], out: Path) -> Tensor:
+    def logits(self, package: Path, ids: Sequence[int], out: Path, *words: object) -> Tensor:
         """[T, V] float64, teacher-forced."""
-        done = self.run(package, "--prompt-ids", written(ids), "--logits", out)
+        done = self.run(package, "--prompt-ids", written(ids), "--logits", out, *words)
         assert done.returncode == 0, done.stderr
         assert [path.name for path in out.parent.glob(f"{out.name}*")] == [out.name]
         return torch.from_numpy(np.fromfile(out, dtype="<f4")).view(len(ids), -1).double()
