@@ -7,6 +7,7 @@ is in cross_entropy_gradients.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -82,7 +83,7 @@ def check_sparse_linear(
 
     if x.dim() < 1:
         raise ValueError(f"x has shape []; its last dimension must be {columns}")
-    rows = x.shape[:-1].numel()
+    rows = math.prod(x.shape[:-1])  # of symbols too: numel() would make numbers of them
     require_that(
         x.shape[-1] == columns,
         f"x has shape {list(x.shape)}; its last dimension must be {columns}",

@@ -10,6 +10,7 @@ chose stands in a `CompensationChoice` that all output projections of a model sh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -65,7 +66,7 @@ class CompensationChoice:
 
         B may be a multiple of the sequences chosen for: beams and returned sequences stand side by side.
         """
-        rows, sequences, batch = x.shape[:-1].numel(), len(self._picked), int(x.shape[0])
+        rows, sequences, batch = math.prod(x.shape[:-1]), len(self._picked), x.shape[0]
         if batch % sequences:
             raise ValueError(
                 f"compensations were chosen for {sequences} sequences, the batch has {batch}; "
