@@ -1,0 +1,56 @@
+// A packed weight (docs/format.md) out of byte arrays of known lengths.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "restorelcc/restorelcc.h"
+
+namespace restorelcc_openvino {
+
+// Bytes in memory, little-endian as on disk, at any address.
+struct Bytes {
+  const void* data = nullptr;
+  size_t size = 0;
+};
+
+// What the operation's attributes say of W [N, K].
+struct Shape {
+  int64_t rows = 0;     // N
+  int64_t columns = 0;  // K
+  std::string values;   // "fp32", "bf16", "fp16" or "int8"
+};
+
+// Throws Refusal where sizes are out of [0, 2^31) or the type is none of the four.
+rlcc_dtype checked_dtype(const Shape& shape);
+// Bytes that mask, row_offsets and scales (0 without int8 values) must have. `shape` has been checked.
+size_t mask_bytes(const Shape& shape);
+size_t row_offsets_bytes(const Shape& shape);
+size_t scales_bytes(const Shape& shape);
+
+// A weight whose every index has been checked, once. It never changes afterwards: any number of threads may use
+// it. What is not aligned as the kernels need it is copied; all else stays where it is and is borrowed from the
+// caller.
+class PackedBytes {
+ public:
+  // Throws Refusal: a length that is not what the shape asks for, or rlcc_packed_validate()'s own sentence.
+  PackedBytes(const Shape& shape, Bytes mask, Bytes values, Bytes row_offsets, Bytes scales);
+  PackedBytes(const PackedBytes&) = delete;
+  PackedBytes& operator=(const PackedBytes&) = delete;
+
+  const rlcc_packed_weight& weight() const { return weight_; }
+
+ private:
+  struct Freed {
+    void operator()(void* memory) const;
+  };
+  const void* aligned(Bytes bytes, size_t alignment);
+
+  std::vector<std::unique_ptr<void, Freed>> copies_;
+  rlcc_packed_weight weight_{};
+};
+
+}  // namespace restorelcc_openvino
