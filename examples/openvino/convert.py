@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from llama_graph import build
 from packed_directory import PackedDirectory, Refusal
 
 _NOT_COPIED = ("restorelcc.json", "packed.safetensors")
+_CONSTANT = re.compile(r'(<data element_type="\w+"[^<>]* )offset="(\d+)" size="(\d+)"')
+_ALIGNMENT = 64  # bytes
 
 
 def convert(packed: Path, out: Path, extension: Path, compensation: str | None) -> None:
@@ -35,12 +38,38 @@ def convert(packed: Path, out: Path, extension: Path, compensation: str | None) 
             if file.is_file() and file.name not in _NOT_COPIED:
                 shutil.copyfile(file, folder / file.name)
         # What is fp32 stays fp32.
-        ov.save_model(model, folder / "openvino_model.xml", compress_to_fp16=False)
+        ov.save_model(model, folder / "unaligned.xml", compress_to_fp16=False)
+        _align(folder / "unaligned", folder / "openvino_model")
         folder.chmod(0o777 & ~_umask())
         folder.rename(out)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _align(saved: Path, out: Path) -> None:
+    """saved.xml and .bin become out.xml and .bin, whose constants begin at multiples of 64 bytes.
+
+    OpenVINO writes one constant right behind the other. Then most weights would be copied when the model is read, and once
+    more by the plugin; aligned ones stay where the file is mapped.
+    """
+    old, new = saved.with_suffix(".bin"), out.with_suffix(".bin")
+    moved: dict[tuple[int, int], int] = {}
+    with old.open("rb") as source, new.open("wb") as target:
+
+        def move(found: re.Match[str]) -> str:
+            place = int(found[2]), int(found[3])
+            if place not in moved:
+                target.write(bytes(-target.tell() % _ALIGNMENT))
+                moved[place] = target.tell()
+                source.seek(place[0])
+                target.write(source.read(place[1]))
+            return f'{found[1]}offset="{moved[place]}" size="{found[3]}"'
+
+        text = _CONSTANT.sub(move, saved.with_suffix(".xml").read_text(encoding="utf-8"))
+    out.with_suffix(".xml").write_text(text, encoding="utf-8")
+    for suffix in (".xml", ".bin"):
+        saved.with_suffix(suffix).unlink()
 
 
 def _umask() -> int:

@@ -1,0 +1,168 @@
+"""examples/openvino: packed Llamas through OpenVINO's CPU plugin against stock transformers in float64.
+
+Budgets are those of test_decode_example.py. The operation alone gives the bits of restorelcc.ops.sparse_linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from decode_program import written
+from llamas import KINDS, Packed, load_stock, logits_of, rounded_to_int8
+from openvino_host import Host, find_host
+from test_decode_example import TOKENS, check_greedy, exact_logits, fp32_budget, some_ids, worst
+from torch import Tensor
+
+Tiny = Callable[[str, str], Packed]
+
+
+@pytest.fixture(scope="module")
+def host() -> Host:
+    return find_host()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_in_fp32(kind: str, host: Host, tiny: Tiny, tmp_path: Path) -> None:
+    """The prompt at once, in pieces, and token by token behind the state."""
+    model, ids = tiny(kind, "fp32"), some_ids()
+    exact = exact_logits(model, ids)
+    out = host.converted(model.packed, tmp_path / "new" / "ov")
+    for found in host.logits(out, ids, tmp_path, (TOKENS, 37, 1)):
+        assert worst(found, exact) <= fp32_budget(model, ids, exact)
+
+
+@pytest.mark.parametrize("values", ["fp16", "bf16"])
+def test_half_precision_values(values: str, host: Host, tiny: Tiny, tmp_path: Path) -> None:
+    model, ids = tiny("wide-heads", values), some_ids()
+    exact = exact_logits(model, ids)
+    out = host.converted(model.packed, tmp_path / "new" / "ov")
+    for found in host.logits(out, ids, tmp_path, (TOKENS, 1)):
+        assert worst(found, exact) <= fp32_budget(model, ids, exact)
+
+
+@pytest.mark.parametrize("values", ["int8", "int8+head"])
+def test_int8_values(values: str, host: Host, tiny: Tiny, tmp_path: Path) -> None:
+    """All tokens at once: x is not rounded. Token by token it is: an error of some 0.5 % in each product."""
+    model, ids = tiny("biased", values), some_ids()
+    rounded = rounded_to_int8(model.checkpoint, tmp_path)
+    exact = logits_of(load_stock(rounded, torch.float32, torch.float64), ids)
+    out = host.converted(model.packed, tmp_path / "new" / "ov")
+    whole, single = host.logits(out, ids, tmp_path, (TOKENS, 1))
+    if values == "int8":  # a packed head is rounded too, which this reference is not
+        assert worst(whole, exact) <= fp32_budget(model, ids, exact, rounded)
+    for found in (whole, single):
+        assert float((found - exact).square().mean().sqrt()) <= 0.04 * float(exact.std())
+
+
+@pytest.mark.parametrize(("kind", "values"), [("biased", "fp32"), ("plain", "fp32"), ("wide-heads", "bf16")])
+def test_a_compensation_by_name(kind: str, values: str, host: Host, tiny: Tiny, tmp_path: Path) -> None:
+    model, ids = tiny(kind, values), some_ids()
+    exact = exact_logits(model, ids, "law")
+    budget = fp32_budget(model, ids, exact, name="law")
+    out = host.converted(model.packed, tmp_path / "new" / "ov", "law")
+    (found,) = host.logits(out, ids, tmp_path, (TOKENS,))
+    assert worst(found, exact) <= budget
+    assert worst(exact_logits(model, ids), exact) > 100 * budget
+
+
+def test_two_texts_side_by_side(host: Host, tiny: Tiny, tmp_path: Path) -> None:
+    model = tiny("biased", "fp32")
+    texts = [some_ids(60), some_ids(23, seed=6)]
+    out = host.converted(model.packed, tmp_path / "new" / "ov")
+    found = host.arrays(tmp_path, range(2), "padded", model=str(out), texts=texts)
+    for logits, ids in zip(found, texts, strict=True):
+        exact = exact_logits(model, ids)
+        assert worst(logits.double(), exact) <= fp32_budget(model, ids, exact)
+
+
+@dataclass(frozen=True)
+class Program:
+    """continue_text as check_greedy() asks for it."""
+
+    host: Host
+    model: Path
+
+    def generate(self, _: Path, prompt: Sequence[int], new: int) -> dict[str, Any]:
+        done = self.host.run(self.host.program, self.host.extension, self.model, written(prompt), new)
+        assert done.returncode == 0, done.stderr
+        return {"ids": [int(word) for word in done.stdout.split(",")]}
+
+
+def test_greedy_tokens_from_cpp(host: Host, tiny: Tiny, tmp_path: Path) -> None:
+    model = tiny("biased", "fp32")
+    out = host.converted(model.packed, tmp_path / "new" / "ov")
+    check_greedy(Program(host, out), model, some_ids(9), (), new=60)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("says", ["whole number", "empty"])
+def test_calls_of_the_program(says: str, host: Host, tmp_path: Path) -> None:
+    done = host.run(host.program, host.extension, tmp_path, {"whole number": "1,two", "empty": ""}[says])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr
+
+
+def saved_parts(packed: Any, bias: Tensor | None, folder: Path) -> list[str]:
+    """The operation's inputs behind x, as files of bytes."""
+    tensors = [packed.mask, packed.values, packed.row_offsets, *([] if packed.scales is None else [packed.scales])]
+    arrays = [tensor.contiguous().view(torch.uint8).reshape(-1).numpy() for tensor in tensors]
+    arrays += [] if bias is None else [bias.numpy()]
+    paths = [folder / f"part{i}.npy" for i in range(len(arrays))]
+    for path, array in zip(paths, arrays, strict=True):
+        np.save(path, array)
+    return list(map(str, paths))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("values", ["fp32", "bf16", "fp16", "int8"])
+@pytest.mark.parametrize("rows", [1, 3, 21])
+def test_the_operation_alone(rows: int, values: str, threads: int, host: Host, tmp_path: Path) -> None:
+    """The same bits as in Python; weight as constants, checked once, and as inputs, checked in each call."""
+    import restorelcc
+
+    weight = torch.randn(70, 200) * (torch.rand(70, 200) < 0.5)
+    weight[3] = 0
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(values, torch.float32)
+    packed = restorelcc.pack(weight.to(dtype), values="int8" if values == "int8" else None)
+    x = torch.randn(1, rows, 200)
+    bias = torch.randn(70) if rows != 3 else None
+    np.save(tmp_path / "x.npy", x.numpy())
+    found = host.arrays(
+        tmp_path, ("constants", "inputs"), "product", x=str(tmp_path / "x.npy"),
+        parts=saved_parts(packed, bias, tmp_path), config={"INFERENCE_NUM_THREADS": threads},
+        attributes={"rows": 70, "columns": 200, "values": values, "module": "some.module"},
+        **{"as": ["constants", "inputs"]},
+    )  # fmt: skip
+    expected = restorelcc.ops.sparse_linear(x, packed, bias=bias)
+    for y in found:
+        assert torch.equal(y, expected)
+
+
+def test_a_real_model(host: Host, real: Packed, tmp_path: Path) -> None:
+    """Logits of 200 tokens of SmolLM2-135M, bf16 values, computed in f32; and its text from C++."""
+    ids = some_ids(vocabulary=49152)
+    exact = exact_logits(real, ids)
+    out = host.converted(real.packed, tmp_path / "new" / "ov")
+    for found in host.logits(out, ids, tmp_path, (TOKENS, 1)):
+        assert worst(found, exact) <= fp32_budget(real, ids, exact)
+    check_greedy(Program(host, out), real, [1, 4093, 198, 9], (), new=24)  # type: ignore[arg-type]
+
+
+def test_a_stock_checkpoint_without_the_extension(host: Host, tiny: Tiny, tmp_path: Path) -> None:
+    """A checkpoint with biases, as `restorelcc fold` writes it, by OpenVINO's own conversion of torch models."""
+    if host.run(host.python, "-c", "import torch, transformers").returncode != 0:
+        pytest.skip("the Python of RLCC_OPENVINO_PYTHON has no torch and transformers")
+    model, ids = tiny("biased", "fp32"), some_ids()
+    exact = exact_logits(model, ids)
+    (found,) = host.arrays(tmp_path, ("stock",), "stock", model=str(model.checkpoint), ids=ids)
+    assert worst(found.double(), exact) <= fp32_budget(model, ids, exact)
