@@ -62,8 +62,7 @@ class _Llama:
 
     def model(self) -> ov.Model:
         ids = self.parameters["input_ids"]
-        # Rows are widened behind the look-up: the plugin would keep all of a widened table.
-        hidden = _widened(ops.gather(self._dense("model.embed_tokens.weight"), ids, _integers(0)))
+        hidden = ops.gather(self._dense("model.embed_tokens.weight"), ids, _integers(0))
         angles = self._angles()
         mask = self._mask()
         for layer in range(self.config["num_hidden_layers"]):
@@ -84,13 +83,13 @@ class _Llama:
     # Constants.
 
     def _dense(self, name: str) -> Any:
-        """A matrix as it is stored."""
+        """A matrix as it is stored, widened to f32 where it is used."""
         array, kind = self.packed.tensor(name)
         if kind not in _STORED:
             raise Refusal(f"{name} is of the type {kind}, must be fp32, bf16 or fp16")
         stored = ov.op.Constant(ov.Tensor(np.ascontiguousarray(array), ov.Shape(list(array.shape)), _STORED[kind]))
         stored.set_friendly_name(name)
-        return stored
+        return stored if kind == "fp32" else ops.convert(stored, np.float32)
 
     def _bias(self, modules: Sequence[str]) -> Array | None:
         """[N] float32; None where no module has one, or all are zeros."""
@@ -119,7 +118,7 @@ class _Llama:
         return [found[module] for module in modules]
 
     def _dense_product(self, x: Any, module: str) -> Any:
-        y = ops.matmul(x, _widened(self._dense(f"{module}.weight")), False, True)
+        y = ops.matmul(x, self._dense(f"{module}.weight"), False, True)
         bias = self._bias([module])
         return y if bias is None else ops.add(y, ops.constant(bias))
 
@@ -248,10 +247,6 @@ def _inverse_frequencies(config: dict[str, Any], head_dim: int) -> Array:
     waves = about["original_max_position_embeddings"] * found.astype(np.float64) / (2 * math.pi)
     kept = np.clip((waves - low) / (high - low), 0, 1)
     return ((1 - kept) * found / about["factor"] + kept * found).astype(np.float32)
-
-
-def _widened(node: Any) -> Any:
-    return node if node.get_element_type() == ov.Type.f32 else ops.convert(node, np.float32)
 
 
 def _size(node: Any, axis: int) -> Any:

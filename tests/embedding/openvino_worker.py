@@ -89,14 +89,16 @@ def stock(job: dict[str, Any]) -> None:
             super().__init__()
             self.model: Any = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32).eval()
 
-        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = self.model(input_ids=input_ids, use_cache=False).logits
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.model(input_ids, attention_mask=attention_mask, use_cache=False).logits
             return found
 
+    # With a mask, since without one transformers looks for joined texts by aten::diff, which OpenVINO cannot convert.
     ids = torch.tensor([job["ids"]])
+    given = (ids, torch.ones_like(ids))
     with torch.no_grad():
-        model = ov.convert_model(Logits(), example_input=ids, input=[(1, ids.shape[1])])
-    np.save(f"{job['out']}.stock.npy", ov.compile_model(model, "CPU", EXACT)([ids.numpy()])[0][0])
+        model = ov.convert_model(Logits(), example_input=given)
+    np.save(f"{job['out']}.stock.npy", ov.compile_model(model, "CPU", EXACT)([one.numpy() for one in given])[0][0])
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def converted(host: Host, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def refused_run(host: Host, model: Path, folder: Path, *says: str) -> None:
-    """By Python when the model is read, and by the program in C++."""
+    """By Python when the model is read, and by the program in C++, without a crash."""
     done = host.ask(folder, "logits", model=str(model), ids=IDS, batches=[3])
     assert done.returncode == 1, (done.returncode, done.stderr)
     again = host.run(host.program, host.extension, model, "1,5,9", 2)
@@ -134,7 +134,8 @@ def test_a_damaged_converted_weight(which: str, host: Host, converted: Path, tmp
     raw = bytearray((model / "openvino_model.bin").read_bytes())
     raw[begin : begin + len(new)] = new
     (model / "openvino_model.bin").write_bytes(raw)
-    refused_run(host, model, tmp_path, MODULE, says)
+    # Constants of the same bytes are stored once: offsets may be an earlier layer's too.
+    refused_run(host, model, tmp_path, ".self_attn.o_proj: ", says)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +146,7 @@ def test_a_damaged_converted_weight(which: str, host: Host, converted: Path, tmp
         ("columns", "4611686018427387904", "columns"),
         ("columns", "70", "columns"),
         ("values", "int9", "fp32, bf16, fp16 or int8"),
-        ("values", "int8", "inputs"),
-        ("values", "bf16", MODULE),
+        ("values", "int8", "scales"),
     ],
 )
 def test_attributes_that_lie(
@@ -195,9 +195,9 @@ def test_the_operation_alone(damage: str, which: str, host: Host, tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"columns": 201}, "201 columns"),
+        ({"columns": 300}, "mask has 2240 bytes, must have 2800"),
         ({"rows": 71}, "must have"),
-        ({"values": "bf16"}, "some.module"),
+        ({"values": "int8"}, "it has 4 inputs"),
         ({"values": ""}, "must be fp32"),
     ],
 )
