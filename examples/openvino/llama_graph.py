@@ -123,13 +123,13 @@ class _Llama:
         return y if bias is None else ops.add(y, ops.constant(bias))
 
     def _packed_product(self, x: Any, weight: PackedWeight, layer: int | None) -> Any:
-        # As bytes: the CPU plugin narrows 64-bit integers to 32 bits (sparse_linear_op.h).
+        # As bytes, which the CPU plugin leaves alone (sparse_linear_op.h).
         constants = [ops.constant(_bytes(weight.parts[part])) for part in ("mask", "values", "row_offsets")]
         if weight.values == "int8":
             constants.append(ops.constant(_bytes(weight.parts["scales"])))
         added = self._added(weight, layer)
         if added is not None:
-            constants.append(ops.constant(added))
+            constants.append(ops.constant(_bytes(added)))
         attributes = {
             "rows": weight.rows, "columns": weight.columns, "values": weight.values, "module": weight.name,
         }  # fmt: skip

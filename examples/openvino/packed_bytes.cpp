@@ -12,9 +12,9 @@ constexpr int64_t kMostRows = int64_t{1} << 31;  // so that no product below lea
 
 size_t element_bytes(rlcc_dtype dtype) { return dtype == RLCC_F32 ? 4 : dtype == RLCC_I8 ? 1 : 2; }
 
-void expect(const char* name, size_t found, size_t wanted, const Shape& shape) {
-  if (found == wanted) return;
-  refuse(name, " has ", found, " bytes, must have ", wanted, " for a weight of ", shape.rows, " rows, ",
+void expect(const char* name, Bytes found, int64_t wanted, const Shape& shape) {
+  if (found.size == static_cast<size_t>(wanted)) return;
+  refuse(name, " has ", found.size, " bytes, must have ", wanted, " for a weight of ", shape.rows, " rows, ",
          shape.columns, " columns and ", shape.values, " values");
 }
 
@@ -32,34 +32,28 @@ rlcc_dtype checked_dtype(const Shape& shape) {
   refuse("values are \"", shape.values, "\", must be fp32, bf16, fp16 or int8");
 }
 
-size_t mask_bytes(const Shape& shape) {
-  return static_cast<size_t>(shape.rows * ((shape.columns + 63) / 64) * 8);
-}
-
-size_t row_offsets_bytes(const Shape& shape) { return static_cast<size_t>((shape.rows + 1) * 8); }
-
-size_t scales_bytes(const Shape& shape) {
-  if (shape.values != "int8") return 0;
-  return static_cast<size_t>(shape.rows * ((shape.columns + RLCC_SCALE_COLUMNS - 1) / RLCC_SCALE_COLUMNS) * 2);
-}
-
-PackedBytes::PackedBytes(const Shape& shape, Bytes mask, Bytes values, Bytes row_offsets, Bytes scales) {
+PackedBytes::PackedBytes(const Shape& shape, const Parts& parts) {
   weight_.dtype = checked_dtype(shape);
-  expect("mask", mask.size, mask_bytes(shape), shape);
-  expect("row_offsets", row_offsets.size, row_offsets_bytes(shape), shape);
-  expect("scales", scales.size, scales_bytes(shape), shape);
+  const int64_t words = (shape.columns + 63) / 64;
+  const int64_t groups =
+      weight_.dtype == RLCC_I8 ? (shape.columns + RLCC_SCALE_COLUMNS - 1) / RLCC_SCALE_COLUMNS : 0;
+  expect("mask", parts.mask, shape.rows * words * 8, shape);
+  expect("row_offsets", parts.row_offsets, (shape.rows + 1) * 8, shape);
+  expect("scales", parts.scales, shape.rows * groups * 2, shape);
+  if (parts.bias.data != nullptr) expect("bias", parts.bias, shape.rows * 4, shape);
   const size_t element = element_bytes(weight_.dtype);
-  if (values.size % element != 0) {
-    refuse("values has ", values.size, " bytes, no multiple of the ", element, " of a ", shape.values,
+  if (parts.values.size % element != 0) {
+    refuse("values has ", parts.values.size, " bytes, no multiple of the ", element, " of a ", shape.values,
            " value");
   }
   weight_.rows = shape.rows;
   weight_.columns = shape.columns;
-  weight_.value_count = static_cast<int64_t>(values.size / element);
-  weight_.mask = static_cast<const uint64_t*>(aligned(mask, 8));
-  weight_.values = aligned(values, RLCC_VALUE_ALIGNMENT_BYTES);
-  weight_.row_offsets = static_cast<const int64_t*>(aligned(row_offsets, 8));
-  if (weight_.dtype == RLCC_I8) weight_.scales = static_cast<const uint16_t*>(aligned(scales, 2));
+  weight_.value_count = static_cast<int64_t>(parts.values.size / element);
+  weight_.mask = static_cast<const uint64_t*>(aligned(parts.mask, 8));
+  weight_.values = aligned(parts.values, RLCC_VALUE_ALIGNMENT_BYTES);
+  weight_.row_offsets = static_cast<const int64_t*>(aligned(parts.row_offsets, 8));
+  if (weight_.dtype == RLCC_I8) weight_.scales = static_cast<const uint16_t*>(aligned(parts.scales, 2));
+  bias_ = static_cast<const float*>(aligned(parts.bias, 4));
   const rlcc_status status = rlcc_packed_validate(&weight_);
   if (status != RLCC_OK) refuse(rlcc_last_error());
   weight_.trusted = 1;

@@ -1,4 +1,4 @@
-// A packed weight (docs/format.md) out of byte arrays of known lengths.
+// A packed weight (docs/format.md) and its bias out of byte arrays of known lengths.
 #pragma once
 
 #include <cstddef>
@@ -26,10 +26,11 @@ struct Shape {
 
 // Throws Refusal where sizes are out of [0, 2^31) or the type is none of the four.
 rlcc_dtype checked_dtype(const Shape& shape);
-// Bytes that mask, row_offsets and scales (0 without int8 values) must have. `shape` has been checked.
-size_t mask_bytes(const Shape& shape);
-size_t row_offsets_bytes(const Shape& shape);
-size_t scales_bytes(const Shape& shape);
+
+// The arrays of a weight. scales: of int8 values, else empty; bias: may be null.
+struct Parts {
+  Bytes mask, values, row_offsets, scales, bias;
+};
 
 // A weight whose every index has been checked, once. It never changes afterwards: any number of threads may use
 // it. What is not aligned as the kernels need it is copied; all else stays where it is and is borrowed from the
@@ -37,11 +38,12 @@ size_t scales_bytes(const Shape& shape);
 class PackedBytes {
  public:
   // Throws Refusal: a length that is not what the shape asks for, or rlcc_packed_validate()'s own sentence.
-  PackedBytes(const Shape& shape, Bytes mask, Bytes values, Bytes row_offsets, Bytes scales);
+  PackedBytes(const Shape& shape, const Parts& parts);
   PackedBytes(const PackedBytes&) = delete;
   PackedBytes& operator=(const PackedBytes&) = delete;
 
   const rlcc_packed_weight& weight() const { return weight_; }
+  const float* bias() const { return bias_; }  // [N]; may be null
 
  private:
   struct Freed {
@@ -51,6 +53,7 @@ class PackedBytes {
 
   std::vector<std::unique_ptr<void, Freed>> copies_;
   rlcc_packed_weight weight_{};
+  const float* bias_ = nullptr;
 };
 
 }  // namespace restorelcc_openvino

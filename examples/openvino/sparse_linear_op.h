@@ -1,16 +1,16 @@
 // RlccSparseLinear: y[..., n] = sum_k x[..., k] W[n, k] + bias[n], W [N, K] packed (docs/format.md).
 //
-//   input 0      x            f32 [..., K], leading dimensions dynamic or not
+//   input 0      x            f32, bf16 or f16 [..., K], leading dimensions dynamic or not
 //   input 1      mask         u8 [N * words * 8]     the bytes of the uint64 words
 //   input 2      values       u8 [...]               the bytes of the survivors, padding included
 //   input 3      row_offsets  u8 [(N + 1) * 8]       the bytes of the int64 offsets
 //   input 4      scales       u8 [N * groups * 2]    with int8 values only: the bytes of the bf16 scales
-//   last input   bias         f32 [N]                may be absent; of compensations too: W c is added to it
-//   output 0     y            f32 [..., N]
-//   attributes   rows N, columns K, values ("fp32", "bf16", "fp16", "int8"), module (its name, for messages)
+//   last input   bias         u8 [N * 4]             may be absent; the bytes of float32; of compensations, W c
+//   is added output 0     y            x's type [..., N] attributes   rows N, columns K, values ("fp32",
+//   "bf16", "fp16", "int8"), module (its name, for messages)
 //
-// Why bytes: OpenVINO's CPU plugin narrows constants of 64-bit integers to 32 bits and may widen half floats.
-// It leaves u8 alone.
+// Why bytes: OpenVINO's CPU plugin narrows 64-bit integers to 32 bits, and converts floats to the type it
+// computes in. It leaves u8 alone.
 //
 // Constant parts are checked when the op is made (Core::read_model, NodeFactory) and a damaged weight is
 // refused there; parts that are not constant are checked in each call. So no call reads outside of the arrays.
@@ -40,8 +40,9 @@ class SparseLinear : public ov::op::Op {
 
  private:
   struct Checked;
-  size_t parts() const { return shape_.values == "int8" ? 5 : 4; }  // inputs but for the bias
-  bool biased() const { return get_input_size() > parts(); }
+  size_t least_inputs() const { return shape_.values == "int8" ? 5 : 4; }  // but for the bias
+  template <class BytesOf>
+  Parts parts_of(const BytesOf& bytes_of) const;
   void check_inputs() const;
   std::shared_ptr<const Checked> checked() const;
   std::string prefix() const;

@@ -114,9 +114,8 @@ def test_calls_of_the_program(says: str, host: Host, tmp_path: Path) -> None:
 
 def saved_parts(packed: Any, bias: Tensor | None, folder: Path) -> list[str]:
     """The operation's inputs behind x, as files of bytes."""
-    tensors = [packed.mask, packed.values, packed.row_offsets, *([] if packed.scales is None else [packed.scales])]
-    arrays = [tensor.contiguous().view(torch.uint8).reshape(-1).numpy() for tensor in tensors]
-    arrays += [] if bias is None else [bias.numpy()]
+    tensors = [packed.mask, packed.values, packed.row_offsets, packed.scales, bias]
+    arrays = [one.contiguous().view(torch.uint8).reshape(-1).numpy() for one in tensors if one is not None]
     paths = [folder / f"part{i}.npy" for i in range(len(arrays))]
     for path, array in zip(paths, arrays, strict=True):
         np.save(path, array)
@@ -146,6 +145,37 @@ def test_the_operation_alone(rows: int, values: str, threads: int, host: Host, t
     expected = restorelcc.ops.sparse_linear(x, packed, bias=bias)
     for y in found:
         assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("hint", ["f16", "bf16"])
+def test_types_that_the_plugin_computes_in(hint: str, host: Host, tmp_path: Path) -> None:
+    """It may hand on x in the type of the hint (f16, where the CPU has it) or in f32; the weight and the bias stay."""
+    import restorelcc
+
+    packed, bias = restorelcc.pack(torch.randn(70, 200) * (torch.rand(70, 200) < 0.5)), torch.randn(70)
+    x = torch.randn(1, 3, 200)
+    np.save(tmp_path / "x.npy", x.numpy())
+    (found,) = host.arrays(
+        tmp_path, ["constants"], "product", x=str(tmp_path / "x.npy"), parts=saved_parts(packed, bias, tmp_path),
+        config={"INFERENCE_PRECISION_HINT": hint}, **{"as": ["constants"]},
+        attributes={"rows": 70, "columns": 200, "values": "fp32", "module": "some.module"},
+    )  # fmt: skip
+    rounded = x.to({"f16": torch.float16, "bf16": torch.bfloat16}[hint])
+    as_it_is = restorelcc.ops.sparse_linear(x, packed, bias=bias)
+    as_hinted = restorelcc.ops.sparse_linear(rounded, packed, bias=bias).float()
+    assert torch.equal(found, as_it_is) or torch.equal(found, as_hinted)
+
+
+def test_a_compiled_model_from_the_cache(host: Host, tiny: Tiny, tmp_path: Path) -> None:
+    """There its constants stand at other places, on no multiple of anything."""
+    model, ids = tiny("biased", "fp32"), some_ids(50)
+    exact = exact_logits(model, ids)
+    out = host.converted(model.packed, tmp_path / "new" / "ov")
+    job = {"model": str(out), "ids": ids, "batches": [50], "config": {"CACHE_DIR": str(tmp_path / "cache")}}
+    for _ in range(2):
+        (found,) = host.arrays(tmp_path, [50], "logits", **job)
+        assert list((tmp_path / "cache").glob("*.blob")) != []
+        assert worst(found.double(), exact) <= fp32_budget(model, ids, exact)
 
 
 def test_a_real_model(host: Host, real: Packed, tmp_path: Path) -> None:
