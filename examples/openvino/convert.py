@@ -16,7 +16,7 @@ from pathlib import Path
 
 import openvino as ov
 from llama_graph import build
-from packed_directory import PackedDirectory, Refusal
+from packed_directory import PackedDirectory, RefusedError
 
 _NOT_COPIED = ("restorelcc.json", "packed.safetensors")
 _CONSTANT = re.compile(r'(<data element_type="\w+"[^<>]* )offset="(\d+)" size="(\d+)"')
@@ -24,11 +24,11 @@ _ALIGNMENT = 64  # bytes
 
 
 def convert(packed: Path, out: Path, extension: Path, compensation: str | None) -> None:
-    """Writes the directory `out`. Refusal: what is wrong, in a sentence, and nothing is there."""
+    """Writes the directory `out`. RefusedError: what is wrong, in a sentence, and nothing is there."""
     if out.exists():
-        raise Refusal(f"{out} exists; give a new directory")
+        raise RefusedError(f"{out} exists; give a new directory")
     if not extension.is_file():
-        raise Refusal(f"{extension} is no file; build examples/openvino first")
+        raise RefusedError(f"{extension} is no file; build examples/openvino first")
     directory = PackedDirectory(packed, extension)
     model = build(directory, extension, directory.compensation(compensation))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -50,8 +50,8 @@ def convert(packed: Path, out: Path, extension: Path, compensation: str | None) 
 def _align(saved: Path, out: Path) -> None:
     """saved.xml and .bin become out.xml and .bin, whose constants begin at multiples of 64 bytes.
 
-    OpenVINO writes one constant right behind the other. Then most weights would be copied when the model is read, and once
-    more by the plugin; aligned ones stay where the file is mapped.
+    OpenVINO writes one constant right behind the other. Then most weights would be copied when the model is read, and
+    once more by the plugin; aligned ones stay where the file is mapped.
     """
     old, new = saved.with_suffix(".bin"), out.with_suffix(".bin")
     moved: dict[tuple[int, int], int] = {}
@@ -88,7 +88,7 @@ def main() -> int:
     asked = parser.parse_args()
     try:
         convert(asked.packed, asked.out, asked.extension, asked.compensation)
-    except (Refusal, OSError) as problem:
+    except (RefusedError, OSError) as problem:
         print(f"convert.py: {problem}", file=sys.stderr)
         return 2
     except RuntimeError as problem:  # OpenVINO's exceptions

@@ -23,7 +23,7 @@ from openvino import opset13 as ops
 from openvino.op import assign, read_value
 from openvino.op.util import Variable, VariableInfo
 from openvino.utils.node_factory import NodeFactory
-from packed_directory import Array, PackedDirectory, PackedWeight, Refusal
+from packed_directory import Array, PackedDirectory, PackedWeight, RefusedError
 
 __all__ = ["build"]
 
@@ -40,9 +40,11 @@ class _Llama:
     def __init__(self, packed: PackedDirectory, extension: Path, compensation: str | None) -> None:
         config = packed.config
         if config.get("model_type") != "llama" or config.get("architectures") != ["LlamaForCausalLM"]:
-            raise Refusal(f"the model is of the type {config.get('model_type')!r}; this builds LlamaForCausalLM alone")
+            raise RefusedError(
+                f"the model is of the type {config.get('model_type')!r}; this builds LlamaForCausalLM alone"
+            )
         if config.get("hidden_act", "silu") != "silu":
-            raise Refusal(f"the model's activation is {config['hidden_act']!r}; this knows silu")
+            raise RefusedError(f"the model's activation is {config['hidden_act']!r}; this knows silu")
         self.packed, self.config, self.compensation = packed, config, compensation
         self.width: int = config["hidden_size"]
         self.heads: int = config["num_attention_heads"]
@@ -86,7 +88,7 @@ class _Llama:
         """A matrix as it is stored, widened to f32 where it is used."""
         array, kind = self.packed.tensor(name)
         if kind not in _STORED:
-            raise Refusal(f"{name} is of the type {kind}, must be fp32, bf16 or fp16")
+            raise RefusedError(f"{name} is of the type {kind}, must be fp32, bf16 or fp16")
         stored = ov.op.Constant(ov.Tensor(np.ascontiguousarray(array), ov.Shape(list(array.shape)), _STORED[kind]))
         stored.set_friendly_name(name)
         return stored if kind == "fp32" else ops.convert(stored, np.float32)
@@ -214,7 +216,9 @@ class _Llama:
         group = self.heads // self.kv_heads
         if group == 1:
             return x
-        wide = ops.broadcast(ops.unsqueeze(x, _integers(2)), _integers([1, 1, group, 1, 1]), broadcast_spec="BIDIRECTIONAL")
+        wide = ops.broadcast(
+            ops.unsqueeze(x, _integers(2)), _integers([1, 1, group, 1, 1]), broadcast_spec="BIDIRECTIONAL"
+        )
         return ops.reshape(wide, _integers([0, self.heads, -1, self.head_dim]), True)
 
 
@@ -242,7 +246,7 @@ def _inverse_frequencies(config: dict[str, Any], head_dim: int) -> Array:
     if kind == "linear":
         return (found / about["factor"]).astype(np.float32)
     if kind != "llama3":
-        raise Refusal(f"the model's rotary positions are of type {kind!r}; this knows default, linear and llama3")
+        raise RefusedError(f"the model's rotary positions are of type {kind!r}; this knows default, linear and llama3")
     low, high = about["low_freq_factor"], about["high_freq_factor"]
     waves = about["original_max_position_embeddings"] * found.astype(np.float64) / (2 * math.pi)
     kept = np.clip((waves - low) / (high - low), 0, 1)

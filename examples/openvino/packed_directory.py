@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "PackedDirectory", "PackedWeight", "Refusal"]
+__all__ = ["Array", "PackedDirectory", "PackedWeight", "RefusedError"]
 
 Array = NDArray[Any]
 _NUMBERS = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8, "U64": np.uint64, "I64": np.int64}
 _SCALE_COLUMNS = 128
 
 
-class Refusal(ValueError):
+class RefusedError(ValueError):
     """What is wrong with a model or a call, in one sentence."""
 
 
@@ -108,7 +108,7 @@ class PackedDirectory:
     def tensor(self, name: str) -> tuple[Array, str]:
         """(array, "fp32" | "bf16" | "fp16" | another type as the file names it); bf16 is held as uint16."""
         if name not in self._tensors:
-            raise Refusal(f"{self.directory / 'packed.safetensors'} has no tensor {name}")
+            raise RefusedError(f"{self.directory / 'packed.safetensors'} has no tensor {name}")
         array, kind = self._tensors[name]
         return array, {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}.get(kind, kind)
 
@@ -129,7 +129,7 @@ class PackedDirectory:
         if chosen == "none":
             return None
         if chosen not in names:
-            raise Refusal(f'{self.directory} has no compensation "{chosen}"; it has {", ".join(names) or "none"}')
+            raise RefusedError(f'{self.directory} has no compensation "{chosen}"; it has {", ".join(names) or "none"}')
         return chosen
 
 
@@ -138,13 +138,13 @@ def _check(directory: Path, library: Path) -> None:
         functions = ctypes.CDLL(str(library.resolve()))
         opening, closing, error = functions.rlcc_model_open, functions.rlcc_model_close, functions.rlcc_last_error
     except (OSError, AttributeError) as problem:
-        raise Refusal(f"{library} is no library of restorelcc: {problem}") from None
+        raise RefusedError(f"{library} is no library of restorelcc: {problem}") from None
     opening.argtypes = [ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p)]
     closing.argtypes, closing.restype = [ctypes.c_void_p], None
     error.restype = ctypes.c_char_p
     model = ctypes.c_void_p()
     if opening(str(directory).encode(), ctypes.byref(model)) != 0:
-        raise Refusal(error().decode("utf-8", "replace"))
+        raise RefusedError(error().decode("utf-8", "replace"))
     closing(model)
 
 

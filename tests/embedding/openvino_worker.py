@@ -59,24 +59,25 @@ def padded(job: dict[str, Any]) -> None:
 
 
 def product(job: dict[str, Any]) -> None:
-    """y of the operation alone, once with its weight as constants and once with it as inputs: OUT.<which>.npy"""
+    """y of the operation alone for each of `cases`, its weight as `constants` or `inputs`: OUT.<number>.<which>.npy"""
     from openvino import opset13 as ops
     from openvino.utils.node_factory import NodeFactory
 
     factory = NodeFactory()
     factory.add_extension(job["extension"])
-    parts = [np.load(path) for path in job["parts"]]
-    for which in job["as"]:
-        x = ops.parameter([-1, -1, job["attributes"]["columns"]], np.float32)
-        given = [] if which == "constants" else [ops.parameter(list(part.shape), part.dtype) for part in parts]
-        weight = given or [ops.constant(part) for part in parts]
-        node = factory.create("RlccSparseLinear", [one.output(0) for one in (x, *weight)], job["attributes"])
-        model = ov.Model([ops.result(node.output(0))], [x, *given], "product")
-        core = ov.Core()
-        core.add_extension(job["extension"])
-        request = core.compile_model(model, "CPU", {**EXACT, **job.get("config", {})}).create_infer_request()
-        found = request.infer([np.load(job["x"]), *(parts if given else [])])
-        np.save(f"{job['out']}.{which}.npy", found[0])
+    core = ov.Core()
+    core.add_extension(job["extension"])
+    for number, case in enumerate(job["cases"]):
+        parts = [np.load(path) for path in case["parts"]]
+        for which in case["as"]:
+            x = ops.parameter([-1, -1, case["attributes"]["columns"]], np.float32)
+            given = [] if which == "constants" else [ops.parameter(list(part.shape), part.dtype) for part in parts]
+            weight = given or [ops.constant(part) for part in parts]
+            node = factory.create("RlccSparseLinear", [one.output(0) for one in (x, *weight)], case["attributes"])
+            model = ov.Model([ops.result(node.output(0))], [x, *given], "product")
+            request = core.compile_model(model, "CPU", {**EXACT, **case.get("config", {})}).create_infer_request()
+            found = request.infer([np.load(case["x"]), *(parts if given else [])])
+            np.save(f"{job['out']}.{number}.{which}.npy", found[0])
 
 
 def stock(job: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ Budgets are those of test_decode_example.py. The operation alone gives the bits 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,20 +113,21 @@ def test_calls_of_the_program(says: str, host: Host, tmp_path: Path) -> None:
     assert says in done.stderr
 
 
-def saved_parts(packed: Any, bias: Tensor | None, folder: Path) -> list[str]:
-    """The operation's inputs behind x, as files of bytes."""
+def product_case(packed: Any, x: Tensor, bias: Tensor | None, folder: Path, values: str = "fp32", **more: Any) -> Any:
+    """One of openvino_worker.product's: the operation's inputs as files, those behind x as bytes."""
+    folder.mkdir()
     tensors = [packed.mask, packed.values, packed.row_offsets, packed.scales, bias]
     arrays = [one.contiguous().view(torch.uint8).reshape(-1).numpy() for one in tensors if one is not None]
     paths = [folder / f"part{i}.npy" for i in range(len(arrays))]
-    for path, array in zip(paths, arrays, strict=True):
+    for path, array in zip([folder / "x.npy", *paths], [x.numpy(), *arrays], strict=True):
         np.save(path, array)
-    return list(map(str, paths))
+    attributes = {"rows": packed.shape[0], "columns": packed.shape[1], "values": values, "module": "some.module"}
+    case = {"x": str(folder / "x.npy"), "parts": list(map(str, paths)), "attributes": attributes, "as": ["constants"]}
+    return {**case, **more}
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("values", ["fp32", "bf16", "fp16", "int8"])
-@pytest.mark.parametrize("rows", [1, 3, 21])
-def test_the_operation_alone(rows: int, values: str, threads: int, host: Host, tmp_path: Path) -> None:
+def test_the_operation_alone(values: str, host: Host, tmp_path: Path) -> None:
     """The same bits as in Python; weight as constants, checked once, and as inputs, checked in each call."""
     import restorelcc
 
@@ -133,18 +135,16 @@ def test_the_operation_alone(rows: int, values: str, threads: int, host: Host, t
     weight[3] = 0
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(values, torch.float32)
     packed = restorelcc.pack(weight.to(dtype), values="int8" if values == "int8" else None)
-    x = torch.randn(1, rows, 200)
-    bias = torch.randn(70) if rows != 3 else None
-    np.save(tmp_path / "x.npy", x.numpy())
-    found = host.arrays(
-        tmp_path, ("constants", "inputs"), "product", x=str(tmp_path / "x.npy"),
-        parts=saved_parts(packed, bias, tmp_path), config={"INFERENCE_NUM_THREADS": threads},
-        attributes={"rows": 70, "columns": 200, "values": values, "module": "some.module"},
-        **{"as": ["constants", "inputs"]},
-    )  # fmt: skip
-    expected = restorelcc.ops.sparse_linear(x, packed, bias=bias)
-    for y in found:
-        assert torch.equal(y, expected)
+    bias, ways = torch.randn(70), ["constants", "inputs"]
+    cases, expected = [], []
+    for rows, added, threads in itertools.product((0, 1, 3, 21), (None, bias), (1, 2)):
+        x, folder, config = torch.randn(1, rows, 200), tmp_path / str(len(cases)), {"INFERENCE_NUM_THREADS": threads}
+        cases.append(product_case(packed, x, added, folder, values, config=config, **{"as": ways}))
+        expected.append(restorelcc.ops.sparse_linear(x, packed, bias=added))
+    names = [f"{number}.{which}" for number in range(len(cases)) for which in ways]
+    found = host.arrays(tmp_path, names, "product", cases=cases)
+    for name, y in zip(names, found, strict=True):
+        assert torch.equal(y, expected[int(name.partition(".")[0])]), name
 
 
 @pytest.mark.parametrize("hint", ["f16", "bf16"])
@@ -154,12 +154,8 @@ def test_types_that_the_plugin_computes_in(hint: str, host: Host, tmp_path: Path
 
     packed, bias = restorelcc.pack(torch.randn(70, 200) * (torch.rand(70, 200) < 0.5)), torch.randn(70)
     x = torch.randn(1, 3, 200)
-    np.save(tmp_path / "x.npy", x.numpy())
-    (found,) = host.arrays(
-        tmp_path, ["constants"], "product", x=str(tmp_path / "x.npy"), parts=saved_parts(packed, bias, tmp_path),
-        config={"INFERENCE_PRECISION_HINT": hint}, **{"as": ["constants"]},
-        attributes={"rows": 70, "columns": 200, "values": "fp32", "module": "some.module"},
-    )  # fmt: skip
+    case = product_case(packed, x, bias, tmp_path / "case", config={"INFERENCE_PRECISION_HINT": hint})
+    (found,) = host.arrays(tmp_path, ["0.constants"], "product", cases=[case])
     rounded = x.to({"f16": torch.float16, "bf16": torch.bfloat16}[hint])
     as_it_is = restorelcc.ops.sparse_linear(x, packed, bias=bias)
     as_hinted = restorelcc.ops.sparse_linear(rounded, packed, bias=bias).float()

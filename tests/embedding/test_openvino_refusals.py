@@ -14,7 +14,7 @@ import pytest
 import torch
 from llamas import Packed
 from openvino_host import Host, find_host
-from test_openvino_example import saved_parts
+from test_openvino_example import product_case
 
 Tiny = Callable[[str, str], Packed]
 IDS = [1, 5, 9]
@@ -146,7 +146,7 @@ def test_a_damaged_converted_weight(which: str, host: Host, converted: Path, tmp
         ("columns", "4611686018427387904", "columns"),
         ("columns", "70", "columns"),
         ("values", "int9", "fp32, bf16, fp16 or int8"),
-        ("values", "int8", "scales"),
+        ("values", "int8", "multiple of 16"),
     ],
 )
 def test_attributes_that_lie(
@@ -175,21 +175,23 @@ def test_the_operation_alone(damage: str, which: str, host: Host, tmp_path: Path
     """Constants are refused when the op is made, inputs when it runs."""
     import restorelcc
 
-    weight = torch.randn(70, 200) * (torch.rand(70, 200) < 0.5)
-    np.save(tmp_path / "x.npy", torch.randn(1, 3, 200).numpy())
-    paths = saved_parts(restorelcc.pack(weight), None, tmp_path)
-    index = {"mask": 0, "offset": 2, "short": 1}[damage]
-    part = np.load(paths[index]).copy()
+    packed = restorelcc.pack(torch.randn(70, 200) * (torch.rand(70, 200) < 0.5))
+    case = product_case(packed, torch.randn(1, 3, 200), None, tmp_path / "case", **{"as": [which]})
+    path = case["parts"][{"mask": 0, "offset": 2, "short": 1}[damage]]
+    part = np.load(path).copy()
     if damage == "short":
         part = part[:-256]
     else:
         part[24:32] = 255
-    np.save(paths[index], part)
-    attributes = {"rows": 70, "columns": 200, "values": "fp32", "module": "some.module"}
-    job = {"x": str(tmp_path / "x.npy"), "parts": paths, "attributes": attributes, "as": [which]}
-    done = host.ask(tmp_path, "product", **job)
+    np.save(path, part)
+    refused_product(host, case, tmp_path)
+
+
+def refused_product(host: Host, case: Any, folder: Path, says: str = "") -> None:
+    done = host.ask(folder, "product", cases=[case])
     assert done.returncode == 1, (done.returncode, done.stderr)
     assert "RlccSparseLinear some.module: " in done.stderr
+    assert says in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -204,11 +206,6 @@ def test_the_operation_alone(damage: str, which: str, host: Host, tmp_path: Path
 def test_attributes_of_the_operation_alone(change: dict[str, Any], says: str, host: Host, tmp_path: Path) -> None:
     import restorelcc
 
-    np.save(tmp_path / "x.npy", torch.randn(1, 3, 200).numpy())
-    paths = saved_parts(restorelcc.pack(torch.randn(70, 200) * (torch.rand(70, 200) < 0.5)), None, tmp_path)
-    attributes = {"rows": 70, "columns": 200, "values": "fp32", "module": "some.module", **change}
-    job = {"x": str(tmp_path / "x.npy"), "parts": paths, "attributes": attributes, "as": ["constants"]}
-    done = host.ask(tmp_path, "product", **job)
-    assert done.returncode == 1, (done.returncode, done.stderr)
-    assert "RlccSparseLinear some.module: " in done.stderr
-    assert says in done.stderr
+    packed = restorelcc.pack(torch.randn(70, 200) * (torch.rand(70, 200) < 0.5))
+    case = product_case(packed, torch.randn(1, 3, 200), None, tmp_path / "case")
+    refused_product(host, {**case, "attributes": {**case["attributes"], **change}}, tmp_path, says)
