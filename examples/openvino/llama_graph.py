@@ -50,6 +50,11 @@ class _Llama:
         self.heads: int = config["num_attention_heads"]
         self.kv_heads: int = config.get("num_key_value_heads") or self.heads
         self.head_dim: int = config.get("head_dim") or self.width // self.heads
+        if self.kv_heads < 1 or self.heads % self.kv_heads != 0 or self.head_dim < 2 or self.head_dim % 2 != 0:
+            raise RefusedError(
+                f"the model has {self.heads} heads of size {self.head_dim} and {self.kv_heads} key-value heads; the "
+                "size must be even, and the heads a multiple of the key-value heads"
+            )
         self.factory = NodeFactory()
         self.factory.add_extension(str(extension))
         self.parameters = {
@@ -157,7 +162,7 @@ class _Llama:
     def _norm(self, x: Any, module: str) -> Any:
         """x / sqrt(mean x² + eps) · weight"""
         square = ops.reduce_mean(ops.multiply(x, x), _integers([-1]), keep_dims=True)
-        root = ops.sqrt(ops.add(square, _floats(self.config["rms_norm_eps"])))
+        root = ops.sqrt(ops.add(square, _floats(self.config.get("rms_norm_eps", 1e-6))))
         return ops.multiply(ops.divide(x, root), ops.constant(self.packed.floats(f"{module}.weight")))
 
     def _angles(self) -> tuple[Any, Any]:
@@ -236,21 +241,32 @@ def _rotated(x: Any, angles: tuple[Any, Any]) -> Any:
 
 
 def _inverse_frequencies(config: dict[str, Any], head_dim: int) -> Array:
-    """[D / 2] float32: theta^(-2i/D), stretched as the rotary positions' type says."""
+    """[D / 2] float32: theta^(-2i/D), stretched as the rotary positions' type says; in float32, as stock models do."""
     about = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = about.get("rope_type") or about.get("type") or "default"
     theta = about.get("rope_theta") or config.get("rope_theta") or 10000.0
-    found = (1 / float(theta) ** (np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
+    found: Array = 1 / np.float32(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
     if kind == "default":
         return found
-    if kind == "linear":
-        return (found / about["factor"]).astype(np.float32)
-    if kind != "llama3":
+    if kind not in ("linear", "llama3"):
         raise RefusedError(f"the model's rotary positions are of type {kind!r}; this knows default, linear and llama3")
-    low, high = about["low_freq_factor"], about["high_freq_factor"]
-    waves = about["original_max_position_embeddings"] * found.astype(np.float64) / (2 * math.pi)
-    kept = np.clip((waves - low) / (high - low), 0, 1)
-    return ((1 - kept) * found / about["factor"] + kept * found).astype(np.float32)
+
+    def parameter(key: str) -> np.float32:
+        value = about.get(key)
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise RefusedError(f"the rotary positions of type {kind!r} have no {key} above 0 in config.json")
+        return np.float32(value)
+
+    stretched = found / parameter("factor")
+    if kind == "linear":
+        return stretched
+    # Long waves are stretched by the factor, short ones left alone, those between interpolated.
+    low, high = parameter("low_freq_factor"), parameter("high_freq_factor")
+    if low >= high:
+        raise RefusedError(f"high_freq_factor is {high}, must be above low_freq_factor, {low}")
+    waves = parameter("original_max_position_embeddings") * found / np.float32(2 * math.pi)
+    kept = np.clip((waves - low) / (high - low), np.float32(0), np.float32(1))
+    return (1 - kept) * stretched + kept * found
 
 
 def _size(node: Any, axis: int) -> Any:

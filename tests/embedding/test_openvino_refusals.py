@@ -51,6 +51,7 @@ def test_conversions(host: Host, tiny: Tiny, tmp_path: Path) -> None:
     [
         ({"hidden_act": "gelu"}, "gelu"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "yarn"),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "no factor"),
         ({"num_hidden_layers": 4}, "packed.safetensors"),
     ],
 )
