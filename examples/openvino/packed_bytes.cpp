@@ -12,7 +12,7 @@ constexpr int64_t kMostRows = int64_t{1} << 31;  // so that no product below lea
 
 size_t element_bytes(rlcc_dtype dtype) { return dtype == RLCC_F32 ? 4 : dtype == RLCC_I8 ? 1 : 2; }
 
-void expect(const char* name, Bytes found, int64_t wanted, const Shape& shape) {
+void expect(const char* name, Bytes found, int64_t wanted, const WeightShape& shape) {
   if (found.size == static_cast<size_t>(wanted)) return;
   refuse(name, " has ", found.size, " bytes, must have ", wanted, " for a weight of ", shape.rows, " rows, ",
          shape.columns, " columns and ", shape.values, " values");
@@ -20,7 +20,7 @@ void expect(const char* name, Bytes found, int64_t wanted, const Shape& shape) {
 
 }  // namespace
 
-rlcc_dtype checked_dtype(const Shape& shape) {
+rlcc_dtype checked_dtype(const WeightShape& shape) {
   if (shape.rows < 0 || shape.rows >= kMostRows || shape.columns < 0 || shape.columns >= kMostRows) {
     refuse("a weight of ", shape.rows, " rows and ", shape.columns, " columns; both must be in [0, ", kMostRows,
            ")");
@@ -32,7 +32,7 @@ rlcc_dtype checked_dtype(const Shape& shape) {
   refuse("values are \"", shape.values, "\", must be fp32, bf16, fp16 or int8");
 }
 
-PackedBytes::PackedBytes(const Shape& shape, const Parts& parts) {
+PackedBytes::PackedBytes(const WeightShape& shape, const Parts& parts) {
   weight_.dtype = checked_dtype(shape);
   const int64_t words = (shape.columns + 63) / 64;
   const int64_t groups =

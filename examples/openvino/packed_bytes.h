@@ -18,14 +18,14 @@ struct Bytes {
 };
 
 // What the operation's attributes say of W [N, K].
-struct Shape {
+struct WeightShape {
   int64_t rows = 0;     // N
   int64_t columns = 0;  // K
   std::string values;   // "fp32", "bf16", "fp16" or "int8"
 };
 
 // Throws Refusal where sizes are out of [0, 2^31) or the type is none of the four.
-rlcc_dtype checked_dtype(const Shape& shape);
+rlcc_dtype checked_dtype(const WeightShape& shape);
 
 // The arrays of a weight. scales: of int8 values, else empty; bias: may be null.
 struct Parts {
@@ -38,7 +38,7 @@ struct Parts {
 class PackedBytes {
  public:
   // Throws Refusal: a length that is not what the shape asks for, or rlcc_packed_validate()'s own sentence.
-  PackedBytes(const Shape& shape, const Parts& parts);
+  PackedBytes(const WeightShape& shape, const Parts& parts);
   PackedBytes(const PackedBytes&) = delete;
   PackedBytes& operator=(const PackedBytes&) = delete;
 

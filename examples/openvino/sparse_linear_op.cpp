@@ -24,7 +24,7 @@ bool same(const Bytes& a, const Bytes& b) { return a.data == b.data && a.size ==
 
 // The weight of constants, which it keeps alive.
 struct SparseLinear::Checked {
-  Checked(const Shape& shape, const Parts& found, std::vector<std::shared_ptr<const Constant>> constants)
+  Checked(const WeightShape& shape, const Parts& found, std::vector<std::shared_ptr<const Constant>> constants)
       : parts(found), owners(std::move(constants)), packed(shape, found) {}
   Parts parts;
   std::vector<std::shared_ptr<const Constant>> owners;

@@ -47,7 +47,7 @@ class SparseLinear : public ov::op::Op {
   std::shared_ptr<const Checked> checked() const;
   std::string prefix() const;
 
-  Shape shape_;
+  WeightShape shape_;
   std::string module_;
   // A copy checks its weight when it first runs: the plugin copies ops in each inference, to infer shapes.
   bool is_copy_ = false;
