@@ -241,11 +241,15 @@ def _rotated(x: Any, angles: tuple[Any, Any]) -> Any:
 
 
 def _inverse_frequencies(config: dict[str, Any], head_dim: int) -> Array:
-    """[D / 2] float32: theta^(-2i/D), stretched as the rotary positions' type says; in float32, as stock models do."""
+    """[D / 2] float32: theta^(-2i/D), stretched as the rotary positions' type says.
+
+    Rounded where stock models round: an angle is a frequency times a position, so its last bit shows in the logits.
+    """
     about = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = about.get("rope_type") or about.get("type") or "default"
     theta = about.get("rope_theta") or config.get("rope_theta") or 10000.0
-    found: Array = 1 / np.float32(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
+    exponents = (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)).astype(np.float64)
+    found: Array = np.float32(1) / (float(theta) ** exponents).astype(np.float32)
     if kind == "default":
         return found
     if kind not in ("linear", "llama3"):

@@ -16,16 +16,11 @@ import pytest
 import torch
 from decode_program import written
 from llamas import KINDS, Packed, load_stock, logits_of, rounded_to_int8
-from openvino_host import Host, find_host
+from openvino_host import Host
 from test_decode_example import TOKENS, check_greedy, exact_logits, fp32_budget, some_ids, worst
 from torch import Tensor
 
 Tiny = Callable[[str, str], Packed]
-
-
-@pytest.fixture(scope="module")
-def host() -> Host:
-    return find_host()
 
 
 @pytest.fixture(autouse=True)

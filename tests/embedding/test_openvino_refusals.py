@@ -13,16 +13,11 @@ import numpy as np
 import pytest
 import torch
 from llamas import Packed
-from openvino_host import Host, find_host
+from openvino_host import Host
 from test_openvino_example import product_case
 
 Tiny = Callable[[str, str], Packed]
 IDS = [1, 5, 9]
-
-
-@pytest.fixture(scope="module")
-def host() -> Host:
-    return find_host()
 
 
 def refused_conversion(host: Host, packed: Path, out: Path, *words: object, says: str) -> None:
