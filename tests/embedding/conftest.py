@@ -1,4 +1,4 @@
-"""The C++ program of examples/decode, packed random Llamas for it, and a real one where its package is installed."""
+"""The programs of examples/decode and openvino, packed random Llamas, and a real one where its package is installed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from decode_program import PROGRAM, Decoder
 from llamas import Packed, make_real, make_tiny
+from openvino_host import Host, find_host
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,6 +23,12 @@ def decoder() -> Decoder:
         if place.is_file():
             return Decoder(place)
     pytest.skip(f"{places[0]} is not built; `make test-cpp` builds it (CMake option RLCC_BUILD_EXAMPLES)")
+
+
+@pytest.fixture(scope="session")
+def host() -> Host:
+    """A Python that has OpenVINO, $RLCC_OPENVINO_PYTHON, and examples/openvino, built."""
+    return find_host()
 
 
 @pytest.fixture(scope="session")
