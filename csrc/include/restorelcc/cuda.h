@@ -14,7 +14,8 @@
  * Results do not depend on timing: the same call on the same kind of device gives the same bits.
  *
  * RLCC_UNSUPPORTED: the library was built without nvcc or for other devices, or there is no usable device or
- * driver. Needs compute capability 8.0 or later, and the driver that the toolkit of the build asks for (CUDA
+ * driver; or a size is larger than is said at the op, though the CPU's op takes it. Of the _workspace functions
+ * those of head_moments and grad_values do not ask the device: their bytes depend on the params alone. Needs compute capability 8.0 or later, and the driver that the toolkit of the build asks for (CUDA
  * 13.0: 580 or later).
  */
 #ifndef RESTORELCC_CUDA_H_
