@@ -25,7 +25,9 @@ struct Call {
 constexpr char kUntouched = 0x3b;  // of a float or double: small, and a number
 
 inline void fill(const Call& call) {
-  for (const auto& [data, bytes] : call.outputs) std::memset(data, kUntouched, bytes);
+  for (const auto& [data, bytes] : call.outputs) {
+    if (bytes > 0) std::memset(data, kUntouched, bytes);
+  }
 }
 
 inline std::string contents(const Call& call) {

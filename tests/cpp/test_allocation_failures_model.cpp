@@ -1,5 +1,6 @@
 // As test_allocation_failures.cpp: opening models and asking them, settings, and the first call of a process.
 #include "failing_calls.h"
+#include "matrices.h"
 #include "model_files.h"
 #include "restorelcc/model.h"
 
