@@ -33,19 +33,19 @@ Outcome child(const First& first, long failing) {
   return failed ? kFailedAndRecovered : kNothingFailed;
 }
 
-void run(const First& first, long least) {
+void run(const First& first, long least, long step = 1) {
   long failures = 0;
   for (Outcome outcome = kFailedAndRecovered; outcome == kFailedAndRecovered; ++failures) {
     const pid_t process = fork();
-    if (process == 0) _exit(child(first, failures));
+    if (process == 0) _exit(child(first, failures * step));
     int status = -1;
     const bool ended = waitpid(process, &status, 0) == process && WIFEXITED(status);
     outcome = ended ? static_cast<Outcome>(WEXITSTATUS(status)) : kWrong;
     CHECK(outcome == kNothingFailed || outcome == kFailedAndRecovered)
-        << first.name << ", allocation " << failures << ": "
+        << first.name << ", allocation " << failures * step << ": "
         << (ended ? "not what the header says" : "the process was ended by a signal");
   }
-  CHECK(failures > least) << first.name << " made " << failures - 1 << " allocations, expected " << least;
+  CHECK(failures > least) << first.name << " had " << failures - 1 << " failures, expected " << least;
   std::printf("%s: %ld failures\n", first.name, failures - 1);
 }
 
@@ -89,6 +89,6 @@ int main(int argc, char** argv) {
          rlcc_model_close(model);
          return status;
        }},
-      1);
+      50, 7);
   return report("allocation_failures_first");
 }
