@@ -104,7 +104,7 @@ fuzz: $(VENV)/.base
 	  -DRLCC_SANITIZE=address,undefined $(CMAKE_ARGS)
 	cmake --build build/fuzz --target rlcc_fuzz rlcc_fuzz_model
 	build/fuzz/tests/fuzz/rlcc_fuzz --mutations 200000 --corpus tests/fuzz/corpus $(ARGS)
-	build/fuzz/tests/fuzz/rlcc_fuzz_model --mutations 100000 $(ARGS)
+	build/fuzz/tests/fuzz/rlcc_fuzz_model --mutations 100000 --known tests/fuzz/known_models $(ARGS)
 
 fuzz-files: $(VENV)/.test
 	$(BIN)/python tests/fuzz/packed_files.py --mutations 100000 --workers $(WORKERS) $(ARGS)
