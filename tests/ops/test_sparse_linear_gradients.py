@@ -156,7 +156,7 @@ def test_sums_of_rows_that_are_refused() -> None:
 
 @pytest.mark.parametrize("groups", [1, 4])
 def test_second_derivative_of_comp_and_bias(groups: int) -> None:
-    """Of a loss that is not linear in y, so that it reaches grad_y through both sums; with one group without an index."""
+    """Of a loss that is not linear in y, so that it reaches grad_y through both sums; of one group without an index."""
     case = Case("", (2, 3), 8, 70, groups=groups, bias=F32, residual=True)
     packed, x, given = restorelcc.pack(weight_of(case)), x_of(case), arguments_of(case)
     found = []
