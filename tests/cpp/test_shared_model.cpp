@@ -18,7 +18,7 @@ using namespace restorelcc::test;
 
 namespace {
 
-constexpr int kThreads = 16, kPasses = 6, kMostPoolThreads = 4;
+constexpr int kThreads = 16, kPasses = 16, kMostPoolThreads = 4;
 constexpr int64_t kTokens = 20;
 constexpr const char* kOutputProjection = "model.layers.1.self_attn.o_proj";
 
