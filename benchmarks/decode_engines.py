@@ -62,7 +62,7 @@ class Program:
         times = report["all_token_seconds"]
         waited = report["waited_seconds"]
         disturbed = waited is None or waited > 0.01 * sum(times)
-        return _sample(sum(times) / len(times), disturbed, report["ids"])
+        return {**_sample(sum(times) / len(times), disturbed, report["ids"]), "steps": times}
 
 
 class HugeProgram(Program):

@@ -1,4 +1,4 @@
-"""tokens/s and perplexity of examples/decode against its rivals: interleaved, on equal threads, on the same token ids.
+"""Speed and perplexity of examples/decode against its rivals: interleaved, on equal threads, on the same token ids.
 
     python benchmarks/decode_rivals.py --packed bf16=packed --packed int8=packed8 --dense dense \\
       --gguf BF16.gguf --gguf Q8_0.gguf --llama-python LLAMA/bin/python --json run.json --markdown run.md
@@ -20,7 +20,7 @@ import re
 import sys
 from collections.abc import Sequence
 from functools import partial
-from math import exp
+from math import ceil, exp
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,19 @@ def judge(worker: Worker, windows: list[list[int]]) -> dict[str, float]:
     return {"nll": nats / predicted, "perplexity": exp(nats / predicted)}
 
 
+def take(worker: Worker, steps: list[float], **request: Any) -> dict[str, Any]:
+    """A sample; the seconds of its single tokens, where the contender says them, go to `steps`."""
+    reply = worker.ask("generate", **request)
+    steps += reply.pop("steps", [])
+    return reply
+
+
+def percentiles(steps: Sequence[float]) -> dict[str, float]:
+    """Of the seconds of single tokens: the value that so many per cent of them do not exceed."""
+    in_order = sorted(steps)
+    return {f"p{share}": in_order[max(ceil(share / 100 * len(in_order)) - 1, 0)] for share in (50, 95, 99)}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     chosen = contenders(options)
@@ -168,8 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 continue
             record["new"] = warm["new"]
             print(f"{one.name}: perplexity {record['perplexity']}", file=sys.stderr)
+        steps: dict[str, list[float]] = {key: [] for key in workers}
         bursts = {
-            key: partial(worker.ask, "generate", prompt=prompt, new_tokens=options.new_tokens)
+            key: partial(take, worker, steps[key], prompt=prompt, new_tokens=options.new_tokens)
             for key, worker in workers.items()
             if "failed" not in records[key]
         }
@@ -180,6 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     against = next((one.name for one in chosen if one.name in samples), None)
     for key, found in samples.items():
         records[key]["seconds"] = found.summary()
+        if steps[key]:
+            records[key]["token_seconds"] = percentiles(steps[key])
         if key != against and against is not None:
             records[key]["times_ours"] = ratio(found, samples[against])
     predicted = sum(len(row) - 1 for row in windows)

@@ -8,6 +8,7 @@ when it is chosen, so that this file runs in any rival's Python.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import sys
 import time
@@ -206,7 +207,7 @@ class Model:
         return {"nll": self._engine.row_nll(ids)}
 
     def generate(self, prompt: list[int], new_tokens: int) -> dict[str, Any]:
-        """One sample: seconds a token, after the first; disturbed where threads waited for a hundredth of it."""
+        """One sample: seconds a token, after the first, and of each; disturbed where threads waited for a hundredth."""
         waited, idle = waited_seconds(), time.process_time()
         new, times = self._engine.generate(prompt, new_tokens)
         if len(new) != new_tokens or len(times) != new_tokens:
@@ -215,6 +216,7 @@ class Model:
         disturbed = waited_seconds() - waited > 0.01 * seconds
         return {
             "times": [seconds / (new_tokens - 1)], "interrupted": [0] if disturbed else [], "idle": 0.0, "new": new,
+            "steps": [after - before for before, after in itertools.pairwise(times)],
             "cpu_seconds": time.process_time() - idle,
         }  # fmt: skip
 

@@ -239,19 +239,25 @@ def add_speeds(records: dict[str, dict[str, Any]], samples: dict[str, Samples]) 
 
 def table(records: Sequence[dict[str, Any]], text: str, threads: int) -> str:
     """Markdown."""
+    percentiles = any("token_seconds" in record for record in records)
+    latency = " a token, ms: p50 / p95 / p99 |" if percentiles else ""
     lines = [
         f"{threads} threads; perplexity on {text}", "",
-        "| model | zeros | weights, MB | tokens/s, median [quartiles] | perplexity |", "|---|---|---|---|---|",
+        f"| model | zeros | weights, MB | tokens/s, median [quartiles] |{latency} perplexity |",
+        "|---|---|---|---|---|" + "---|" * percentiles,
     ]  # fmt: skip
     for record in records:
         size = f"{record['weight_bytes'] / 1e6:,.0f}"
         if "failed" in record or "seconds" not in record:
-            lines.append(f"| {record['name']} | {record['zeros']} | {size} | failed | |")
+            lines.append(f"| {record['name']} | {record['zeros']} | {size} | failed | |{' |' * percentiles}")
             continue
         seconds = record["seconds"]
         middle, low, high = (f"{1 / seconds[key]:.1f}" for key in ("median", "q3", "q1"))
         speed = f"{middle} [{low}, {high}]{'†' if seconds['disturbed'] else ''}"
         judged = "–" if record["perplexity"] is None else f"{record['perplexity']:.2f}"
+        single = record.get("token_seconds")
+        if percentiles:
+            speed += " | " + (" / ".join(f"{1e3 * value:.1f}" for value in single.values()) if single else "–")
         lines.append(f"| {record['name']} | {record['zeros']} | {size} | {speed} | {judged} |")
     return "\n".join(lines) + "\n"
 

@@ -106,7 +106,7 @@ Status force_isa(const char* name) {
   return {};
 }
 
-Isa isa_for_bf16_panels(Isa isa) {
+Isa isa_for_bf16_pairs(Isa isa) {
   const bool chosen = g_chosen.load(std::memory_order_relaxed) != kNotChosen;
   const bool asked_for = chosen ? g_asked_for.load(std::memory_order_relaxed) : environment_wish().asked_for;
   const bool slow = isa == Isa::kAvx512Bf16 && cpu_features().slow_bf16_dot;

@@ -18,8 +18,8 @@ bool isa_available(Isa isa);  // compiled, and this CPU and operating system can
 Status current_isa(Isa* isa);
 Status force_isa(const char* name);  // null or "": the best there is
 
-// The instruction set whose panels multiply bf16 by bf16 fastest: that of widened fp32 panels where the CPU's
-// dot product of bf16 pairs is slow. `isa` itself when it was asked for by name.
-Isa isa_for_bf16_panels(Isa isa);
+// The instruction set that multiplies bf16 by bf16 fastest, one row or many: that which widens them to fp32
+// where the CPU's dot product of bf16 pairs is slow. `isa` itself when it was asked for by name.
+Isa isa_for_bf16_pairs(Isa isa);
 
 }  // namespace restorelcc

@@ -50,7 +50,7 @@ struct Engine {
   const rlcc_parallel* parallel;
 
   Engine(const rlcc_language_head& h, const rlcc_parallel* threads, Isa isa)
-      : kernel(linear_cross_entropy_panel(h.dtype, h.dtype == RLCC_BF16 ? isa_for_bf16_panels(isa) : isa)),
+      : kernel(linear_cross_entropy_panel(h.dtype, h.dtype == RLCC_BF16 ? isa_for_bf16_pairs(isa) : isa)),
         head(h),
         parallel(threads) {}
 

@@ -58,7 +58,7 @@ void dense_linear(const rlcc_dense_linear_params& p, Isa isa) {
   job.b_stride = p.weight_stride;
   job.output = output_of(p);
   const bool pairs = p.weight_dtype == RLCC_BF16 && p.x_dtype == RLCC_BF16;
-  run_panels(dense_linear_panel(p.weight_dtype, pairs ? isa_for_bf16_panels(isa) : isa), job, p.parallel);
+  run_panels(dense_linear_panel(p.weight_dtype, pairs ? isa_for_bf16_pairs(isa) : isa), job, p.parallel);
 }
 
 }  // namespace restorelcc::cpu

@@ -48,7 +48,10 @@ void sparse_linear(const rlcc_sparse_linear_params& p, Isa isa) {
   if (p.x_rows == 0 || p.weight.rows == 0) return;
   const Output output{p.weight.rows,     p.comp_rows, p.comp_index, p.bias,   p.residual,
                       p.residual_stride, p.y,         p.y_stride,   p.x_dtype};
-  const sparse_linear_decode_kernel& decode = sparse_linear_decode(p.weight.dtype, isa);
+  // One row: a dot product of pairs is as slow there as in panels, and takes the port that expands besides.
+  const bool pairs = p.weight.dtype == RLCC_BF16 && p.x_dtype == RLCC_BF16;
+  const Isa decode_isa = pairs && p.x_rows == 1 ? isa_for_bf16_pairs(isa) : isa;
+  const sparse_linear_decode_kernel& decode = sparse_linear_decode(p.weight.dtype, decode_isa);
   const bool rounds_x = p.weight.dtype == RLCC_I8;  // the decode kernels of int8 values do
   if (p.x_rows <= decode.max_rows && !(rounds_x && p.exact_x != 0)) return run_decode(decode, p, output);
   PanelJob job = panel_job(p.weight, p.x, p.x_stride, 1, p.x_dtype, p.x_rows, p.weight.columns, p.weight.rows);

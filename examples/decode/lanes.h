@@ -53,8 +53,13 @@ inline Lanes load(const Bf16* p) {
   return same_bits<Lanes>(__builtin_convertvector(half, BitLanes) << 16);
 }
 inline void store(float* p, Lanes v) { std::memcpy(p, &v, sizeof(v)); }
+// As narrow(), lane by lane.
 inline void store(Bf16* p, Lanes v) {
-  for (int i = 0; i < kLanes; ++i) narrow(v[i], p + i);
+  const BitLanes bits = same_bits<BitLanes>(v), upper = bits >> 16;
+  const BitLanes rounded = (bits + 0x7fffu + (upper & 1u)) >> 16;
+  const HalfLanes half =
+      __builtin_convertvector((bits & 0x7fffffffu) > 0x7f800000u ? upper | 0x40u : rounded, HalfLanes);
+  std::memcpy(p, &half, sizeof(half));
 }
 // The first `count` lanes, zeros behind them.
 template <class Element>

@@ -59,10 +59,18 @@ def test_the_script_runs(decoder: Decoder, tiny: Tiny, tmp_path: Path, capsys: p
     assert not any("failed" in one for one in report["results"])
     assert len(ours["new"]) == len(stock["new"]) == 6
     assert ours["zeros"] == "50%"
+    for one in (ours, stock):
+        assert 0 < one["token_seconds"]["p50"] <= one["token_seconds"]["p95"] <= one["token_seconds"]["p99"]
+    assert "token_seconds" not in llama  # llama-bench does not say
     assert llama["perplexity"] is None
     assert llama["seconds"]["median"] == pytest.approx(1e-3)
     assert stock["perplexity"] == pytest.approx(ours["perplexity"], rel=0.05)  # bf16 for fp32
-    assert "| llama.cpp some | 0 % | 0 | 1000.0 [1000.0, 1000.0]† | – |" in capsys.readouterr().out
+    assert "| llama.cpp some | 0 % | 0 | 1000.0 [1000.0, 1000.0]† | – | – |" in capsys.readouterr().out
+
+
+def test_percentiles() -> None:
+    assert decode_rivals.percentiles([float(i) for i in range(100, 0, -1)]) == {"p50": 50, "p95": 95, "p99": 99}
+    assert decode_rivals.percentiles([3.0]) == {"p50": 3, "p95": 3, "p99": 3}
 
 
 def test_the_programs_nll_is_the_models(decoder: Decoder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
