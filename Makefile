@@ -6,6 +6,7 @@
 # make bench            the Python op against torch
 # make bench-cpp        the kernels alone, against the read bandwidth (ARGS="--help")
 # make roofline         draws what bench-cpp wrote: JSON=... PNG=...
+# make soak [SECONDS=60] sixteen threads share one packed model, under the thread sanitizer
 # make fuzz             garbled packed weights, and packed models opened from C, under sanitizers, the long run
 # make fuzz-files       garbled packed models on disk, the long run
 # make lint             ruff and mypy
@@ -32,7 +33,7 @@ export PATH := $(BIN):$(PATH)
 
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc restorelcc_ext cmake -type f 2>/dev/null)
 
-.PHONY: demo test test-cpp test-python test-cuda gpu bench bench-cpp roofline fuzz fuzz-files lint clean
+.PHONY: demo test test-cpp test-python test-cuda gpu bench bench-cpp roofline soak fuzz fuzz-files lint clean
 
 demo: $(VENV)/.package $(VENV)/.model
 	$(BIN)/restorelcc demo $(if $(QUICK),--quick) $(ARGS)
@@ -90,12 +91,20 @@ PNG  ?= roofline.png
 roofline: $(VENV)/.package
 	$(BIN)/python benchmarks/roofline.py $(JSON) --out $(PNG)
 
+# Without vector instructions, which the threads have nothing to do with, and at -O1: it compiles in a minute.
+SECONDS ?= 60
+soak: $(VENV)/.base
+	cmake -S . -B build/soak -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE="-O1 -g1" -DRLCC_CUDA=OFF \
+	  -DRLCC_X86_VECTORS=OFF -DRLCC_SANITIZE=thread $(CMAKE_ARGS)
+	cmake --build build/soak --target test_shared_model
+	build/soak/tests/cpp/test_shared_model $(SECONDS)
+
 fuzz: $(VENV)/.base
 	cmake -S . -B build/fuzz -G Ninja -DCMAKE_BUILD_TYPE=Release -DRLCC_BUILD_TESTS=OFF -DRLCC_BUILD_FUZZ=ON \
 	  -DRLCC_SANITIZE=address,undefined $(CMAKE_ARGS)
 	cmake --build build/fuzz --target rlcc_fuzz rlcc_fuzz_model
 	build/fuzz/tests/fuzz/rlcc_fuzz --mutations 200000 --corpus tests/fuzz/corpus $(ARGS)
-	build/fuzz/tests/fuzz/rlcc_fuzz_model --mutations 100000 $(ARGS)
+	build/fuzz/tests/fuzz/rlcc_fuzz_model --mutations 100000 --known tests/fuzz/known_models $(ARGS)
 
 fuzz-files: $(VENV)/.test
 	$(BIN)/python tests/fuzz/packed_files.py --mutations 100000 --workers $(WORKERS) $(ARGS)

@@ -15,6 +15,8 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -44,6 +46,8 @@ class Pool {
   explicit Pool(int32_t threads) {
     try {
       for (int32_t i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+    } catch (const std::system_error&) {
+      // The system starts no more of them. Those that there are do the work, the caller at least.
     } catch (...) {
       stop();
       throw;
@@ -167,19 +171,22 @@ struct PoolHolder {
   std::atomic<int32_t> threads{std::min(cpus_of_this_process(), kMaxThreads)};
 };
 
+// Made in place: asking for the number of threads needs no memory.
 PoolHolder& holder() {
+  alignas(PoolHolder) static unsigned char place[sizeof(PoolHolder)];
   static PoolHolder* const the_holder = [] {
-    auto* made = new PoolHolder;
+    auto* made = new (place) PoolHolder;
 #if RLCC_HAS_FORK
     // Threads do not survive fork(). The child forgets the parent's pool (its threads do not exist,
     // its locks may be held for ever: so it is leaked, not destroyed) and makes its own when needed.
-    pthread_atfork([] { holder().mutex.lock(); }, [] { holder().mutex.unlock(); },
-                   [] {
-                     new std::shared_ptr<Pool>(std::move(holder().pool));
-                     holder().pool.reset();
-                     holder().mutex.unlock();
-                     t_inside_task = false;
-                   });
+    pthread_atfork(
+        [] { holder().mutex.lock(); }, [] { holder().mutex.unlock(); },
+        [] {
+          alignas(std::shared_ptr<Pool>) static unsigned char forgotten[sizeof(std::shared_ptr<Pool>)];
+          new (forgotten) std::shared_ptr<Pool>(std::move(holder().pool));
+          holder().mutex.unlock();
+          t_inside_task = false;
+        });
 #endif
     return made;
   }();

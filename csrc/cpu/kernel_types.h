@@ -20,9 +20,9 @@ struct F16 {
   uint16_t bits;
 };
 template <class Value>
-constexpr bool kIsBf16 = false;
+inline constexpr bool kIsBf16 = false;
 template <>
-constexpr bool kIsBf16<Bf16> = true;
+inline constexpr bool kIsBf16<Bf16> = true;  // inline: else clang sees one in each file
 
 // y[m, n] = c[m, n] + comp_rows[comp_index[m], n] + bias[n] + residual[m, n], c being the product
 struct Output {

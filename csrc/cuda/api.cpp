@@ -1,4 +1,5 @@
 // The C border of the CUDA ops: guard -> validate -> plan -> launch.
+#include "core/build_info.h"
 #include "cuda/calls.h"
 #include "cuda/grad_comp.h"
 #include "cuda/head_moments.h"

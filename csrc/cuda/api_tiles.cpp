@@ -10,18 +10,6 @@
 namespace restorelcc::cuda {
 namespace {
 
-// out[rows, columns] summed over depth, in tiles of at least 64 columns.
-Status validate_sizes(int64_t rows, int64_t columns, int64_t depth) {
-  if (rows > kMostSize || columns > kMostSize || depth > kMostSize) {
-    return invalid("sizes are ", rows, ", ", columns, " and ", depth, ", the CUDA kernels take at most ",
-                   kMostSize);
-  }
-  if (columns > kMostTilesAcross * 64) {
-    return invalid(columns, " columns of the output, the CUDA kernels take at most ", kMostTilesAcross * 64);
-  }
-  return {};
-}
-
 // The workspace in order: the partial sums, the index.
 template <class T>
 T* at_offset(void* workspace, size_t bytes) {
@@ -47,7 +35,7 @@ size_t workspace_of(const rlcc_sparse_linear_grad_x_params& p, const TilePlan& p
 
 Status prepare(const rlcc_sparse_linear_grad_x_params& p, TilePlan* plan) {
   RLCC_RETURN_IF_FAILED(validate(p));
-  RLCC_RETURN_IF_FAILED(validate_sizes(p.y_rows, p.weight.columns, p.weight.rows));
+  RLCC_RETURN_IF_FAILED(validate_tile_sizes(p.y_rows, p.weight.columns, p.weight.rows));
   DeviceInfo device{};
   RLCC_RETURN_IF_FAILED(current_device(&device));
   *plan = plan_grad_x(p.y_rows, p.weight, p.dtype, device);
@@ -75,7 +63,7 @@ Status grad_x(const rlcc_sparse_linear_grad_x_params& p, void* workspace, size_t
 
 Status prepare(const rlcc_sparse_linear_grad_values_params& p) {
   RLCC_RETURN_IF_FAILED(validate(p));
-  return validate_sizes(p.rows, std::max(p.weight.columns, p.weight.rows), 0);
+  return validate_tile_sizes(p.rows, std::max(p.weight.columns, p.weight.rows), 0);
 }
 
 Status grad_values(const rlcc_sparse_linear_grad_values_params& p, void* workspace, size_t workspace_bytes,
@@ -105,7 +93,7 @@ Status prepare(const rlcc_sparse_linear_params& p, const rlcc_cuda_weight_2to4& 
   if (p.x_dtype != w.dtype) return invalid("x_dtype is ", p.x_dtype, ", must be the weight's dtype, ", w.dtype);
   if (w.rows < 0 || w.columns < 0)
     return invalid("weight has a negative size, [", w.rows, ", ", w.columns, "]");
-  RLCC_RETURN_IF_FAILED(validate_sizes(std::max(p.x_rows, w.rows), p.x_rows, w.columns));
+  RLCC_RETURN_IF_FAILED(validate_tile_sizes(std::max(p.x_rows, w.rows), p.x_rows, w.columns));
   const Counts2to4 counts = counts_2to4(w.rows, w.columns);
   if (counts.metadata != 0 && (w.values == nullptr || reinterpret_cast<uintptr_t>(w.values) % 16 != 0)) {
     return invalid("weight.values is null or not aligned to 16 bytes");
@@ -146,14 +134,14 @@ Status sparse_linear_2to4(rlcc_sparse_linear_params p, const rlcc_cuda_weight_2t
 
 Status sparse_linear_tiles_workspace(const rlcc_sparse_linear_params& p, const DeviceInfo& device,
                                      size_t* bytes) {
-  RLCC_RETURN_IF_FAILED(validate_sizes(p.x_rows, p.weight.rows, p.weight.columns));
+  RLCC_RETURN_IF_FAILED(validate_tile_sizes(p.x_rows, p.weight.rows, p.weight.columns));
   *bytes = partials_bytes(plan_forward(p.x_rows, p.weight, p.x_dtype, device), p.x_rows, p.weight.rows);
   return {};
 }
 
 Status sparse_linear_tiles(const rlcc_sparse_linear_params& p, const DeviceInfo& device, void* workspace,
                            size_t workspace_bytes, void* stream) {
-  RLCC_RETURN_IF_FAILED(validate_sizes(p.x_rows, p.weight.rows, p.weight.columns));
+  RLCC_RETURN_IF_FAILED(validate_tile_sizes(p.x_rows, p.weight.rows, p.weight.columns));
   const TilePlan plan = plan_forward(p.x_rows, p.weight, p.x_dtype, device);
   const size_t partials = partials_bytes(plan, p.x_rows, p.weight.rows);
   RLCC_RETURN_IF_FAILED(validate_workspace(workspace, workspace_bytes, partials));

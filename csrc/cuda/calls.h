@@ -4,7 +4,6 @@
 
 #include <cstddef>
 
-#include "core/build_info.h"
 #include "core/status.h"
 #include "cuda/architectures.h"
 #include "cuda/device_info.h"
@@ -15,14 +14,14 @@ namespace restorelcc::cuda {
 inline Status current_device(DeviceInfo* device) {
   const LaunchError error = query_device(device);
   if (error != nullptr) return failure(RLCC_UNSUPPORTED, "no usable CUDA device: ", error);
-  return check_device(cuda_architectures(), device->capability);
+  return check_device(built_architectures(), device->capability);
 }
 
 inline Status launched(const char* kernel, LaunchError error) {
   if (error == nullptr) return {};
   DeviceInfo device{};
   query_device(&device);  // it was there before the launch
-  return launch_status(kernel, error, cuda_architectures(), device.capability);
+  return launch_status(kernel, error, built_architectures(), device.capability);
 }
 
 // sparse_linear of more than kDecodeMostRowsOfX rows (validated).

@@ -6,6 +6,7 @@
 #include "cuda/grad_comp.h"
 #include "cuda/head_moments.h"
 #include "cuda/plan.h"
+#include "cuda/tile_plan.h"
 #include "sparse/layout.h"
 
 namespace restorelcc::cuda {
@@ -21,8 +22,8 @@ Status validate_weight(const rlcc_packed_weight& weight) {
   }
   RLCC_RETURN_IF_FAILED(validate_shape(weight));
   if (weight.columns > kMostColumns || weight.rows > kMostSize) {
-    return failure(RLCC_UNSUPPORTED, "weight has ", weight.rows, " rows of ", weight.columns,
-                   " columns, the CUDA kernels take at most ", kMostSize, " of ", kMostColumns);
+    return too_large("weight has ", weight.rows, " rows of ", weight.columns,
+                     " columns, the CUDA kernels take at most ", kMostSize, " of ", kMostColumns);
   }
   if (reinterpret_cast<uintptr_t>(weight.values) % RLCC_VALUE_ALIGNMENT_BYTES != 0) {
     return invalid("weight.values is not aligned to ", RLCC_VALUE_ALIGNMENT_BYTES, " bytes");
@@ -56,12 +57,12 @@ Status validate(const rlcc_head_moments_params& params) {
   RLCC_RETURN_IF_FAILED(restorelcc::validate(visible));
   constexpr int64_t kMostHeadDim = int64_t{1} << 20;  // of which one gram takes 8 TiB
   if (params.head_dim > kMostHeadDim) {
-    return invalid("head_dim is ", params.head_dim, ", the CUDA kernels take at most ", kMostHeadDim);
+    return too_large("head_dim is ", params.head_dim, ", the CUDA kernels take at most ", kMostHeadDim);
   }
   const int64_t tiles = plan_head_moments(params.tokens, 1, params.head_dim).tiles;
   if (params.heads > 0 && tiles > kMostBlocks / params.heads) {
-    return invalid("gram of [", params.heads, ", ", params.head_dim, ", ", params.head_dim,
-                   "] takes more than ", kMostBlocks, " blocks of threads; use fewer heads per call");
+    return too_large("gram of [", params.heads, ", ", params.head_dim, ", ", params.head_dim,
+                     "] takes more than ", kMostBlocks, " blocks of threads; use fewer heads per call");
   }
   return {};
 }
@@ -94,15 +95,25 @@ Status validate(const rlcc_sparse_linear_grad_comp_params& params) {
   }
   RLCC_RETURN_IF_FAILED(restorelcc::validate(visible));
   if (std::max({params.rows, params.columns, params.groups}) > kMostSize) {
-    return invalid("rows, columns and groups are ", params.rows, ", ", params.columns, " and ", params.groups,
-                   ", the CUDA kernels take at most ", kMostSize);
+    return too_large("rows, columns and groups are ", params.rows, ", ", params.columns, " and ", params.groups,
+                     ", the CUDA kernels take at most ", kMostSize);
   }
   const int64_t tiles = divide_up(params.columns, kGradCompColumns);
   if (tiles > 0 && divide_up(params.groups, kGradCompGroups) > kMostBlocks / tiles) {
-    return invalid("grad_comp_rows of [", params.groups, ", ", params.columns, "] takes more than ",
-                   kMostBlocks, " blocks of threads; use fewer groups per call");
+    return too_large("grad_comp_rows of [", params.groups, ", ", params.columns, "] takes more than ",
+                     kMostBlocks, " blocks of threads; use fewer groups per call");
   }
   return {};
+}
+
+Status validate_tile_sizes(int64_t rows, int64_t columns, int64_t depth) {
+  if (rows > kMostSize || columns > kMostSize || depth > kMostSize) {
+    return too_large("sizes are ", rows, ", ", columns, " and ", depth, ", the CUDA kernels take at most ",
+                     kMostSize);
+  }
+  constexpr int64_t kMostAcross = kMostTilesAcross * 64;  // a tile has at least 64 columns
+  if (columns <= kMostAcross) return {};
+  return too_large(columns, " columns of the output, the CUDA kernels take at most ", kMostAcross);
 }
 
 Status validate_workspace(const void* workspace, size_t bytes, size_t needed) {

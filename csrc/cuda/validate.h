@@ -18,6 +18,15 @@ Status validate(const rlcc_linear_cross_entropy_params& params);
 Status validate(const rlcc_linear_cross_entropy_backward_params& params);
 Status validate(const rlcc_head_contrast_params& params);
 
+// out[rows, columns] of the tile kernels, summed over depth.
+Status validate_tile_sizes(int64_t rows, int64_t columns, int64_t depth);
+
+// Of a size that the CPU's op takes and the CUDA kernels do not.
+template <class... Parts>
+Status too_large(const Parts&... parts) {
+  return failure(RLCC_UNSUPPORTED, parts...);
+}
+
 constexpr size_t kWorkspaceAlignment = 16;
 Status validate_workspace(const void* workspace, size_t bytes, size_t needed);
 

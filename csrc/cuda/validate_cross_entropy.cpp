@@ -13,9 +13,9 @@ constexpr int64_t kMostWeights = int64_t{1} << 41;
 Status validate_sizes(const rlcc_language_head& head, int64_t rows) {
   const bool countable = head.columns <= 0 || head.vocabulary <= kMostWeights / head.columns;
   if (rows <= kMostRows && head.vocabulary <= kMostRows && head.columns <= kMostColumns && countable) return {};
-  return failure(RLCC_UNSUPPORTED, "h of [", rows, ", ", head.columns, "] and head.weight of [",
-                 head.vocabulary, ", ", head.columns, "] are too large; at most 2^30 rows of at most ",
-                 kMostColumns, " columns each, and 2^41 weights");
+  return too_large("h of [", rows, ", ", head.columns, "] and head.weight of [", head.vocabulary, ", ",
+                   head.columns, "] are too large; at most 2^30 rows of at most ", kMostColumns,
+                   " columns each, and 2^41 weights");
 }
 
 // `parallel` is not looked at.
@@ -39,11 +39,10 @@ Status validate(const rlcc_linear_cross_entropy_backward_params& params) {
 
 Status validate(const rlcc_head_contrast_params& params) {
   RLCC_RETURN_IF_FAILED(validate_without_parallel(params));
-  if (params.groups > kMostRows)
-    return failure(RLCC_UNSUPPORTED, "groups is ", params.groups, ", at most 2^30");
+  if (params.groups > kMostRows) return too_large("groups is ", params.groups, ", at most 2^30");
   if (params.groups * params.segment_count > INT32_MAX) {
-    return failure(RLCC_UNSUPPORTED, "contrast of [", params.groups, ", ", params.segment_count,
-                   "] is too large; at most 2^31 - 1 elements");
+    return too_large("contrast of [", params.groups, ", ", params.segment_count,
+                     "] is too large; at most 2^31 - 1 elements");
   }
   return validate_sizes(params.head, params.groups * params.rows);
 }

@@ -86,8 +86,9 @@ void sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params& p) {
 
 // grad_comp_rows[g, n] = sum_{m: comp_index[m] = g} grad_y[m, n],   grad_bias[n] = sum_m grad_y[m, n]
 void sparse_linear_grad_comp(const rlcc_sparse_linear_grad_comp_params& p) {
+  std::vector<double> sums(static_cast<size_t>(p.groups));  // before anything is written
   for (int64_t n = 0; n < p.columns; ++n) {
-    std::vector<double> sums(static_cast<size_t>(p.groups));
+    sums.assign(sums.size(), 0);
     double all = 0;
     for (int64_t m = 0; m < p.rows; ++m) {
       const double gradient = element(p.grad_y, p.dtype, m * p.grad_y_stride + n);

@@ -15,9 +15,6 @@
 namespace restorelcc::test {
 namespace {
 
-constexpr int64_t kHidden = 40, kQueries = 48, kKeys = 24, kInner = 136, kVocabulary = 32, kLayers = 2;
-constexpr char kLayer1Down[] = "model.layers.1.mlp.down_proj";
-
 template <class Element>
 std::string bytes_of(const std::vector<Element>& elements) {
   std::string bytes(elements.size() * sizeof(Element), '\0');
@@ -48,18 +45,19 @@ Types types_of(rlcc_dtype values) {
 
 class Builder {
  public:
-  explicit Builder(const ModelOptions& options) : options_(options), types_(types_of(options.values)) {}
+  explicit Builder(const ModelOptions& options)
+      : options_(options), size_(options.sizes), types_(types_of(options.values)) {}
 
   ModelFiles build() {
-    add_dense("model.embed_tokens.weight", {kVocabulary, kHidden});
-    for (int layer = 0; layer < kLayers; ++layer) add_layer("model.layers." + std::to_string(layer) + ".");
-    add_dense("model.norm.weight", {kHidden});
+    add_dense("model.embed_tokens.weight", {size_.vocabulary, size_.hidden});
+    for (int layer = 0; layer < size_.layers; ++layer) add_layer("model.layers." + std::to_string(layer) + ".");
+    add_dense("model.norm.weight", {size_.hidden});
     std::string head = "null";
     if (options_.head) {
-      add_packed("lm_head", kVocabulary, kHidden, RLCC_I8);
-      head = matrix("lm_head", kVocabulary, kHidden);
+      add_packed("lm_head", size_.vocabulary, size_.hidden, RLCC_I8);
+      head = matrix("lm_head", size_.vocabulary, size_.hidden);
     } else if (!options_.tied) {
-      add_dense("lm_head.weight", {kVocabulary, kHidden});
+      add_dense("lm_head.weight", {size_.vocabulary, size_.hidden});
     }
     add_compensations();
     const bool compensated = options_.heads || options_.ffn;
@@ -73,10 +71,11 @@ class Builder {
     files_.record = record.str();
     std::ostringstream config;
     config << "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_size\": "
-           << kHidden << ", \"intermediate_size\": " << kInner << ", \"vocab_size\": " << kVocabulary
-           << ", \"num_hidden_layers\": " << kLayers
-           << ", \"num_attention_heads\": 4, \"num_key_value_heads\": 2"
-           << ", \"head_dim\": 12, \"max_position_embeddings\": 64, \"hidden_act\": \"silu\", "
+           << size_.hidden << ", \"intermediate_size\": " << size_.inner
+           << ", \"vocab_size\": " << size_.vocabulary << ", \"num_hidden_layers\": " << size_.layers
+           << ", \"num_attention_heads\": " << size_.heads << ", \"num_key_value_heads\": " << size_.kv_heads
+           << ", \"head_dim\": " << size_.head_dim
+           << ", \"max_position_embeddings\": 64, \"hidden_act\": \"silu\", "
               "\"rms_norm_eps\": 1e-05"
            << ", \"rope_parameters\": {\"rope_theta\": 5000.0, \"rope_type\": \"default\"}"
            << ", \"attention_bias\": " << (options_.biases ? "true" : "false")
@@ -96,19 +95,20 @@ class Builder {
   }
 
   void add_layer(const std::string& at) {
-    add_dense(at + "input_layernorm.weight", {kHidden});
-    add_dense(at + "post_attention_layernorm.weight", {kHidden});
-    add_family(at + "self_attn.", {"q_proj", "k_proj", "v_proj"}, {kQueries, kKeys, kKeys});
-    add_matrix(at + "self_attn.o_proj", kHidden, kQueries);
-    add_family(at + "mlp.", {"gate_proj", "up_proj"}, {kInner, kInner});
-    add_matrix(at + "mlp.down_proj", kHidden, kInner);
+    add_dense(at + "input_layernorm.weight", {size_.hidden});
+    add_dense(at + "post_attention_layernorm.weight", {size_.hidden});
+    add_family(at + "self_attn.", {"q_proj", "k_proj", "v_proj"},
+               {size_.queries(), size_.keys(), size_.keys()});
+    add_matrix(at + "self_attn.o_proj", size_.hidden, size_.queries());
+    add_family(at + "mlp.", {"gate_proj", "up_proj"}, {size_.inner, size_.inner});
+    add_matrix(at + "mlp.down_proj", size_.hidden, size_.inner);
   }
 
-  // Matrices of kHidden columns.
+  // Matrices of E columns.
   void add_family(const std::string& at, const std::vector<std::string>& names,
                   const std::vector<int64_t>& rows) {
     if (!options_.joined) {
-      for (size_t i = 0; i < names.size(); ++i) add_matrix(at + names[i], rows[i], kHidden);
+      for (size_t i = 0; i < names.size(); ++i) add_matrix(at + names[i], rows[i], size_.hidden);
       return;
     }
     std::string joint = at;
@@ -116,16 +116,17 @@ class Builder {
     for (size_t i = 0; i < names.size(); ++i) {
       joint += (i == 0 ? "" : "+") + names[i];
       members.push_back(quoted(at + names[i]));
-      packed_.push_back(matrix(at + names[i], rows[i], kHidden));
+      packed_.push_back(matrix(at + names[i], rows[i], size_.hidden));
       if (options_.biases) add_dense(at + names[i] + ".bias", {rows[i]});
     }
     joined_.push_back(list_of(members));
-    add_packed(joint, std::accumulate(rows.begin(), rows.end(), int64_t{0}), kHidden, options_.values);
+    add_packed(joint, std::accumulate(rows.begin(), rows.end(), int64_t{0}), size_.hidden, options_.values);
   }
 
   void add_matrix(const std::string& name, int64_t rows, int64_t columns) {
     if (options_.biases) add_dense(name + ".bias", {rows});
-    if (options_.dense_matrix && name == kLayer1Down) {
+    if (options_.dense_matrix &&
+        name == "model.layers." + std::to_string(size_.layers - 1) + ".mlp.down_proj") {
       dense_.push_back(matrix(name, rows, columns));
       return add_dense(name + ".weight", {rows, columns});
     }
@@ -159,13 +160,14 @@ class Builder {
 
   void add_compensations() {
     const std::pair<bool, std::pair<const char*, int64_t>> places[] = {
-        {options_.heads, {"compensation.", kQueries}}, {options_.ffn, {"ffn_compensation.", kHidden}}};
+        {options_.heads, {"compensation.", size_.queries()}},
+        {options_.ffn, {"ffn_compensation.", size_.hidden}}};
     for (const auto& [wanted, place] : places) {
       for (const char* name : {"law", "tax"}) {
         if (!wanted) continue;
-        std::vector<float> vectors(static_cast<size_t>(kLayers * place.second));
+        std::vector<float> vectors(static_cast<size_t>(size_.layers * place.second));
         for (float& value : vectors) value = std::normal_distribution<float>()(random_);
-        add(std::string(place.first) + name, "F32", {kLayers, place.second}, bytes_of(vectors));
+        add(std::string(place.first) + name, "F32", {size_.layers, place.second}, bytes_of(vectors));
       }
     }
   }
@@ -176,6 +178,7 @@ class Builder {
   }
 
   const ModelOptions options_;
+  const ModelSizes size_;
   const Types types_;
   std::mt19937 random_{17};
   ModelFiles files_;

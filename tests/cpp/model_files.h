@@ -1,5 +1,4 @@
-// Small packed models on disk, made of random numbers, and places to lie in them: a Llama of two layers, 4
-// query and 2 key heads of 12, E = 40, F = 136, V = 32.
+// Small packed models on disk, made of random numbers, and places to lie in them: a Llama.
 #pragma once
 
 #include <cstdint>
@@ -17,15 +16,25 @@ struct StoredArray {
   std::string bytes;
 };
 
+struct ModelSizes {
+  int64_t layers = 2, hidden = 40, heads = 4, kv_heads = 2, head_dim = 12, inner = 136, vocabulary = 32;
+
+  int64_t queries() const { return heads * head_dim; }
+  int64_t keys() const { return kv_heads * head_dim; }
+};
+// So small that a file of it is a few kilobytes, most of them names.
+constexpr ModelSizes kSmallestModel{1, 2, 1, 1, 2, 3, 4};
+
 struct ModelOptions {
   rlcc_dtype values = RLCC_BF16;
   bool joined = true;         // q, k and v; gate and up
   bool biases = true;         // of all projections
   bool head = false;          // an int8 LM head
   bool tied = false;          // else, without a packed one, the LM head is a tensor
-  bool dense_matrix = false;  // layers.1.mlp.down_proj stays dense
+  bool dense_matrix = false;  // mlp.down_proj of the last layer stays dense
   bool heads = false;         // two compensations, "law" (the default) and "tax", of attention
   bool ffn = false;           // the same of the FFNs
+  ModelSizes sizes;
 };
 
 // The files of one model; change what you like, then write them.

@@ -1,101 +1,15 @@
 // Every allocation of every entry point fails once, and so do all after it: the call says RLCC_OUT_OF_MEMORY,
 // leaves its outputs as they were, loses nothing, and works the next time.
-#include <cstring>
-#include <functional>
-#include <thread>
-
-#include "allocations.h"
 #include "dense_linear_cases.h"
+#include "failing_calls.h"
+#include "grad_comp_cases.h"
 #include "head_moments_cases.h"
 #include "matrices.h"
-#include "model_files.h"
 #include "restorelcc/cuda.h"
-#include "restorelcc/model.h"
 
 using namespace restorelcc::test;
 
 namespace {
-
-struct Call {
-  std::string name;
-  std::function<rlcc_status()> run;
-  std::vector<std::pair<void*, size_t>> outputs;
-  rlcc_status expected = RLCC_OK;
-  std::function<void()> before = [] {};  // of each attempt, and after it
-};
-
-constexpr char kUntouched = 0x3b;  // of a float or double: small, and a number
-
-void fill(const Call& call) {
-  for (const auto& [data, bytes] : call.outputs) std::memset(data, kUntouched, bytes);
-}
-
-std::string contents(const Call& call) {
-  std::string all;
-  for (const auto& [data, bytes] : call.outputs) all.append(static_cast<const char*>(data), bytes);
-  return all;
-}
-
-struct Attempt {
-  rlcc_status status = RLCC_INTERNAL;
-  bool failed = false, said = false;
-};
-
-// In a thread of its own, whose last error goes with it. first_failure < 0: nothing fails.
-Attempt attempt(const Call& call, long first_failure, bool all_after) {
-  Attempt result;
-  call.before();
-  std::thread([&] {
-    arm(first_failure, all_after);
-    result.status = call.run();
-    result.failed = disarm();
-    result.said = *rlcc_last_error() != '\0';
-  }).join();
-  call.before();
-  return result;
-}
-
-void run(const Call& call) {
-  fill(call);
-  CHECK(attempt(call, -1, false).status == call.expected) << call.name;
-  const std::string good = contents(call);
-  long failures = 0;
-  for (const bool all_after : {false, true}) {
-    for (long number = 0;; ++number) {
-      fill(call);
-      const std::string untouched = contents(call);
-      const long live = live_allocations();
-      const Attempt result = attempt(call, number, all_after);
-      const long lost = live_allocations() - live;
-      const std::string now = contents(call);
-      CHECK(lost == 0) << call.name << " loses " << lost << " allocations where " << number << " fails";
-      if (result.failed) {
-        ++failures;
-        CHECK(result.status == RLCC_OUT_OF_MEMORY)
-            << call.name << ", allocation " << number << ": " << result.status;
-        CHECK(result.said || call.name == "build_info")
-            << call.name << " says nothing where allocation " << number << " fails";
-        CHECK(now == untouched) << call.name << " writes, but allocation " << number << " failed";
-      } else {
-        CHECK(result.status == call.expected && now == good) << call.name;
-        break;
-      }
-      if (number == 20'000) {
-        CHECK(false) << call.name << " allocates without end";
-        break;
-      }
-    }
-  }
-  fill(call);
-  CHECK(attempt(call, -1, false).status == call.expected && contents(call) == good)
-      << call.name << ", afterwards";
-  std::printf("%s: %ld failures\n", call.name.c_str(), failures);
-}
-
-template <class Element>
-std::pair<void*, size_t> output(std::vector<Element>& array) {
-  return {array.data(), array.size() * sizeof(Element)};
-}
 
 // A sparse_linear with room for its output.
 struct Linear {
@@ -165,18 +79,99 @@ void sparse_linears() {
   }
 }
 
+// The rows of x served with two compensations, with and without the checks of the weight.
+void mixed_batches() {
+  for (const int64_t rows : {1, 40}) {
+    Linear linear(rows, RLCC_BF16);
+    const std::vector<float> comp_rows(600, 0.25f), bias(300, 0.5f), residual(linear.y.size(), 1.0f);
+    std::vector<int64_t> index;
+    for (int64_t m = 0; m < rows; ++m) index.push_back(m % 2);
+    rlcc_sparse_linear_params params = linear.params;
+    params.comp_rows = comp_rows.data();
+    params.groups = 2;
+    params.comp_index = index.data();
+    params.bias = bias.data();
+    params.residual = residual.data();
+    params.residual_stride = 300;
+    for (const int32_t trusted : {0, 1}) {
+      params.weight.trusted = trusted;
+      run({"sparse_linear of two compensations x" + std::to_string(rows),
+           [&] { return rlcc_sparse_linear(&params); },
+           {output(linear.y)}});
+    }
+    index.back() = 2;
+    run({"sparse_linear refused for its comp_index",
+         [&] { return rlcc_sparse_linear(&params); },
+         {output(linear.y)},
+         RLCC_INVALID_ARGUMENT});
+  }
+}
+
 void dense_linears() {
   std::mt19937 random{10};
-  for (const int64_t rows : {1, 40}) {
-    DenseCase dense(rows, 300, 700, {RLCC_BF16, RLCC_F32, RLCC_F32}, random, true, false, 0);
-    std::vector<float> y(static_cast<size_t>(rows * 300));
-    dense.params.y = y.data();
-    const std::string of = " x" + std::to_string(rows);
-    run({"dense_linear" + of, [&] { return rlcc_dense_linear(&dense.params); }, {output(y)}});
-    run({"dense_linear_reference" + of,
-         [&] { return rlcc_dense_linear_reference(&dense.params); },
-         {output(y)}});
+  const DenseTypes types[] = {{RLCC_BF16, RLCC_F32, RLCC_F32},
+                              {RLCC_BF16, RLCC_BF16, RLCC_BF16},
+                              {RLCC_F16, RLCC_F16, RLCC_F32},
+                              {RLCC_F32, RLCC_F32, RLCC_F16}};
+  for (const DenseTypes& of_case : types) {
+    for (const int64_t rows : {1, 40}) {
+      DenseCase dense(rows, 300, 700, of_case, random, true, false, 0);
+      std::vector<char> y(static_cast<size_t>(rows * 300) * dtype_bytes(of_case.y));
+      dense.params.y = y.data();
+      const std::string of = std::string(" ") + dtype_name(of_case.weight) + " " + dtype_name(of_case.x) +
+                             " x" + std::to_string(rows);
+      run({"dense_linear" + of, [&] { return rlcc_dense_linear(&dense.params); }, {output(y)}});
+      run({"dense_linear_reference" + of,
+           [&] { return rlcc_dense_linear_reference(&dense.params); },
+           {output(y)}});
+    }
   }
+}
+
+// Rows enough for sums of parts, and groups enough for more than one pass.
+void gradients_of_compensations() {
+  std::mt19937 random{11};
+  for (const rlcc_dtype dtype : kDtypes) {
+    for (const int64_t groups : {0, 1, 11}) {
+      GradCompCase sums({900, 70, groups, groups > 0, true}, dtype, random);
+      const std::string of =
+          std::string(" ") + dtype_name(dtype) + " of " + std::to_string(groups) + " compensations";
+      run({"grad_comp" + of,
+           [&] { return rlcc_sparse_linear_grad_comp(&sums.params); },
+           {output(sums.comp_rows), output(sums.bias)}});
+      run({"grad_comp_reference" + of,
+           [&] { return rlcc_sparse_linear_grad_comp_reference(&sums.params); },
+           {output(sums.comp_rows), output(sums.bias)}});
+    }
+  }
+}
+
+// The sentence of a refusal needs memory, too.
+template <class Params>
+void refuses_null(const char* name, rlcc_status (*entry)(const Params*)) {
+  run({std::string(name) + " of nothing", [=] { return entry(nullptr); }, {}, RLCC_INVALID_ARGUMENT});
+}
+
+void refusals() {
+  refuses_null("sparse_linear", rlcc_sparse_linear);
+  refuses_null("dense_linear", rlcc_dense_linear);
+  refuses_null("sparse_linear_grad_x", rlcc_sparse_linear_grad_x);
+  refuses_null("sparse_linear_grad_values", rlcc_sparse_linear_grad_values);
+  refuses_null("sparse_linear_grad_comp", rlcc_sparse_linear_grad_comp);
+  refuses_null("head_moments", rlcc_head_moments);
+  refuses_null("linear_cross_entropy", rlcc_linear_cross_entropy);
+  refuses_null("linear_cross_entropy_backward", rlcc_linear_cross_entropy_backward);
+  refuses_null("head_contrast", rlcc_head_contrast);
+  refuses_null("sparse_linear_reference", rlcc_sparse_linear_reference);
+  refuses_null("dense_linear_reference", rlcc_dense_linear_reference);
+  refuses_null("sparse_linear_grad_x_reference", rlcc_sparse_linear_grad_x_reference);
+  refuses_null("sparse_linear_grad_values_reference", rlcc_sparse_linear_grad_values_reference);
+  refuses_null("sparse_linear_grad_comp_reference", rlcc_sparse_linear_grad_comp_reference);
+  refuses_null("head_moments_reference", rlcc_head_moments_reference);
+  refuses_null("linear_cross_entropy_reference", rlcc_linear_cross_entropy_reference);
+  refuses_null("linear_cross_entropy_backward_reference", rlcc_linear_cross_entropy_backward_reference);
+  refuses_null("head_contrast_reference", rlcc_head_contrast_reference);
+  refuses_null("packed_validate", rlcc_packed_validate);
 }
 
 // The library's pool is made in the call.
@@ -311,135 +306,19 @@ void cross_entropies() {
   }
 }
 
-// What a model says, where all of it is there.
-struct Seen {
-  rlcc_model_config config;
-  rlcc_tensor tensor;
-  rlcc_weight weight;
-};
-
-// Opened, looked at, closed.
-rlcc_status look_at(const std::string& directory, int64_t (&found)[4]) {
-  rlcc_model* model = nullptr;
-  const rlcc_status status = rlcc_model_open(directory.c_str(), &model);
-  if (status != RLCC_OK) return model == nullptr ? status : RLCC_INTERNAL;
-  Seen seen{};
-  const bool good = rlcc_model_get_config(model, &seen.config) == RLCC_OK &&
-                    rlcc_model_tensor_at(model, 1, &seen.tensor) == RLCC_OK &&
-                    rlcc_model_weight(model, "model.layers.1.mlp.down_proj", &seen.weight) == RLCC_OK;
-  const int64_t now[4] = {seen.config.eos_token_count, seen.tensor.bytes, seen.weight.rows,
-                          rlcc_model_tensor_count(model)};
-  if (good) std::memcpy(found, now, sizeof(now));
-  rlcc_model_close(model);
-  return good ? RLCC_OK : RLCC_INTERNAL;
-}
-
-void models() {
-  for (const rlcc_dtype values : {RLCC_BF16, RLCC_I8}) {
-    ModelOptions options;
-    options.values = values;
-    options.joined = values == RLCC_BF16;
-    options.heads = options.ffn = options.head = values == RLCC_I8;
-    for (const size_t shift : {0, 3}) {
-      const Directory directory;
-      ModelFiles files = tiny_llama(options);
-      files.shift = shift;
-      files.write(directory.path());
-      int64_t found[4];
-      run({std::string("model_open ") + dtype_name(values) + " shifted by " + std::to_string(shift),
-           [&] { return look_at(directory.path(), found); },
-           {{found, sizeof(found)}}});
-    }
-  }
-  const std::pair<const char*, std::function<void(ModelFiles&)>> lies[] = {
-      {"record",
-       [](ModelFiles& files) { files.record = replaced(files.record, "\"version\": 1", "\"version\": 2"); }},
-      {"json", [](ModelFiles& files) { files.config.pop_back(), files.config.pop_back(); }},
-      {"tensor", [](ModelFiles& files) { files.drop("model.norm.weight"); }},
-      {"offsets",
-       [](ModelFiles& files) { files.array("model.layers.0.self_attn.o_proj.row_offsets").bytes[0] = 5; }},
-  };
-  for (const auto& [name, lie] : lies) {
-    const Directory directory;
-    ModelFiles files = tiny_llama({});
-    lie(files);
-    files.write(directory.path());
-    run({std::string("model_open refused for its ") + name,
-         [&] {
-           rlcc_model* model = nullptr;
-           const rlcc_status status = rlcc_model_open(directory.path().c_str(), &model);
-           return model == nullptr ? status : RLCC_INTERNAL;
-         },
-         {},
-         RLCC_INVALID_ARGUMENT});
-  }
-}
-
-void what_is_asked_of_a_model() {
-  ModelOptions options;
-  options.heads = true;
-  const Directory directory;
-  tiny_llama(options).write(directory.path());
-  rlcc_model* model = nullptr;
-  CHECK_STATUS(rlcc_model_open(directory.path().c_str(), &model), RLCC_OK);
-  rlcc_tensor tensor;
-  rlcc_weight weight;
-  rlcc_compensation compensation;
-  rlcc_model_config config;
-  run({"model_get_config", [&] { return rlcc_model_get_config(model, &config); }, {{&config, sizeof(config)}}});
-  run({"model_tensor_at",
-       [&] { return rlcc_model_tensor_at(model, 0, &tensor); },
-       {{&tensor, sizeof(tensor)}}});
-  run({"model_weight",
-       [&] { return rlcc_model_weight(model, "model.layers.1.mlp.down_proj", &weight); },
-       {{&weight, sizeof(weight)}}});
-  run({"model_tensor, none",
-       [&] { return rlcc_model_tensor(model, "none", &tensor); },
-       {{&tensor, sizeof(tensor)}},
-       RLCC_INVALID_ARGUMENT});
-  run({"model_compensation_at",
-       [&] { return rlcc_model_compensation_at(model, 1, &compensation); },
-       {{&compensation, sizeof(compensation)}}});
-  run({"model_compensation_at, none",
-       [&] { return rlcc_model_compensation_at(model, 2, &compensation); },
-       {{&compensation, sizeof(compensation)}},
-       RLCC_INVALID_ARGUMENT});
-  rlcc_model_close(model);
-}
-
-void settings() {
-  const rlcc_kernel_info* kernels = nullptr;
-  int64_t count = 0;
-  run({"kernels",
-       [&] { return rlcc_kernels(&kernels, &count); },
-       {{&kernels, sizeof(kernels)}, {&count, sizeof(count)}}});
-  run({"force_isa", [] { return rlcc_force_isa("scalar"); }, {}});
-  run({"force_isa, none",
-       [] { return rlcc_force_isa("of tomorrow, with a long name"); },
-       {},
-       RLCC_UNSUPPORTED});
-  rlcc_force_isa(nullptr);
-  run({"set_num_threads", [] { return rlcc_set_num_threads(2); }, {}});
-  run({"set_num_threads, none", [] { return rlcc_set_num_threads(0); }, {}, RLCC_INVALID_ARGUMENT});
-  // These return a text: an empty one where there is no memory for it.
-  run({"build_info",
-       [] { return std::strcmp(rlcc_build_info(), "{}") == 0 ? RLCC_OUT_OF_MEMORY : RLCC_OK; },
-       {}});
-}
-
 }  // namespace
 
 int main() {
   rlcc_set_num_threads(2);
   rlcc_isa();  // reads the environment, once
-  settings();
   packing();
   sparse_linears();
+  mixed_batches();
   dense_linears();
+  gradients_of_compensations();
   parallel_for();
   moments();
   cross_entropies();
-  models();
-  what_is_asked_of_a_model();
+  refusals();
   return report("allocation_failures");
 }

@@ -15,6 +15,7 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include <atomic>
 #include <cstdlib>
 
 // A torch built without CUDA has no accelerator, whatever registers itself: this definition comes before its
@@ -68,9 +69,12 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
 };
 C10_REGISTER_GUARD_IMPL(CUDA, Guard)
 
+std::atomic<long long> allocated[kDevices] = {};  // bytes asked for, ever
+
 // On the current device, as CUDA's.
 struct Allocator final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
+    allocated[current] += static_cast<long long>(bytes);
     void* const data = bytes == 0 ? nullptr : std::aligned_alloc(512, (bytes + 511) / 512 * 512);
     return {data, data, &std::free, {c10::DeviceType::CUDA, current}};
   }
@@ -157,6 +161,7 @@ TORCH_LIBRARY_IMPL(_, CUDA, library) { library.fallback(torch::CppFunction::make
 // For ctypes.
 extern "C" {
 int stand_in_current_device() { return current; }
+long long stand_in_allocated(int device) { return allocated[device]; }
 void stand_in_set_stream(int device, long long stream) { streams[device] = stream; }
 void* stand_in_handle(int device, long long stream) {
   return handle_of(static_cast<c10::DeviceIndex>(device), stream);

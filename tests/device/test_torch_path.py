@@ -48,7 +48,7 @@ def test_the_path_of_cuda_tensors(tmp_path: Path) -> None:
     shutil.copy(EMULATOR, package / "restorelcc" / "_lib" / "librestorelcc.so")
     stand_in = compile_stand_in(tmp_path)
     environment = {
-        **os.environ, "PYTHONPATH": os.pathsep.join([str(package), str(ROOT / "tests" / "ops")]),
+        **os.environ, "PYTHONPATH": os.pathsep.join(map(str, (package, ROOT / "tests" / "ops", ROOT / "benchmarks"))),
         "LD_PRELOAD": str(stand_in), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     tests = Path(__file__).with_name("torch_path.py")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from on_device.abi import Library
 from sparse_cases import BF16, CASES, F32, Case, arguments_of, name_of, weight_of, x_of
 from torch import Tensor
 
@@ -23,9 +24,11 @@ from restorelcc import SparseLinear, ops
 CPU, FIRST, SECOND = torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda", 1)
 torch.cuda._initialized = True  # there is no torch.cuda to initialise
 
-_LIBRARY = ctypes.CDLL(str(Path(restorelcc.__file__).parent / "_lib" / "librestorelcc.so"))
+_PATH = Path(restorelcc.__file__).parent / "_lib" / "librestorelcc.so"
+_LIBRARY = ctypes.CDLL(str(_PATH))
 _STAND_IN = ctypes.CDLL(None)
 _STAND_IN.stand_in_handle.restype = ctypes.c_void_p
+_STAND_IN.stand_in_allocated.restype = ctypes.c_longlong
 _WATCH = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 Launch = tuple[int, int]  # current device, stream handle
 
@@ -148,14 +151,56 @@ def test_the_other_ops() -> None:
         close(ours, theirs)
 
 
+def scratch_of(packed: restorelcc.PackedWeight, x: Tensor, y: Tensor) -> int:
+    """What rlcc_cuda_sparse_linear_workspace asks for, in bytes."""
+    library, bytes_needed = Library(_PATH), ctypes.c_size_t()
+    params = library.struct(
+        "rlcc_sparse_linear_params",
+        {
+            "weight.rows": packed.shape[0], "weight.columns": packed.shape[1], "weight.mask": packed.mask,
+            "weight.values": packed.values, "weight.value_count": packed.values.numel(),
+            "weight.row_offsets": packed.row_offsets, "weight.dtype": library.dtypes["fp32"], "weight.trusted": 1,
+            "x": x, "x_rows": 1, "x_stride": x.stride(0), "x_dtype": library.dtypes["fp32"],
+            "y": y, "y_stride": y.stride(0),
+        },
+    )  # fmt: skip
+    library.call("rlcc_cuda_sparse_linear_workspace", ctypes.byref(params), ctypes.byref(bytes_needed))
+    return bytes_needed.value
+
+
 def test_scratch_is_torchs(launches: list[Launch]) -> None:
-    """Few outputs and many inputs: partial sums, so a second kernel."""
+    """Few outputs and many inputs: partial sums, so a second kernel. All bytes come from torch's allocator."""
     packed = restorelcc.pack(weight_of(Case("", (1,), 3, 20_000)))
-    x = torch.randn(1, 20_000)
-    close(
-        ops.sparse_linear(x.to(SECOND), placed(packed, SECOND)), ops.sparse_linear(x.double(), packed, impl="reference")
-    )
+    x, there = torch.randn(1, 20_000), placed(packed, SECOND)
+    x_there = x.to(SECOND)
+    before = [_STAND_IN.stand_in_allocated(device) for device in (0, 1)]
+    y = ops.sparse_linear(x_there, there)
+    asked_for = [_STAND_IN.stand_in_allocated(device) - before[device] for device in (0, 1)]
+    close(y, ops.sparse_linear(x.double(), packed, impl="reference"))
     assert launches == [(1, handle(1))] * 2
+    scratch = scratch_of(there, x_there, y)
+    assert scratch > 0
+    assert asked_for == [0, y.numel() * y.element_size() + scratch]
+
+
+def test_second_derivatives() -> None:
+    """Through both gradients of x and the sums of rows, with an index and without; as on the CPU."""
+    for groups in (1, 4):
+        case = Case("", (2, 3), 8, 70, groups=groups, bias=F32)
+        packed, x, arguments = restorelcc.pack(weight_of(case)), x_of(case), arguments_of(case)
+        found = []
+        for device in (CPU, FIRST):
+            given = moved(arguments, device)
+            leaves = [on(device, leaf).requires_grad_() for leaf in (x, given["comp"], given["bias"])]
+            y = ops.sparse_linear(
+                leaves[0], placed(packed, device), comp=leaves[1], bias=leaves[2], comp_index=given.get("comp_index")
+            )
+            firsts = torch.autograd.grad(y.pow(3).sum(), leaves, create_graph=True)
+            found.append(torch.autograd.grad(sum(first.pow(2).sum() for first in firsts), leaves))
+        assert ("comp_index" in arguments) == (groups > 1)
+        for ours, theirs in zip(found[1], found[0], strict=True):
+            assert ours.device == FIRST
+            assert float((ours.cpu() - theirs).abs().max()) <= 1e-4 * float(theirs.abs().max())
 
 
 def test_the_stream_and_the_device_are_those_of_the_tensors(launches: list[Launch]) -> None:

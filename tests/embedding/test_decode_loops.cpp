@@ -31,9 +31,7 @@ double half_unit(rlcc_dtype dtype) { return dtype == RLCC_F32 ? kFloat : 0x1p-8;
 class Row {
  public:
   Row(int64_t count, rlcc_dtype dtype)
-      : count_(count),
-        dtype_(dtype),
-        halves_(static_cast<size_t>(kGap * 2 + count * element_bytes(dtype) / 2), kCanary) {}
+      : dtype_(dtype), halves_(static_cast<size_t>(kGap * 2 + count * element_bytes(dtype) / 2), kCanary) {}
   Row(int64_t count, rlcc_dtype dtype, std::mt19937& random, float size = 1) : Row(count, dtype) {
     std::normal_distribution<float> normal(0, size);
     for (int64_t i = 0; i < count; ++i) restorelcc::set_element(data(), dtype, i, normal(random));
@@ -51,7 +49,6 @@ class Row {
 
  private:
   static constexpr size_t kGap = 64;
-  int64_t count_;
   rlcc_dtype dtype_;
   std::vector<uint16_t> halves_;
 };

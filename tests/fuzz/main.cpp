@@ -21,6 +21,7 @@ constexpr char kUsage[] =
   --seed S            of the mutations (default 1)
   --from I            number of the first (default 0); with --mutations 1, repeats one
   --corpus DIR        start from these files, beside the built-in ones
+  --known DIR         run these files too; a name begins with what comes of it: accepted_ or refused_
   --write-corpus DIR  write the built-in inputs there and exit
   --replay FILE       run one input and exit
   --save FILE         where the input that fails goes (default PROGRAM_failure.bin)
@@ -29,7 +30,7 @@ constexpr char kUsage[] =
 
 struct Options {
   uint64_t mutations = 20000, seed = 1, from = 0;
-  std::string corpus, write_corpus, replay, save = std::string(kProgram) + "_failure.bin";
+  std::string corpus, known, write_corpus, replay, save = std::string(kProgram) + "_failure.bin";
 };
 
 // What is running, for the sanitizer's last words.
@@ -77,6 +78,8 @@ bool parse_options(int argc, char** argv, Options* options) {
       options->from = number;
     } else if (name == "--corpus") {
       options->corpus = value;
+    } else if (name == "--known") {
+      options->known = value;
     } else if (name == "--write-corpus") {
       options->write_corpus = value;
     } else if (name == "--replay") {
@@ -106,7 +109,28 @@ bool run(const Bytes& bytes, uint64_t seed, uint64_t number, Outcome* outcome) {
   return failure.empty();
 }
 
+constexpr const char* kOutcomes[] = {"no input", "too large", "refused", "accepted"};
+
+// Inputs that were found at some time.
+bool run_known(const Options& options) {
+  Outcome outcome{};
+  size_t count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(options.known)) {
+    const std::string name = entry.path().filename().string();
+    if (!run(read_file(entry.path()), options.seed, 0, &outcome)) return false;
+    const std::string is = kOutcomes[static_cast<int>(outcome)];
+    if (name.compare(0, is.size() + 1, is + "_") != 0) {
+      std::fprintf(stderr, "%s: FAILED: %s is %s\n", kProgram, name.c_str(), is.c_str());
+      return false;
+    }
+    ++count;
+  }
+  std::printf("%s: %zu known inputs\n", kProgram, count);
+  return count > 0;
+}
+
 int fuzz(const Options& options) {
+  if (!options.known.empty() && !run_known(options)) return 1;
   std::vector<Seed> all = seeds();
   if (!options.corpus.empty()) {
     for (const auto& entry : std::filesystem::directory_iterator(options.corpus)) {
@@ -149,7 +173,6 @@ int run_program(const Options& options) {
     return 0;
   }
   if (options.replay.empty()) return fuzz(options);
-  constexpr const char* kOutcomes[] = {"no input", "too large", "refused", "accepted"};
   Outcome outcome{};
   const bool passed = run(read_file(options.replay), 0, 0, &outcome);
   std::printf("%s: %s\n", kProgram, kOutcomes[static_cast<int>(outcome)]);

@@ -12,7 +12,7 @@ constexpr char kMagic[] = {'R', 'L', 'C', 'M'};
 constexpr uint32_t kAbsent = UINT32_MAX;
 constexpr size_t kHeadBytes = sizeof(kMagic) + 4 * kModelFiles;
 
-Seed seed_of(const char* name, const test::ModelOptions& options, bool other_family = false) {
+Seed seed_of(const std::string& name, const test::ModelOptions& options, bool other_family = false) {
   test::ModelFiles files = test::tiny_llama(options);
   if (other_family) files.config = test::replaced(files.config, "\"llama\"", "\"other\"");
   ModelInput input;
@@ -52,7 +52,7 @@ Bytes serialise(const ModelInput& input) {
 }
 
 // Llamas of each type of values, with and without joined weights, compensations, biases, a packed and a tied
-// head, a dense matrix; and one whose family the library does not know.
+// head, a dense matrix; and one whose family the library does not know. Each once more as small as can be.
 std::vector<Seed> seeds() {
   test::ModelOptions bf16, int8, fp32, fp16;
   int8.values = RLCC_I8;
@@ -63,8 +63,17 @@ std::vector<Seed> seeds() {
   fp16.values = RLCC_F16;
   fp16.tied = fp16.heads = true;
   fp16.biases = false;
-  return {seed_of("model_bf16", bf16), seed_of("model_int8", int8), seed_of("model_fp32", fp32),
-          seed_of("model_fp16", fp16), seed_of("model_other", int8, true)};
+  std::vector<Seed> all;
+  for (const char* prefix : {"model_", "smallest_"}) {
+    const std::string at = prefix;
+    for (const auto& [name, options] :
+         {std::pair("bf16", bf16), {"int8", int8}, {"fp32", fp32}, {"fp16", fp16}}) {
+      all.push_back(seed_of(at + name, options));
+    }
+    all.push_back(seed_of(at + "other", int8, true));
+    for (test::ModelOptions* options : {&bf16, &int8, &fp32, &fp16}) options->sizes = test::kSmallestModel;
+  }
+  return all;
 }
 
 }  // namespace restorelcc::fuzz

@@ -154,14 +154,15 @@ def test_sums_of_rows_that_are_refused() -> None:
             torch.ops.restorelcc.sparse_linear_grad_comp(grad_y, *arguments)
 
 
-def test_second_derivative_of_comp_and_bias() -> None:
-    """Of a loss that is not linear in y, so that it reaches grad_y through both sums."""
-    case = Case("", (2, 3), 8, 70, groups=4, bias=F32, residual=True)
+@pytest.mark.parametrize("groups", [1, 4])
+def test_second_derivative_of_comp_and_bias(groups: int) -> None:
+    """Of a loss that is not linear in y, so that it reaches grad_y through both sums; of one group without an index."""
+    case = Case("", (2, 3), 8, 70, groups=groups, bias=F32, residual=True)
     packed, x, given = restorelcc.pack(weight_of(case)), x_of(case), arguments_of(case)
     found = []
     for impl in ("auto", "reference"):
         leaves = {name: leaf(given[name]) for name in DIFFERENTIABLE}
-        y = ops.sparse_linear(x, packed, comp_index=given["comp_index"], impl=impl, **leaves)
+        y = ops.sparse_linear(x, packed, comp_index=given.get("comp_index"), impl=impl, **leaves)
         firsts = torch.autograd.grad(y.pow(3).sum(), (leaves["comp"], leaves["bias"]), create_graph=True)
         loss = sum(first.pow(2).sum() for first in firsts)
         found.append(torch.autograd.grad(loss, list(leaves.values())))

@@ -36,19 +36,32 @@ void which_devices() {
       {"sm_80 sm_86 sm_89 sm_90 sm_100 compute_100", 80, true},
       {"sm_80 sm_86 sm_89 sm_90 sm_100 compute_100", 87, true},
       {"sm_80 sm_86 sm_89 sm_90 sm_100 compute_100", 121, true},
+      {"sm_100f", 100, true},  // a family: the same major number, from the minor one on
+      {"sm_100f", 103, true},
+      {"sm_103f", 100, false},
+      {"sm_100f", 110, false},
+      {"compute_100f", 103, true},
+      {"compute_100f", 110, false},
+      {"compute_100f", 120, false},
+      {"sm_120f compute_120f", 121, true},
+      {"sm_120f compute_120", 130, true},
+      {"sm_100x", 100, false},  // of no kind that is known here
+      {"compute_", 80, false},
+      {"sm_", 80, false},
       {"", 80, false},
       {"emulated", 80, false},
   };
   for (const Case& c : kCases) {
-    CHECK(architectures_serve(c.architectures, c.capability) == c.served)
-        << c.architectures << " on " << c.capability;
-    CHECK(check_device(c.architectures, c.capability).ok() == c.served);
+    const Architectures built(c.architectures);
+    CHECK(built.serve(c.capability) == c.served) << c.architectures << " on " << c.capability;
+    CHECK(check_device(built, c.capability).ok() == c.served);
   }
-  CHECK(!check_device("sm_75 compute_75", 75).ok()) << "older than the kernels' own instructions";
+  CHECK(!check_device(Architectures("sm_75 compute_75"), 75).ok())
+      << "older than the kernels' own instructions";
 }
 
 void sentences() {
-  const restorelcc::Status narrowed = check_device("sm_90 compute_90", 86);
+  const restorelcc::Status narrowed = check_device(Architectures("sm_90 compute_90"), 86);
   CHECK(narrowed.code == RLCC_UNSUPPORTED);
   CHECK(narrowed.message ==
         "no usable CUDA device: the current one has compute capability 8.6, and this library was built for "
@@ -57,7 +70,7 @@ void sentences() {
         "to the "
         "CPU")
       << narrowed.message;
-  const restorelcc::Status old = check_device("sm_80", 75);
+  const restorelcc::Status old = check_device(Architectures("sm_80"), 75);
   CHECK(old.code == RLCC_UNSUPPORTED);
   CHECK(old.message ==
         "no usable CUDA device: the current one has compute capability 7.5, and the kernels need 8.0 or later; "
@@ -71,9 +84,10 @@ void errors_of_launches() {
   constexpr char kText[] = "what the runtime says";
   for (int code : {98, 209, 221, 222, 223}) CHECK(launch_error(code, kText) == kNoCode) << code;
   for (int code : {1, 2, 100, 208, 210, 218, 719}) CHECK(launch_error(code, kText) == kText) << code;
-  CHECK(launch_status("op", nullptr, "sm_80", 80).ok());
-  CHECK(launch_status("op", kText, "sm_80", 80).code == RLCC_INTERNAL);
-  const restorelcc::Status status = launch_status("sparse_linear", kNoCode, "sm_80 compute_80", 90);
+  CHECK(launch_status("op", nullptr, Architectures("sm_80"), 80).ok());
+  CHECK(launch_status("op", kText, Architectures("sm_80"), 80).code == RLCC_INTERNAL);
+  const restorelcc::Status status =
+      launch_status("sparse_linear", kNoCode, Architectures("sm_80 compute_80"), 90);
   CHECK(status.code == RLCC_UNSUPPORTED);
   CHECK(status.message ==
         "launching sparse_linear failed: this library was built for sm_80, compute_80, of which the driver "

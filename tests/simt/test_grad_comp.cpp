@@ -178,7 +178,6 @@ void refused() {
   const std::function<void(GradCompCase&)> wrong[] = {
       [](GradCompCase& c) { c.params.grad_y = nullptr; },
       [](GradCompCase& c) { c.params.rows = -1; },
-      [](GradCompCase& c) { c.params.rows = int64_t{1} << 31; },
       [](GradCompCase& c) { c.params.dtype = RLCC_I8; },
       [](GradCompCase& c) { c.params.grad_y_stride = 4; },
       [](GradCompCase& c) { c.params.grad_comp_rows = nullptr; },
@@ -187,11 +186,6 @@ void refused() {
       [](GradCompCase& c) { c.params.groups = -1; },
       [](GradCompCase& c) { c.params.groups = int64_t{1} << 62; },
       [](GradCompCase& c) { c.params.comp_index = reinterpret_cast<const int64_t*>(c.comp_rows.data() + 1); },
-      [](GradCompCase& c) {  // more blocks than a grid has
-        c.params.columns = c.params.grad_y_stride = restorelcc::cuda::kMostSize;
-        c.params.rows = 1;
-        c.params.groups = 5000;
-      },
   };
   simt::options().multiprocessors = 132;
   for (const auto& change : wrong) {

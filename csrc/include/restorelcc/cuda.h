@@ -14,7 +14,9 @@
  * Results do not depend on timing: the same call on the same kind of device gives the same bits.
  *
  * RLCC_UNSUPPORTED: the library was built without nvcc or for other devices, or there is no usable device or
- * driver. Needs compute capability 8.0 or later, and the driver that the toolkit of the build asks for (CUDA
+ * driver; or a size is beyond what is said at the op, though the CPU's op may take it. Of the _workspace
+ * functions those of head_moments and grad_values do not ask for a device: their bytes depend on the params
+ * alone. Needs compute capability 8.0 or later, and the driver that the toolkit of the build asks for (CUDA
  * 13.0: 580 or later).
  */
 #ifndef RESTORELCC_CUDA_H_
@@ -41,7 +43,8 @@ RLCC_API rlcc_status rlcc_cuda_sparse_linear(const rlcc_sparse_linear_params* pa
  * |dz_d|, for up to 80,000 tokens in a call even if all roundings go the same way, and as long as sums of
  * products stay inside fp32's range: above 3.4e38 they are Inf, below 1.2e-38 they lose digits. The bits depend
  * on the shape alone, and gram stays exactly symmetric. The workspace is at most 34.1 MB (1024 tiles of 64 x 64
- * doubles), and none is needed where the triangles of all heads have more than 512 tiles. */
+ * doubles), and none is needed where the triangles of all heads have more than 512 tiles. At most 2^20 of
+ * head_dim, and 2^31 - 1 tiles of all heads. */
 RLCC_API rlcc_status rlcc_cuda_head_moments_workspace(const rlcc_head_moments_params* params, size_t* bytes);
 RLCC_API rlcc_status rlcc_cuda_head_moments(const rlcc_head_moments_params* params, void* workspace,
                                             size_t workspace_bytes, void* stream);
@@ -121,7 +124,8 @@ rlcc_cuda_linear_cross_entropy_backward(const rlcc_linear_cross_entropy_backward
 
 /* Of a row that counts (its label is not ignored and its weight not 0), a label from outside, as above, makes
  * the contrast of its segment NaN, in every group, and a segment >= segment_count all contrasts. weights are
- * used as they are: NaN, infinite and negative ones are not refused. */
+ * used as they are: NaN, infinite and negative ones are not refused. Of G M rows and of W as many as above, and
+ * at most 2^31 - 1 contrasts. */
 RLCC_API rlcc_status rlcc_cuda_head_contrast_workspace(const rlcc_head_contrast_params* params, size_t* bytes);
 RLCC_API rlcc_status rlcc_cuda_head_contrast(const rlcc_head_contrast_params* params, void* workspace,
                                              size_t workspace_bytes, void* stream);
