@@ -82,6 +82,13 @@ void generate(Llama& llama, const Options& options, const std::vector<int64_t>& 
   if (waited >= 0) report->waited_seconds = waited_seconds() - waited;
 }
 
+// A write that failed before the last one is known to ferror() alone.
+void flush_output() {
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    throw std::runtime_error("standard output cannot be written");
+  }
+}
+
 void print(const Options& options, const Report& report) {
   if (options.json) {
     std::printf("%s\n", report.json().c_str());
@@ -92,13 +99,14 @@ void print(const Options& options, const Report& report) {
     if (!report.ids.empty()) std::printf("\n");
     std::fprintf(stderr, "%s", report.lines().c_str());
   }
-  if (std::fflush(stdout) != 0) throw std::runtime_error("standard output cannot be written");
+  flush_output();
 }
 
 int run(int count, const char* const* words) {
   const Options options = parse_options(count, words);
   if (options.help) {
     std::printf("%s", kUsage);
+    flush_output();
     return 0;
   }
   const double begin = now();
