@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdio>
 #include <exception>
+#include <new>
 #include <vector>
 
 #include "llama.h"
@@ -146,6 +147,12 @@ int main(int count, char** words) {
   } catch (const decode::Refusal& refusal) {
     std::fprintf(stderr, "decode: %s\n", refusal.what());
     return 2;
+  } catch (const std::bad_alloc&) {
+    std::fprintf(
+        stderr,
+        "decode: out of memory; the cache has room for the prompt and --tokens, the buffers for --batch: "
+        "give less of them\n");
+    return 1;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "decode: %s\n", error.what());
     return 1;

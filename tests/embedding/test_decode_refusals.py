@@ -59,6 +59,21 @@ def test_calls(words: tuple[str, ...], says: str, decoder: Decoder, tiny: Tiny, 
     refused(decoder, tiny("biased", "fp32").packed, *words, says=says)
 
 
+def test_more_positions_than_there_is_memory_for(decoder: Decoder, tiny: Tiny, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    long = {"max_position_embeddings": 2**31 - 1}
+    copy = changed(tiny("biased", "fp32").packed, tmp_path / "long", lambda config: config.update(long))
+    done = subprocess.run(
+        [str(decoder.path), str(copy), *PROMPT, "--tokens", str(2**31 - 4), "--threads", "1"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32)),
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("decode: out of memory; the cache has room for the prompt and --tokens")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_call_without_a_model(decoder: Decoder) -> None:
     refused(decoder, *PROMPT, says="no model is given")
 
@@ -150,9 +165,7 @@ def test_an_output_that_cannot_be_written(words: tuple[str, ...], decoder: Decod
         (b" \n,\t", "has no token ids"),
     ],
 )
-def test_a_prompt_file_of_something_else(
-    text: bytes, says: str, decoder: Decoder, tiny: Tiny, tmp_path: Path
-) -> None:
+def test_a_prompt_file_of_something_else(text: bytes, says: str, decoder: Decoder, tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "ids").write_bytes(text)
     refused(decoder, tiny("biased", "fp32").packed, "--prompt-file", tmp_path / "ids", says=says)
 
