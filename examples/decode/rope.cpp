@@ -42,8 +42,10 @@ std::vector<float> inverse_frequencies(const rlcc_model_config& config) {
   if (!(config.rope_theta > 0)) refuse("rope_theta is ", config.rope_theta, ", must be above 0");
   std::vector<float> frequencies;
   for (int64_t i = 0; i < config.head_dim / 2; ++i) {
-    frequencies.push_back(static_cast<float>(
-        1 / std::pow(config.rope_theta, 2 * static_cast<double>(i) / static_cast<double>(config.head_dim))));
+    // Exponent, power and reciprocal are each rounded to fp32, as stock transformers do.
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(config.head_dim);
+    frequencies.push_back(1.0f /
+                          static_cast<float>(std::pow(config.rope_theta, static_cast<double>(exponent))));
   }
   if (type == "default") return frequencies;
   const double factor = parameter(config, "factor");

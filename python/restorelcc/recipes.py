@@ -71,7 +71,8 @@ RECIPES = {
     for recipe in (
         Recipe(
             "best", RefitSettings(), TuningObjective(distill=0.3),
-            TrainingSettings(learning_rates=(0.001,), epochs=2.0, patience=6), biases="none",  # docs/findings.md
+            TrainingSettings(learning_rates=(0.001,), epochs=2.0, patience=6), own_text=0.667,  # docs/findings.md
+            biases="none",
         ),
         Recipe("fast", RefitSettings()),
         Recipe("compensate"),

@@ -315,7 +315,7 @@ def test_weights_are_restored_by_default_with_text_and_without(
     words = tmp_path / "words.txt"
     words.write_text("Once upon a time there was a little dog who liked to play in the park. " * 40)
     common: dict[str, Any] = {"tokens": 512, "window": 32, "training": settings}
-    for name, data, own_text in (("a", words, 0.5), ("b", None, 0.0)):
+    for name, data, own_text in (("a", words, 0.667), ("b", None, 0.0)):
         report = restore(*stories_pair, tmp_path / name, data=data, **common)
         assert report.recipe == "best"
         assert report.settings["own_text"] == own_text
