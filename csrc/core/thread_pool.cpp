@@ -60,6 +60,7 @@ class Pool {
     if (t_inside_task || !sole.owns_lock() || workers_.empty()) return task(context, 0, count);
     count_ = count;
     chunk_ = chunk_items(count, grain, static_cast<int64_t>(workers_.size()) + 1);
+    chunks_ = count / chunk_ + (count % chunk_ != 0 ? 1 : 0);
     task_ = task;
     context_ = context;
     next_.store(0, std::memory_order_relaxed);
@@ -90,9 +91,10 @@ class Pool {
   void work() {
     t_inside_task = true;
     while (true) {
-      const int64_t begin = next_.fetch_add(chunk_, std::memory_order_relaxed);
-      if (begin >= count_) break;
-      task_(context_, begin, std::min(begin + chunk_, count_));
+      const int64_t chunk = next_.fetch_add(1, std::memory_order_relaxed);
+      if (chunk >= chunks_) break;
+      const int64_t begin = chunk * chunk_;
+      task_(context_, begin, begin + std::min(chunk_, count_ - begin));
     }
     t_inside_task = false;
   }
@@ -137,11 +139,11 @@ class Pool {
     for (std::thread& worker : workers_) worker.join();
   }
 
-  std::mutex one_job_;  // held by the caller whose job it is
-  int64_t count_ = 0, chunk_ = 0;
+  std::mutex one_job_;                          // held by the caller whose job it is
+  int64_t count_ = 0, chunk_ = 0, chunks_ = 0;  // items, items a chunk, chunks
   rlcc_task task_ = nullptr;
   void* context_ = nullptr;
-  std::atomic<int64_t> next_{0};
+  std::atomic<int64_t> next_{0};  // the first chunk that nobody took; counted in items it could leave int64
   std::atomic<uint64_t> gate_{0};
 
   std::mutex sleep_;

@@ -16,7 +16,7 @@ inline int64_t chunk_items(int64_t count, int64_t grain, int64_t threads) {
   const int64_t chunks = std::min(kChunksEach * threads, count / grain);
   if (chunks < threads) return grain;
   const int64_t even = chunks - chunks % threads;
-  return (count + even - 1) / even;
+  return count / even + (count % even != 0 ? 1 : 0);  // of any count: count + even may be too much
 }
 
 // As run_parallel() without a caller's pool. The calling thread works too.

@@ -2,7 +2,9 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <stdexcept>
+#include <system_error>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
@@ -26,7 +28,13 @@ std::string unique_ending() {
 }  // namespace
 
 LogitsFile::LogitsFile(const std::string& path)
-    : path_(path), partial_(path + unique_ending()), file_(std::fopen(partial_.c_str(), "wb")) {
+    : path_(path), partial_(path + unique_ending()), file_(nullptr) {
+  std::error_code unknown;
+  const std::filesystem::file_status there = std::filesystem::status(path, unknown);
+  if (std::filesystem::exists(there) && !std::filesystem::is_regular_file(there)) {
+    throw std::runtime_error(path + " cannot be written: it is there and not a file");
+  }
+  file_ = std::fopen(partial_.c_str(), "wb");
   if (file_ == nullptr) failed(partial_);
 }
 

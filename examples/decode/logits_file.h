@@ -9,7 +9,8 @@ namespace decode {
 
 class LogitsFile {
  public:
-  // Writes to a temporary name beside `path`. Throws std::runtime_error where that fails, as the others do.
+  // Writes to a temporary name beside `path`. Throws std::runtime_error where that fails, as the others do, and
+  // where `path` is something else than a file, such as /dev/null: the new file would take its place.
   explicit LogitsFile(const std::string& path);
   ~LogitsFile();  // leaves nothing behind unless finish() was called
   LogitsFile(const LogitsFile&) = delete;

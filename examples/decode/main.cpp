@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdio>
 #include <exception>
+#include <new>
 #include <vector>
 
 #include "llama.h"
@@ -82,6 +83,13 @@ void generate(Llama& llama, const Options& options, const std::vector<int64_t>& 
   if (waited >= 0) report->waited_seconds = waited_seconds() - waited;
 }
 
+// A write that failed before the last one is known to ferror() alone.
+void flush_output() {
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    throw std::runtime_error("standard output cannot be written");
+  }
+}
+
 void print(const Options& options, const Report& report) {
   if (options.json) {
     std::printf("%s\n", report.json().c_str());
@@ -92,13 +100,14 @@ void print(const Options& options, const Report& report) {
     if (!report.ids.empty()) std::printf("\n");
     std::fprintf(stderr, "%s", report.lines().c_str());
   }
-  if (std::fflush(stdout) != 0) throw std::runtime_error("standard output cannot be written");
+  flush_output();
 }
 
 int run(int count, const char* const* words) {
   const Options options = parse_options(count, words);
   if (options.help) {
     std::printf("%s", kUsage);
+    flush_output();
     return 0;
   }
   const double begin = now();
@@ -138,6 +147,12 @@ int main(int count, char** words) {
   } catch (const decode::Refusal& refusal) {
     std::fprintf(stderr, "decode: %s\n", refusal.what());
     return 2;
+  } catch (const std::bad_alloc&) {
+    std::fprintf(
+        stderr,
+        "decode: out of memory; the cache has room for the prompt and --tokens, the buffers for --batch: "
+        "give less of them\n");
+    return 1;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "decode: %s\n", error.what());
     return 1;

@@ -3,7 +3,6 @@
 #include <cerrno>
 #include <cstdlib>
 #include <fstream>
-#include <iterator>
 
 #include "refusal.h"
 
@@ -12,12 +11,22 @@ namespace {
 
 constexpr int64_t kMostIds = int64_t{1} << 24;  // of a prompt: more than any model has positions
 
+// What stands in a file may be anything: at most 40 characters, none that a terminal would obey.
+std::string printable(const std::string& text) {
+  std::string shown = text.substr(0, 40);
+  for (char& c : shown) {
+    if (c < ' ' || c > '~') c = '?';
+  }
+  return text.size() > shown.size() ? shown + "..." : shown;
+}
+
 int64_t whole_number(const std::string& text, const std::string& of, int64_t least, int64_t most) {
   char* end = nullptr;
   errno = 0;
   const long long value = std::strtoll(text.c_str(), &end, 10);
-  if (text.empty() || *end != '\0' || errno != 0 || value < least || value > most) {
-    refuse(of, " is \"", text, "\", must be a whole number from ", least, " to ", most);
+  const bool whole = !text.empty() && end == text.c_str() + text.size();  // a zero byte is no end
+  if (!whole || errno != 0 || value < least || value > most) {
+    refuse(of, " is \"", printable(text), "\", must be a whole number from ", least, " to ", most);
   }
   return value;
 }
@@ -31,9 +40,10 @@ rlcc_dtype storage(const std::string& text, const std::string& of) {
 std::string contents(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) refuse("the prompt file ", path, " cannot be read");
-  std::string text;
-  for (std::istreambuf_iterator<char> at(file), end; at != end; ++at) {
-    text.push_back(*at);
+  std::string text, block(size_t{1} << 16, '\0');
+  // Not by an iterator over the buffer: what goes wrong there, as in a directory, does not reach the stream.
+  while (file.read(block.data(), static_cast<std::streamsize>(block.size())), file.gcount() > 0) {
+    text.append(block, 0, static_cast<size_t>(file.gcount()));
     if (text.size() > static_cast<size_t>(16 * kMostIds)) refuse("the prompt file ", path, " is too long");
   }
   if (file.bad()) refuse("the prompt file ", path, " cannot be read");
@@ -69,8 +79,7 @@ std::vector<int64_t> parse_ids(const std::string& text, const std::string& from)
     }
     size_t end = at;
     while (end < text.size() && !separates(text[end])) ++end;
-    const std::string word = text.substr(at, end - at).substr(0, 40);
-    ids.push_back(whole_number(word, "an id of " + from, 0, INT32_MAX));
+    ids.push_back(whole_number(text.substr(at, end - at), "an id of " + from, 0, INT32_MAX));
     if (static_cast<int64_t>(ids.size()) > kMostIds) refuse(from, " has more than ", kMostIds, " ids");
     at = end;
   }

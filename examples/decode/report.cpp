@@ -69,11 +69,11 @@ double seconds_since_start() {
 double Report::tokens_per_second() const {
   double total = 0;
   for (const double seconds : token_seconds) total += seconds;
-  return total > 0 ? static_cast<double>(token_seconds.size()) / total : 0;
+  return total > 0 ? static_cast<double>(token_seconds.size()) / total : -1;
 }
 
 double Report::quantile(double share) const {
-  if (token_seconds.empty()) return 0;
+  if (token_seconds.empty()) return -1;
   std::vector<double> sorted = token_seconds;
   std::sort(sorted.begin(), sorted.end());
   const double rank = std::ceil(share * static_cast<double>(sorted.size()));
@@ -97,14 +97,21 @@ std::string Report::json() const {
   out << ", \"prompt_tokens\": " << prompt_tokens << ", \"new_tokens\": " << ids.size();
   out << ", \"threads\": " << threads << ", \"isa\": \"" << isa << "\", \"loops\": \"" << loops << "\"";
   out << ", \"activations\": \"" << activations << "\", \"cache\": \"" << cache << "\"";
-  out << ", \"load_seconds\": " << load_seconds << ", \"first_token_seconds\": " << first_token_seconds;
+  out << ", \"load_seconds\": " << load_seconds << ", ";
+  unless_negative("first_token_seconds", first_token_seconds);
   out << ", ";
   unless_negative("process_start_to_first_token_seconds", start_to_first_seconds);
   out << ", ";
   unless_negative("waited_seconds", waited_seconds);
-  out << ", \"tokens_per_second\": " << tokens_per_second();
-  out << ", \"token_seconds\": {\"p50\": " << quantile(0.5) << ", \"p95\": " << quantile(0.95)
-      << ", \"p99\": " << quantile(0.99) << "}, ";
+  out << ", ";
+  unless_negative("tokens_per_second", tokens_per_second());
+  out << ", \"token_seconds\": {";
+  unless_negative("p50", quantile(0.5));
+  out << ", ";
+  unless_negative("p95", quantile(0.95));
+  out << ", ";
+  unless_negative("p99", quantile(0.99));
+  out << "}, ";
   list("all_token_seconds", token_seconds);
   out << ", \"memory_bytes\": {";
   unless_negative("resident", memory.resident);
@@ -119,17 +126,24 @@ std::string Report::json() const {
 }
 
 std::string Report::lines() const {
-  char text[512];
+  std::string lines;
+  const auto add = [&](const char* format, auto... values) {
+    char text[256];
+    std::snprintf(text, sizeof(text), format, values...);
+    lines += text;
+  };
   const auto megabytes = [](int64_t bytes) { return static_cast<double>(bytes) / 1e6; };
-  std::snprintf(
-      text, sizeof(text),
-      "loaded in %.3f s, first token after %.3f s; then %.1f tokens/s, a token %.2f ms (p95 %.2f, p99 %.2f); "
-      "%d threads, %s\n"
-      "resident %.1f MB: %.1f of files, %.1f other, of which the cache is %.1f and buffers are %.1f\n",
-      load_seconds, first_token_seconds, tokens_per_second(), 1e3 * quantile(0.5), 1e3 * quantile(0.95),
-      1e3 * quantile(0.99), threads, isa.c_str(), megabytes(memory.resident), megabytes(memory.file),
-      megabytes(memory.anonymous), megabytes(cache_bytes), megabytes(buffer_bytes));
-  return text;
+  add("loaded in %.3f s", load_seconds);
+  if (first_token_seconds >= 0) add(", first token after %.3f s", first_token_seconds);
+  if (!token_seconds.empty()) {
+    add("; then %.1f tokens/s, a token %.2f ms (p95 %.2f, p99 %.2f)", tokens_per_second(), 1e3 * quantile(0.5),
+        1e3 * quantile(0.95), 1e3 * quantile(0.99));
+  }
+  add("; %d threads, %s\n", threads, isa.c_str());
+  add("resident %.1f MB: %.1f of files, %.1f other, of which the cache is %.1f and buffers are %.1f\n",
+      megabytes(memory.resident), megabytes(memory.file), megabytes(memory.anonymous), megabytes(cache_bytes),
+      megabytes(buffer_bytes));
+  return lines;
 }
 
 }  // namespace decode

@@ -27,7 +27,7 @@ struct Report {
   std::vector<int64_t> ids;  // new tokens
   int64_t prompt_tokens = 0;
   double load_seconds = 0;  // opening the model and allocating, before the first token of the prompt is fed
-  double first_token_seconds = 0;      // from there until the first new token is known
+  double first_token_seconds = -1;     // from there until the first new token is known; -1: there is none
   double start_to_first_seconds = -1;  // from the start of the process
   std::vector<double> token_seconds;   // of each further new token
   double waited_seconds = -1;  // while those were made: above a hundredth of their time, others disturbed it
@@ -36,8 +36,8 @@ struct Report {
   int32_t threads = 0;
   std::string isa, loops, activations, cache;
 
-  double tokens_per_second() const;  // of the further tokens; 0 without any
-  // The share-quantile of token_seconds, nearest rank; 0 without any.
+  double tokens_per_second() const;  // of the further tokens; -1 without any
+  // The share-quantile of token_seconds, nearest rank; -1 without any.
   double quantile(double share) const;
   std::string json() const;
   std::string lines() const;

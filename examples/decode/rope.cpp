@@ -67,6 +67,8 @@ std::vector<float> inverse_frequencies(const rlcc_model_config& config) {
 
 Rope::Rope(const rlcc_model_config& config, int64_t positions) : half_(config.head_dim / 2) {
   const std::vector<float> frequencies = inverse_frequencies(config);
+  cosines_.reserve(static_cast<size_t>(positions * half_));
+  sines_.reserve(static_cast<size_t>(positions * half_));
   for (int64_t position = 0; position < positions; ++position) {
     for (const float frequency : frequencies) {
       const float angle =

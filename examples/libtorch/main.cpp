@@ -81,6 +81,13 @@ void write_logits(AOTIModelPackageLoader& model, const Options& options, const L
   file.finish();
 }
 
+// A write that failed before the last one is known to ferror() alone.
+void flush_output() {
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    throw std::runtime_error("standard output cannot be written");
+  }
+}
+
 // The graph has no cache, so each token computes the whole text again.
 void generate(AOTIModelPackageLoader& model, const Options& options, const Limits& limits) {
   std::vector<int64_t> ids = options.prompt;
@@ -95,13 +102,14 @@ void generate(AOTIModelPackageLoader& model, const Options& options, const Limit
     std::printf("%s%lld", i == options.prompt.size() ? "" : ",", static_cast<long long>(ids[i]));
   }
   std::printf("\n");
-  if (std::fflush(stdout) != 0) throw std::runtime_error("standard output cannot be written");
+  flush_output();
 }
 
 int run(int count, const char* const* words) {
   const Options options = parse_options(count, words);
   if (options.help) {
     std::printf("%s", kUsage);
+    flush_output();
     return 0;
   }
   const Limits limits = limits_of(options.package);

@@ -75,6 +75,9 @@ int run(const std::string& extension, const std::string& model, const std::strin
     std::printf("%s%lld", i == 0 ? "" : ",", static_cast<long long>(next));
   }
   std::printf("\n");
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    throw std::runtime_error("standard output cannot be written");
+  }
   return 0;
 }
 

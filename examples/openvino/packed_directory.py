@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def _check(directory: Path, library: Path) -> None:
     closing.argtypes, closing.restype = [ctypes.c_void_p], None
     error.restype = ctypes.c_char_p
     model = ctypes.c_void_p()
-    if opening(str(directory).encode(), ctypes.byref(model)) != 0:
+    if opening(os.fsencode(directory), ctypes.byref(model)) != 0:
         raise RefusedError(error().decode("utf-8", "replace"))
     closing(model)
 

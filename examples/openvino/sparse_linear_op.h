@@ -5,9 +5,11 @@
 //   input 2      values       u8 [...]               the bytes of the survivors, padding included
 //   input 3      row_offsets  u8 [(N + 1) * 8]       the bytes of the int64 offsets
 //   input 4      scales       u8 [N * groups * 2]    with int8 values only: the bytes of the bf16 scales
-//   last input   bias         u8 [N * 4]             may be absent; the bytes of float32; of compensations, W c
-//   is added output 0     y            x's type [..., N] attributes   rows N, columns K, values ("fp32",
-//   "bf16", "fp16", "int8"), module (its name, for messages)
+//   last input   bias         u8 [N * 4]             may be absent; the bytes of float32, W c of a compensation added
+//
+//   output 0     y            x's type [..., N]
+//
+//   attributes   rows N, columns K, values ("fp32", "bf16", "fp16", "int8"), module (its name, for messages)
 //
 // Why bytes: OpenVINO's CPU plugin narrows 64-bit integers to 32 bits, and converts floats to the type it
 // computes in. It leaves u8 alone.

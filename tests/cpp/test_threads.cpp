@@ -228,6 +228,31 @@ void parallel_for() {
   CHECK_STATUS(rlcc_parallel_for(&no_run, 1, 1, nothing, nullptr), RLCC_INVALID_ARGUMENT);
 }
 
+// Counts of which a few chunks more do not fit 64 bits: each item belongs to one chunk, and none lies outside.
+void counts_near_the_end_of_int64() {
+  struct Taken {
+    std::atomic<int64_t> items{0}, outside{0};
+    int64_t count;
+  };
+  const rlcc_task take = [](void* context, int64_t begin, int64_t end) {
+    Taken& taken = *static_cast<Taken*>(context);
+    taken.outside += begin < 0 || begin > end || end > taken.count ? 1 : 0;
+    taken.items += end - begin;
+  };
+  const int64_t half = int64_t{1} << 62;
+  const int64_t cases[][2] = {{INT64_MAX, 1}, {INT64_MAX, half}, {half, half - 1}, {INT64_MAX, INT64_MAX - 1}};
+  for (const int32_t threads : {2, 3, 7}) {
+    CHECK_STATUS(rlcc_set_num_threads(threads), RLCC_OK);
+    for (const auto& [count, grain] : cases) {
+      Taken taken;
+      taken.count = count;
+      CHECK_STATUS(rlcc_parallel_for(nullptr, count, grain, take, &taken), RLCC_OK);
+      CHECK(taken.items == count && taken.outside == 0)
+          << count << " items, grain " << grain << ", " << threads << " threads: " << taken.items;
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -274,6 +299,7 @@ int main() {
     CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0) << isa;
 #endif
   }
+  counts_near_the_end_of_int64();
   CHECK_STATUS(rlcc_set_num_threads(0), RLCC_INVALID_ARGUMENT);
   CHECK_STATUS(rlcc_set_num_threads(1 << 20), RLCC_INVALID_ARGUMENT);
   const rlcc_parallel no_run{nullptr, nullptr, 2}, no_threads{run_backwards, nullptr, 0};

@@ -188,6 +188,18 @@ def test_the_report_adds_up(decoder: Decoder, tiny: Tiny) -> None:
     assert started is None or started >= report["first_token_seconds"] - 0.02
 
 
+def test_times_of_no_tokens_are_null(decoder: Decoder, tiny: Tiny, tmp_path: Path) -> None:
+    model = tiny("biased", "bf16").packed
+    one = decoder.generate(model, [1, 5, 9], 1)
+    assert one["first_token_seconds"] > 0
+    assert one["tokens_per_second"] is None
+    assert one["token_seconds"] == {"p50": None, "p95": None, "p99": None}
+    done = decoder.run(model, "--prompt-ids", "1,5,9", "--logits", tmp_path / "out", "--report", "json")
+    assert json.loads(done.stdout)["first_token_seconds"] is None
+    done = decoder.run(model, "--prompt-ids", "1,5,9", "--logits", tmp_path / "out")
+    assert "token" not in done.stderr
+
+
 def test_the_same_ids_for_any_number_of_threads(decoder: Decoder, tiny: Tiny, tmp_path: Path) -> None:
     model, ids = tiny("wide-heads", "bf16"), some_ids()
     one = decoder.logits(model.packed, ids, tmp_path / "logits", "--threads", 1)

@@ -96,6 +96,34 @@ void gates(const Loops& loops, rlcc_dtype type, std::mt19937& random) {
   CHECK(std::isnan(y.at(17)) && !std::isnan(y.at(16)));
 }
 
+// Bit by bit how bf16 is stored: of gates of 32 and more silu(g) is g, so y is the product of two bf16, which
+// fp32 holds exactly; half of those lie between two bf16. u: every bf16 there is, denormals, infinities and NaN
+// too.
+void rounding(const Loops& loops) {
+  constexpr int64_t kAll = 1 << 16;
+  Row gate(kAll, RLCC_BF16), up(kAll, RLCC_BF16), y(kAll, RLCC_BF16);
+  for (int64_t i = 0; i < kAll; ++i) static_cast<uint16_t*>(up.data())[i] = static_cast<uint16_t>(i);
+  for (const float g : {32.0f, 33.0f, 48.0f, 63.5f, 85.5f}) {
+    for (int64_t i = 0; i < kAll; ++i) restorelcc::set_element(gate.data(), RLCC_BF16, i, g);
+    for (const int64_t n : {kAll, int64_t{7}}) {  // whole vectors, a part of one
+      const int64_t first = n == kAll ? 0 : 0x3f81;
+      loops.swiglu(gate.data(), static_cast<const uint16_t*>(up.data()) + first, n, y.data());
+      int64_t wrong = 0, last = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        const uint16_t found = static_cast<const uint16_t*>(y.data())[i];
+        const float product = g * static_cast<float>(up.at(first + i));
+        const bool same =
+            std::isnan(product) ? std::isnan(y.at(i)) : found == restorelcc::bf16_of_float(product);
+        wrong += same ? 0 : 1;
+        last = same ? last : first + i;
+      }
+      CHECK(wrong == 0) << loops.isa << ": " << wrong << " of " << n << " products of " << g << ", bits "
+                        << last;
+    }
+  }
+  CHECK(y.intact());
+}
+
 void largest(const Loops& loops, std::mt19937& random) {
   for (int64_t n : {1, 2, 15, 16, 17, 1000}) {
     Row row(n, RLCC_F32, random);
@@ -225,6 +253,7 @@ int main() {
         const Loops& loops = loops_for(type, cache_type);
         norms(loops, type, random);
         gates(loops, type, random);
+        if (type == RLCC_BF16) rounding(loops);
         largest(loops, random);
         for (int64_t dim : {2, 10, 16, 64, 80, 96, 128, 512}) {
           for (int64_t positions : {1, 2, 63, 64, 65, 200})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,21 @@ def refused(decoder: Decoder, *words: object, says: str) -> None:
 )  # fmt: skip
 def test_calls(words: tuple[str, ...], says: str, decoder: Decoder, tiny: Tiny, tmp_path: Path) -> None:
     refused(decoder, tiny("biased", "fp32").packed, *words, says=says)
+
+
+def test_more_positions_than_there_is_memory_for(decoder: Decoder, tiny: Tiny, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    long = {"max_position_embeddings": 2**31 - 1}
+    copy = changed(tiny("biased", "fp32").packed, tmp_path / "long", lambda config: config.update(long))
+    done = subprocess.run(
+        [str(decoder.path), str(copy), *PROMPT, "--tokens", str(2**31 - 4), "--threads", "1"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32)),
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("decode: out of memory; the cache has room for the prompt and --tokens")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_call_without_a_model(decoder: Decoder) -> None:
@@ -111,6 +128,59 @@ def test_a_logits_file_in_no_folder(decoder: Decoder, tiny: Tiny, tmp_path: Path
     done = decoder.run(tiny("biased", "fp32").packed, *PROMPT, "--logits", tmp_path / "missing" / "out")
     assert done.returncode == 1
     assert "cannot be written" in done.stderr
+
+
+def test_logits_do_not_replace_what_is_no_file(decoder: Decoder, tiny: Tiny, tmp_path: Path) -> None:
+    pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    for place in (pipe, folder):
+        done = decoder.run(tiny("biased", "fp32").packed, *PROMPT, "--logits", place)
+        assert done.returncode == 1
+        assert f"{place} cannot be written: it is there and not a file" in done.stderr
+    assert pipe.is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("words", [("--help",), (*PROMPT, "--report", "json", "--tokens", "500", "--ignore-eos")])
+def test_an_output_that_cannot_be_written(words: tuple[str, ...], decoder: Decoder, tiny: Tiny) -> None:
+    """The long report fails in a write that is not the last one."""
+    with open("/dev/full", "wb") as full:
+        call = [str(decoder.path), str(tiny("biased", "fp32").packed), *words]
+        done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, check=False, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr == b"decode: standard output cannot be written\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"1\x00,2", '"1?"'),  # of UTF-16, each zero byte would be the token 0
+        (b"\x00", '"?"'),
+        (b"0" * 50 + b"7x", '"' + "0" * 40 + '..."'),
+        (b"7" * 3_000_000, "77..."),
+        (b"1,\x1b[31mred", '"?[31mred"'),
+        (b"\xff\xfe1\x00", '"??1?"'),
+        (b" \n,\t", "has no token ids"),
+    ],
+)
+def test_a_prompt_file_of_something_else(text: bytes, says: str, decoder: Decoder, tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "ids").write_bytes(text)
+    refused(decoder, tiny("biased", "fp32").packed, "--prompt-file", tmp_path / "ids", says=says)
+
+
+def test_a_prompt_file_that_is_a_directory(decoder: Decoder, tiny: Tiny, tmp_path: Path) -> None:
+    refused(decoder, tiny("biased", "fp32").packed, "--prompt-file", tmp_path, says=f"{tmp_path} cannot be read")
+
+
+def test_an_id_with_zeros_before_it(decoder: Decoder, tiny: Tiny) -> None:
+    """Digits behind the fortieth count."""
+    model = tiny("biased", "fp32").packed
+    plain = decoder.run(model, "--prompt-ids", "9,77", "--tokens", 4)
+    padded = decoder.run(model, "--prompt-ids", f"9,{'0' * 50}77", "--tokens", 4)
+    assert plain.returncode == padded.returncode == 0
+    assert plain.stdout == padded.stdout
 
 
 def test_a_refused_prompt_leaves_no_logits_file(decoder: Decoder, tiny: Tiny, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 // One packed model from disk through rlcc_model_open(); where it opens, every byte that is handed out is read,
-// and every weight multiplies. The files are mapped, so each tensor's end is checked by this program: it lies
-// within the file's size, or it is a copy on the heap, which a sanitizer watches.
+// and every weight multiplies. No sanitizer watches the end of a mapping, so this program adds up what is
+// handed out, which must be less than the file. Copies are on the heap, which a sanitizer watches.
 #include <cstring>
 #include <filesystem>
 #include <fstream>

@@ -5,7 +5,8 @@
  * into the model and is valid until rlcc_model_close(); nothing of it may be written to.
  *
  * A model never changes after rlcc_model_open(): any number of threads may use it at once, without locks. The file
- * must not be changed in place meanwhile; replacing it by a rename is safe.
+ * must not be changed in place meanwhile, nor cut: the system ends a process that touches pages of a mapping that
+ * the file no longer has (SIGBUS), in the checks too. Replacing it by a rename is safe, and so is removing it.
  *
  * The directory may come from anywhere: whatever its bytes, no function here reads outside of the files, and all
  * weights handed out have passed rlcc_packed_validate().
