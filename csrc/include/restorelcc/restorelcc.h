@@ -37,7 +37,7 @@ RLCC_API rlcc_status rlcc_kernels(const rlcc_kernel_info** kernels, int64_t* cou
 RLCC_API rlcc_status rlcc_force_isa(const char* isa);
 RLCC_API const char* rlcc_isa(void); /* the one in use */
 
-/* Threads of the library's own pool, used where params.parallel is null. Default: the CPUs this
+/* Threads of the library's own pool, used where params.parallel is null: 1 to 4096. Default: the CPUs this
  * process may run on. Where the system starts fewer, those do the work. */
 RLCC_API rlcc_status rlcc_set_num_threads(int32_t threads);
 RLCC_API int32_t rlcc_get_num_threads(void);
