@@ -225,7 +225,7 @@ void refused() {
       [](rlcc_sparse_linear_params&, rlcc_cuda_weight_2to4& v) { v.values = nullptr; },
       [](rlcc_sparse_linear_params&, rlcc_cuda_weight_2to4& v) { v.metadata = nullptr; },
       [](rlcc_sparse_linear_params&, rlcc_cuda_weight_2to4& v) { v.rows = -1; },
-      [](rlcc_sparse_linear_params&, rlcc_cuda_weight_2to4& v) { v.columns = INT64_MAX; },
+      [](rlcc_sparse_linear_params&, rlcc_cuda_weight_2to4& v) { v.columns = -1; },
       [](rlcc_sparse_linear_params&, rlcc_cuda_weight_2to4& v) { v.dtype = RLCC_F16; },
       [](rlcc_sparse_linear_params&, rlcc_cuda_weight_2to4& v) { v.dtype = RLCC_F32; },
       [](rlcc_sparse_linear_params& p, rlcc_cuda_weight_2to4&) { p.x_dtype = RLCC_F32; },
