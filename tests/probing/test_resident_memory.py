@@ -14,15 +14,17 @@ MUCH = 96 << 20
 
 
 def test_a_part_counts_what_it_takes_alone() -> None:
+    """Against what is resident while it is taken: the system may take other pages of the process back meanwhile."""
     with watched_peak() as first:
-        np.ones(MUCH, dtype=np.uint8)
+        taken = np.ones(MUCH, dtype=np.uint8)
+        with_it = resident_memory._status("VmRSS")
+        del taken
     if not first.own:
         pytest.skip("this system does not set the high-water mark back")
-    assert first.peak - first.before > MUCH // 2
+    assert first.peak > with_it - MUCH // 8
     with watched_peak() as second:
         pass
-    assert second.peak - second.before < MUCH // 2
-    assert second.peak < first.peak
+    assert second.peak < with_it - MUCH // 2
 
 
 def test_a_system_without_the_mark_gives_that_of_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
