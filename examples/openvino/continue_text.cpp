@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <fstream>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -59,8 +60,22 @@ int64_t next_of(ov::InferRequest& request, const std::vector<int64_t>& ids, int6
   return std::max_element(last, last + vocabulary) - last;
 }
 
+void must_be_readable(const std::string& path, const char* what_to_do) {
+  if (!std::ifstream(path)) throw std::invalid_argument(path + " cannot be read; " + what_to_do);
+}
+
+// OpenVINO's own sentences come in many lines.
+std::string one_line(const std::string& text) {
+  std::istringstream words(text);
+  std::string line, word;
+  while (words >> word) line += (line.empty() ? "" : " ") + word;
+  return line;
+}
+
 int run(const std::string& extension, const std::string& model, const std::string& prompt, int64_t tokens) {
   std::vector<int64_t> ids = ids_of(prompt);
+  must_be_readable(extension, "name the library that examples/openvino builds");
+  must_be_readable(model + "/openvino_model.xml", "name the directory that convert.py wrote");
   ov::Core core;
   core.add_extension(extension);
   ov::CompiledModel compiled =
@@ -93,7 +108,7 @@ int main(int argc, char** argv) {
     if (tokens > kMostTokens) throw std::invalid_argument("no more than 1048576 tokens");
     return run(argv[1], argv[2], argv[3], tokens);
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "continue_text: %s\n", error.what());
+    std::fprintf(stderr, "continue_text: %s\n", one_line(error.what()).c_str());
     return 2;
   }
 }

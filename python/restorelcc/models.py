@@ -195,6 +195,8 @@ def load_model(spec: str | Path | ModelSource, *, dtype: torch.dtype | None = No
             f"{source.spec} is a packed model, which is for running (restorelcc.load, generate, eval); "
             "pass the checkpoint it was packed from"
         )
+    if source.gguf_file and (Path(source.location) / source.gguf_file).stat().st_size == 0:
+        raise ValueError(f"{Path(source.location) / source.gguf_file} is empty; copy it again")
     wanted = dtype or (torch.float32 if source.gguf_file else "auto")
     with gguf_read_once() if source.gguf_file else nullcontext():
         tokenizer = load_tokenizer(source)

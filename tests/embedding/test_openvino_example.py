@@ -108,6 +108,15 @@ def test_calls_of_the_program(says: str, host: Host, tmp_path: Path) -> None:
     assert says in done.stderr
 
 
+@pytest.mark.parametrize("missing", ["openvino_model.xml", "no.so"])
+def test_a_file_that_the_program_needs_is_named(missing: str, host: Host, tmp_path: Path) -> None:
+    extension = tmp_path / missing if missing == "no.so" else host.extension
+    done = host.run(host.program, extension, tmp_path, "1,5,9")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{tmp_path / missing} cannot be read; name the" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def product_case(packed: Any, x: Tensor, bias: Tensor | None, folder: Path, values: str = "fp32", **more: Any) -> Any:
     """One of openvino_worker.product's: the operation's inputs as files, those behind x as bytes."""
     folder.mkdir()

@@ -71,6 +71,12 @@ def test_what_does_not_exist_is_said(spec: str | Path) -> None:
         resolve_model(spec)
 
 
+def test_an_empty_file_is_said_to_be_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").touch()
+    with pytest.raises(ValueError, match=r"a\.gguf is empty; copy it again"):
+        load_model(tmp_path / "a.gguf")
+
+
 def test_other_files_and_directories_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no config\.json"):
         resolve_model(tmp_path)
