@@ -29,7 +29,7 @@ from restorelcc.control import tuned_dense
 from restorelcc.models import load_model, load_tokenizer
 from restorelcc.own_text import tokens_beside
 from restorelcc.pruning import sparsity_table
-from restorelcc.recipes import RECIPES, Recipe
+from restorelcc.recipes import RECIPES
 from restorelcc.restore import restore
 from restorelcc.text import TokenSet, load_text, write_own_text
 from restorelcc.training_loop import TrainingSettings
@@ -142,26 +142,21 @@ class Methods:
         """A recipe of `restore`, loaded back from the stock checkpoint it wrote."""
         base = self.settings if recipes()[variant.name].tuning is not None else TrainingSettings()
         recipe, training = recipe_of(rest, replace(base, epochs=self._epochs(variant)))
-        out = self.work / f"{variant.text}-{seed}".replace(":", "-").replace(",", "-")
-        shared = recipe.changes_weights  # recipes that begin with the same refit compute it once
-        work = self._seed_work(seed) if shared else out.with_name(out.name + ".work")
+        out, work = self.work / f"{variant.text}-{seed}".replace(":", "-").replace(",", "-"), self._seed_work(seed)
         report = restore(
             self.dense, self.pruned, out, recipe=recipe, data=Path(self.options.data), tokens=self._tokens(variant),
             window=self.options.window, training=training, seed=seed, work=work, overwrite=True,
         )  # fmt: skip
         model = load_model(out, dtype=torch.float32).model
         shutil.rmtree(out)
-        timings, reused = report.timings, 0.0
-        if shared:
-            timings, reused = _with_reused(work, report.timings, recipe, self._tokens(variant))
-        else:
-            shutil.rmtree(work)
+        timings, reused = _with_reused(work, report.timings)
         return model, {
             "heldout": report.heldout, "search": report.search, "timings": timings, "reused_seconds": reused,
         }  # fmt: skip
 
     def _seed_work(self, seed: int) -> Path:
-        """Where the recipes of one seed leave their steps; those of other seeds are removed."""
+        """Where the recipes of one seed leave their steps, so that what several begin with (a refit, moments, head
+        scores) is computed once; those of other seeds are removed."""
         work = self.work / f"seed-{seed}"
         for other in self.work.glob("seed-*"):
             if other != work:
@@ -210,20 +205,20 @@ class Methods:
         return loaded.model, {"heldout": {"pruned": found.before, "restored": found.after}, "search": found.search}
 
 
-def _with_reused(
-    work: Path, timings: dict[str, float], recipe: Recipe, tokens: int
-) -> tuple[dict[str, float], float]:
-    """(timings as if nothing had been reused, the seconds that reusing saved), by a record in `work`."""
+def _with_reused(work: Path, timings: dict[str, float]) -> tuple[dict[str, float], float]:
+    """(timings as if nothing had been reused, the seconds that reusing saved), by a record in `work`.
+
+    A step is known by the fingerprint beside its file, of all that went into it.
+    """
     file = work / "seconds.json"
     known: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
     found, saved = dict(timings), 0.0
-    for step in ("own text", "refit"):
-        key = f"{step} {tokens} {recipe.own_text} {recipe.refit}"
-        now = timings.get(step, 0.0)
-        known[key] = max(known.get(key, 0.0), now)
-        if known[key] > now:
+    for step, now in timings.items():
+        mark = work / f"{step.replace(' ', '_')}.json"
+        if mark.is_file():
+            key = f"{step} {json.loads(mark.read_text())['fingerprint']}"
+            known[key] = found[step] = max(known.get(key, 0.0), now)
             saved += known[key] - now
-            found[step] = known[key]
     file.write_text(json.dumps(known))
     return found, saved
 

@@ -26,6 +26,7 @@ ANSWERS = {  # name in a line -> (title, factor)
     "rouge_l": ("ROUGE-L", 100), "chrf": ("chrF", 100), "repetition": ("repeated 4-grams", 100),
     "distinct": ("distinct 2-grams", 100),
 }  # fmt: skip
+CHOICES = ("correct", "normalised")  # by summed log-probability, and per byte
 
 
 def row_weights(rows: int, seed: int = 0) -> Tensor:
@@ -188,34 +189,46 @@ def text_tables(lines: Sequence[dict[str, Any]], against: str) -> list[str]:
 
 
 def choice_tables(lines: Sequence[dict[str, Any]], against: str) -> list[str]:
-    """A table for each set of multiple-choice items: both accuracies, and their paired difference in points."""
+    """A table for each set of multiple-choice items, and one of all: both accuracies, paired differences in points."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         for name, items in line.get("choices", {}).items():
             found[name][line["method"]].append(items)
-    parts = []
     for name, methods in found.items():
         if len({items["items"] for seeds in methods.values() for items in seeds}) > 1:
             raise SystemExit(f"the lines were measured on different items of {name}; measure them in one run")
-        rows = [f"**{name}**: {len(next(iter(methods.values()))[0]['correct'])} items", "",
-                f"| method | accuracy | 95 % | minus {against}, points | per byte | 95 % | minus {against}, points |",
-                "|---|---|---|---|---|---|---|"]  # fmt: skip
-        kinds = ("correct", "normalised")
-        scores = {
-            method: [ratio(torch.tensor([items[kind] for items in seeds], dtype=torch.float64)) for kind in kinds]
-            for method, seeds in methods.items()
+    parts = [_choice_table(name, methods, against) for name, methods in found.items()]
+    plain = [methods for name, methods in found.items() if "+" not in name]  # without noise on the questions
+    if len(plain) > 1 and len({tuple(map(len, methods.values())) for methods in plain}) == 1:
+        together = {
+            method: [
+                {kind: [right for sets in seeds for right in sets[kind]] for kind in CHOICES}
+                for seeds in zip(*(methods[method] for methods in plain), strict=True)
+            ]
+            for method in plain[0]
         }
-        for method, both in sorted(scores.items(), key=lambda item: -item[1][0][0]):
-            cells = [method]
-            for place, (value, draws) in enumerate(both):
-                low, high = interval(draws)
-                cells += [f"{100 * value:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}"]
-                other = scores.get(against)
-                cells.append("" if other is None or method == against
-                             else difference((value, draws), other[place], 100))  # fmt: skip
-            rows.append("| " + " | ".join(cells) + " |")
-        parts.append("\n".join(rows))
+        parts.append(_choice_table("all of these sets", together, against))
     return parts
+
+
+def _choice_table(name: str, methods: dict[str, list[dict[str, Any]]], against: str) -> str:
+    rows = [f"**{name}**: {len(next(iter(methods.values()))[0]['correct'])} items", "",
+            f"| method | accuracy | 95 % | minus {against}, points | per byte | 95 % | minus {against}, points |",
+            "|---|---|---|---|---|---|---|"]  # fmt: skip
+    scores = {
+        method: [ratio(torch.tensor([items[kind] for items in seeds], dtype=torch.float64)) for kind in CHOICES]
+        for method, seeds in methods.items()
+    }
+    for method, both in sorted(scores.items(), key=lambda item: -item[1][0][0]):
+        cells = [method]
+        for place, (value, draws) in enumerate(both):
+            low, high = interval(draws)
+            cells += [f"{100 * value:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}"]
+            other = scores.get(against)
+            cells.append("" if other is None or method == against
+                         else difference((value, draws), other[place], 100))  # fmt: skip
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
 
 
 def answer_table(lines: Sequence[dict[str, Any]], against: str) -> str:

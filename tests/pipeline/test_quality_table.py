@@ -91,6 +91,21 @@ def test_accuracies_are_paired_item_by_item(table: Any) -> None:
     assert row.rstrip().endswith("| +0.0 (+0.0 to +0.0) |")  # per byte they are the same
 
 
+def test_all_sets_of_choices_are_counted_together(table: Any) -> None:
+    """Items, not sets, weigh the same; noisy copies of a set do not count again; seeds keep to themselves."""
+    lines = [choices(name, 0, [0, 1], [0, 0]) for name in ("dense", "pruned", "lora", "best")]
+    lines.append(choices("best", 1, [0, 0], [0, 0]))
+    for line, piqa in zip(lines, ([1] * 6, [0] * 6, [0] * 6, [1] * 6, [1, 1, 1, 0, 0, 0]), strict=True):
+        line["choices"]["piqa"] = {"correct": piqa, "normalised": piqa, "items": "p"}
+        line["choices"]["piqa+typos"] = {"correct": [0] * 50, "normalised": [0] * 50, "items": "t"}
+    lines[0]["texts"]["answers"] = {**lines[0]["texts"]["answers"], "nll_sum": [10.0, 10.0]}
+    part = table.tables(lines, "lora").split("**all of these sets**: 8 items")[1]
+    assert "| dense | 87.5 % |" in part
+    assert "| lora | 12.5 % |" in part
+    assert "| best | 62.5 % |" in part  # of 7 and 3 right ones
+    assert "| +50.0 (" in part
+
+
 def test_bits_per_byte_stand_where_the_bytes_are_known(table: Any) -> None:
     lines = [choices(name, 0, [1], [1]) for name in ("dense", "pruned", "best")]
     lines[0]["texts"]["answers"] = {**lines[0]["texts"]["answers"], "nll_sum": [10.0, 10.0]}
