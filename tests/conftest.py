@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from development_data import shared
 
-ROOT = Path(__file__).resolve().parents[1]
 ISAS = ("scalar", "avx2", "avx512f", "avx512vbmi2", "avx512bf16")
 
 
@@ -32,15 +31,6 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _C.force_isa(request.param)
     yield request.param
     _C.force_isa(None)
-
-
-def shared(*parts: str) -> Path:
-    """A file of the development data beside the project; the test is skipped where it is absent."""
-    base = Path(os.environ.get("RLCC_SHARED", ROOT.parent / "shared"))
-    path = base.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"needs {'/'.join(parts)} of the development data, which is not beside the project")
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from development_data import shared
 from random_models import RANDOM_MODELS, SIZES, VOCABULARY
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def shared(*parts: str) -> Path:
-    """A file of the development data beside the project; the test is skipped where it is absent."""
-    base = Path(os.environ.get("RLCC_SHARED", ROOT.parent / "shared"))
-    path = base.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"needs {'/'.join(parts)} of the development data, which is not beside the project")
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import shared
+from development_data import shared
 
 from restorelcc.own_text import rows_at_once
 from restorelcc.prose import prose_paragraphs

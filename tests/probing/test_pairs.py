@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from development_data import shared
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -25,7 +26,6 @@ from restorelcc.similarity import SENTENCE_MODEL, Embeddings, TfIdf, choose_simi
 from restorelcc.text import ChoiceItem
 from restorelcc.token_set import TokenSet
 
-ROOT = Path(__file__).resolve().parents[2]
 WORDS = [
     "which", "red", "green", "blue", "cat", "dog", "sat", "on", "the", "mat", "ran", "far", "away", "5", "6", "yes",
     "no", "is", "it", "a", "color", "of", "sky",
@@ -385,9 +385,7 @@ def test_sides_of_different_length_are_no_pairs() -> None:
 
 
 def test_a_real_tokenizer(tmp_path: Path) -> None:
-    place = Path(os.environ.get("RLCC_SHARED", ROOT.parent / "shared")) / "data" / "models" / "stories260k-hf"
-    if not place.exists():
-        pytest.skip("needs data/models/stories260k-hf of the development data, which is not beside the project")
+    place = shared("data", "models", "stories260k-hf")
     stock = load_tokenizer(place)
     rows = [
         row("Once upon a time", " there was a dog."),

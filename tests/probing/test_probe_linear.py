@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from development_data import shared
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, OPTConfig
 
@@ -21,7 +21,6 @@ from restorelcc.probe_linear import VALIDATION_SHARE, linear_probe, score_heads
 from restorelcc.probes import PROBES, head_scores
 from restorelcc.token_set import TokenSet
 
-ROOT = Path(__file__).resolve().parents[2]
 LAYERS, HEADS, SIZE, PAIRS = 3, 4, 6, 60
 PLANTED = ((0, 2), (2, 1))
 
@@ -281,9 +280,7 @@ def test_pairs_of_another_tokenizer() -> None:
 
 
 def test_a_real_model(tmp_path: Path) -> None:
-    place = Path(os.environ.get("RLCC_SHARED", ROOT.parent / "shared")) / "data" / "models" / "stories260k-hf"
-    if not place.exists():
-        pytest.skip("needs data/models/stories260k-hf of the development data, which is not beside the project")
+    place = shared("data", "models", "stories260k-hf")
     torch.set_num_threads(1)
     loaded = load_model(place)
     names, things = ("Lily", "Tom", "Ben", "Anna"), ("ball", "dog", "hat", "cake", "bird")

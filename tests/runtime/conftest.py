@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from development_data import shared
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests" / "restoration"))  # random models of small sizes: restoration_models
@@ -41,9 +41,7 @@ def stories_pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from restorelcc.models import load_model, save_checkpoint
 
-    path = Path(os.environ.get("RLCC_SHARED", ROOT.parent / "shared")) / "data" / "models" / "stories260k-hf"
-    if not path.exists():
-        pytest.skip("needs data/models/stories260k-hf of the development data, which is not beside the project")
+    path = shared("data", "models", "stories260k-hf")
     loaded = load_model(path)
     zero_half(loaded.model)
     out = tmp_path_factory.mktemp("stories") / "pruned"
