@@ -32,6 +32,7 @@ class Recipe:
     one), outputs (the last projections of attention and FFN alone; where the class has one switch for all, the
     others stay zero, which packing leaves out) or none.
     examples: so many items of a task are all that is learnt from, with the objective `task` where `train` is `choices`.
+    vectors: free, c = Σ β_i v_i + b, or spanned, c = Σ β_i v_i, of the components alone.
     training: of a compensation. sites: where it has vectors, attention, ffn or both. The rest is of the compensation,
     where the recipe makes one: see `restore`.
     """
@@ -47,6 +48,7 @@ class Recipe:
     heads: str | float = "all"
     components: str = "svd"
     rank: int | None = None
+    vectors: str = "free"
     train: str = "lm"
     fold: str = "o_proj"
     positions: str = "all"

@@ -43,7 +43,7 @@ from .structure import carried_files, read_structure, refuse_structured
 from .task_training import TaskObjective, read_examples, train_for_task
 from .text import TokenSet, load_text, write_own_text
 from .token_set import padding_id
-from .training import TrainingResult, TrainingSettings, closed_form, train_compensation
+from .training import VECTORS, TrainingResult, TrainingSettings, closed_form, train_compensation
 
 __all__ = ["RestoreReport", "restore", "training_text"]
 
@@ -149,11 +149,14 @@ def restore(
         (chosen.probe, tuple(PROBES), "probe"),
         (chosen.components, COMPONENTS, "components"),
         (chosen.train, TRAINERS, "train"),
+        (chosen.vectors, VECTORS, "vectors"),
         (chosen.fold, FOLDS, "fold"),
         (chosen.positions, POSITIONS, "positions"),
     ):
         if value not in allowed:
             raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
+    if chosen.vectors == "spanned" and chosen.components == "none":
+        raise ValueError("components none have no directions, so they span no vector; train free ones")
     if chosen.probe == "linear" and (data is None or Path(data).suffix.lower() != ".jsonl"):
         raise ValueError(
             "the linear probe tells right answers from wrong ones: give --data FILE.jsonl of text and label, or choose "
@@ -328,7 +331,7 @@ class _Job:
             report.fold = _write(self.pruned, result.compensation, self.out, target, recipe.fold, self.overwrite)
         report.settings |= {
             "sites": recipe.sites, "probe": recipe.probe, "heads": recipe.heads, "components": recipe.components,
-            "rank": recipe.rank, "train": recipe.train,
+            "rank": recipe.rank, "vectors": recipe.vectors, "train": recipe.train,
             "fold": recipe.fold, "positions": self.recipe.positions, "skip_first": self.recipe.skip_first,
             "probe_tokens": self.recipe.probe_tokens, "examples": recipe.examples, "source": loaded.source.note,
         }  # fmt: skip
@@ -377,7 +380,9 @@ class _Job:
             if self.recipe.train == "choices":
                 result = self._trained_for_task(model, lost, chosen, tied)
             elif self.recipe.train == "lm":
-                result = train_compensation(model, text, lost, chosen, settings, tied=tied, progress=self.progress)
+                result = train_compensation(
+                    model, text, lost, chosen, settings, tied=tied, vectors=self.recipe.vectors, progress=self.progress
+                )  # fmt: skip
             else:
                 result = closed_form(
                     model, text, lost, chosen, heldout_share=settings.heldout_share, tied=tied, seed=settings.seed,
@@ -391,6 +396,7 @@ class _Job:
             moments=stamp, heads=chosen.tolist(), components=self._directions, tied=tied, train=self.recipe.train,
             settings=asdict(settings), threads=torch.get_num_threads(), task=_plain(self.recipe.task),
             examples=self.report.text.get("examples"), data=self.data if self.examples is not None else None,
+            **({} if self.recipe.vectors == "free" else {"vectors": self.recipe.vectors}),
         )  # fmt: skip
         return self.steps.run(
             "compensation", own, make, lambda path: TrainingResult(Compensation.load(path), **read_json(record)), record
@@ -402,7 +408,7 @@ class _Job:
         dense = load_model(self.dense).model if objective.distill else None
         return train_for_task(
             model, self.examples, lost, chosen, self.settings, dense=dense, objective=objective, tied=tied,
-            progress=self.progress,
+            vectors=self.recipe.vectors, progress=self.progress,
         )  # fmt: skip
 
 

@@ -117,6 +117,7 @@ def train_for_task(
     dense: Any = None,
     objective: TaskObjective | None = None,
     tied: int = 1,
+    vectors: str = "free",
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Trains β and b of the chosen heads on the items; what the result calls NLL is the objective on those held out.
@@ -124,7 +125,7 @@ def train_for_task(
     Args:
         model: the pruned model, its output projections `SparseLinear` afterwards (see `train_compensation`).
         examples: items, of which `settings.heldout_share` are held out.
-        components, heads, tied: as for `train_compensation`.
+        components, heads, tied, vectors: as for `train_compensation`.
         dense: the model before pruning, where the objective distils; asked once for every item.
 
     Raises:
@@ -167,5 +168,5 @@ def train_for_task(
     sizes = [question.length for question in train.questions]
     return trained_heads(
         model, components, heads, loss, seeded_batches(sizes, settings), measure, settings,
-        tied=tied, tokens=train.tokens, kind="choices", progress=progress,
+        tied=tied, tokens=train.tokens, kind="choices", vectors=vectors, progress=progress,
     )  # fmt: skip

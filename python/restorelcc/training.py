@@ -5,8 +5,10 @@
 RestoreLCC (arXiv 2510.21834) eq. 7-9. Of FFNs the same, c [E] at the output of each: one unit a layer; heads and FFNs
 are trained together where there are components of both. u is the head's (or the FFN's) root mean square of the lost
 activation, so that one learning rate suits every unit and layer. With the full basis, β and b span the same functions;
-the pair is one preconditioned optimisation problem. A held-out part of the text chooses the learning rate and the step
-to keep, step 0 (no compensation) included, so that training never returns something worse than its start there.
+the pair is one preconditioned optimisation problem. Vectors that are `spanned` have no b: c is then made of the v_i
+alone, which is what tells components of a lower rank apart. A held-out part of the text chooses the learning rate and
+the step to keep, step 0 (no compensation) included, so that training never returns something worse than its start
+there.
 """
 
 from __future__ import annotations
@@ -28,11 +30,13 @@ from .text import TokenSet
 from .training_loop import TrainingSettings, batch_of, ceiling, fit, schedule, shuffled_rows
 
 __all__ = [
-    "SCALES", "TrainingResult", "TrainingSettings", "closed_form", "summed_nll", "train_compensation", "trained_heads",
+    "SCALES", "VECTORS", "TrainingResult", "TrainingSettings", "closed_form", "summed_nll", "train_compensation",
+    "trained_heads",
 ]  # fmt: skip
 
 Batch = TypeVar("Batch")
 
+VECTORS = ("free", "spanned")
 SCALES = (0.0, 0.0625, 0.125, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -61,7 +65,7 @@ class _Units(nn.Module):
     unit: Tensor
     chosen: Tensor
 
-    def __init__(self, components: Components, heads: Tensor, tied: int) -> None:
+    def __init__(self, components: Components, heads: Tensor, tied: int, free: bool) -> None:
         super().__init__()
         self.tied = tied
         self.register_buffer("basis", components.basis.float())
@@ -69,11 +73,12 @@ class _Units(nn.Module):
         self.register_buffer("chosen", heads.float()[..., None])
         layers, count, rank, head_dim = components.basis.shape
         self.beta = nn.Parameter(torch.zeros(layers, count, rank))
-        self.b = nn.Parameter(torch.zeros(layers, count, head_dim))
+        self.b = nn.Parameter(torch.zeros(layers, count, head_dim)) if free else None
 
     def vectors(self) -> Tensor:
         """c [L, H·D]."""
-        c = self.unit * self.chosen * (torch.einsum("lhr,lhrd->lhd", self.beta, self.basis) + self.b)
+        along = torch.einsum("lhr,lhrd->lhd", self.beta, self.basis)
+        c = self.unit * self.chosen * (along if self.b is None else along + self.b)
         return shared_by_heads(c, self.tied).flatten(1)
 
 
@@ -85,12 +90,12 @@ class _Trainer(Generic[Batch]):
 
     def __init__(
         self, model: nn.Module, components: Components, chosen: Sequence[Tensor], loss: Callable[[Batch], Tensor],
-        tied: int, rate: float, steps: int,
+        tied: int, free: bool, rate: float, steps: int,
     ) -> None:  # fmt: skip
         self.loss = loss
         self.slots = [slot for part in components.parts for slot in vector_slots(model, part.place)]
         self.units = nn.ModuleList(
-            _Units(part, units, _tied(part.place, tied))
+            _Units(part, units, _tied(part.place, tied), free)
             for part, units in zip(components.parts, chosen, strict=True)
         )
         self.optimiser = torch.optim.Adam(self.units.parameters(), lr=rate, betas=(0.9, 0.95))
@@ -136,6 +141,7 @@ def train_compensation(
     settings: TrainingSettings | None = None,
     *,
     tied: int = 1,
+    vectors: str = "free",
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Trains β and b of the chosen heads on `tokens` (loss where `tokens.labels` count).
@@ -146,12 +152,13 @@ def train_compensation(
         components: directions v_i and units u of every head, or FFN, or of both.
         heads: bool [L, H], the heads that may change; [L, 1] of FFNs alone. With heads, all FFNs may change.
         tied: so many neighbouring heads share one vector (see `FoldTarget`); all of them change where one may.
+        vectors: `free`, c = u (Σ β_i v_i + b), or `spanned`, c = u Σ β_i v_i.
 
     The same seed, threads, CPU and versions give the same bits.
 
     Raises:
-        ValueError: fewer than two rows (nothing could be held out), no steps, components or text of another model, or a
-            loss that is not finite.
+        ValueError: fewer than two rows (nothing could be held out), no steps, components or text of another model,
+            components without directions for vectors that they span, or a loss that is not finite.
     """
     settings = settings or TrainingSettings()
     settings.check(len(tokens))
@@ -165,7 +172,7 @@ def train_compensation(
     batches = [batch_of(train, rows) for rows in shuffled_rows(train, settings)]
     return trained_heads(
         model, components, heads, loss, batches, lambda: token_nll(model, heldout, batch=4).mean, settings,
-        tied=tied, tokens=train.tokens, kind="lm", progress=progress,
+        tied=tied, tokens=train.tokens, kind="lm", vectors=vectors, progress=progress,
     )  # fmt: skip
 
 
@@ -181,19 +188,24 @@ def trained_heads(
     tied: int,
     tokens: int,
     kind: str,
+    vectors: str = "free",
     progress: Progress | None = None,
 ) -> TrainingResult:
     """β and b of the chosen heads by any loss: the one path of `train_compensation` and `train_for_task`.
 
     Args:
-        model, components, heads, tied: see `train_compensation`.
+        model, components, heads, tied, vectors: see `train_compensation`.
         loss: mean loss of a batch, through the model. measure: the held-out loss of what the model holds.
         tokens: of one pass over the training rows; kind: of the loss; both are noted in the result.
     """
     components.check_model(model)
+    if vectors not in VECTORS:
+        raise ValueError(f"unknown vectors {vectors!r}; choose one of {', '.join(VECTORS)}")
+    if vectors == "spanned" and components.kind == "none":
+        raise ValueError("components none have no directions, so they span no vector; train free ones")
     chosen = _chosen_units(components, heads, tied)
     found = fit(
-        lambda rate, steps: _Trainer(model, components, chosen, loss, tied, rate, steps),
+        lambda rate, steps: _Trainer(model, components, chosen, loss, tied, vectors == "free", rate, steps),
         batches[: settings.steps], measure, settings, progress or SilentProgress(),
     )  # fmt: skip
     marks = {"train": kind, "learning_rate": repr(found.rate)}

@@ -140,6 +140,37 @@ def test_closed_form_is_never_worse(stories_pair: tuple[Path, Path], story_text:
         closed_form(model, story_text, lost, heads, scales=(0.5, 1.0))
 
 
+def test_spanned_vectors_stay_in_the_span_of_the_components(
+    stories_pair: tuple[Path, Path], story_text: TokenSet, lost: Components
+) -> None:
+    """Two directions a head: c = Σ β_i v_i has no part across them; with b it has."""
+    heads = torch.ones(5, 8, dtype=torch.bool)
+    two = Components(lost.kind, lost.basis[:, :, :2], lost.singular_values[:, :, :2], lost.coefficients[:, :, :2],
+                     lost.unit)  # fmt: skip
+    across = {}
+    for kind in ("free", "spanned"):
+        model = load_model(stories_pair[1]).model
+        result = train_compensation(model, story_text, two, heads, FAST, vectors=kind)
+        assert result.heldout_after < result.heldout_before
+        c = result.compensation.vectors.view(5, 8, -1).double()
+        along = torch.einsum("lhd,lhrd,lhre->lhe", c, two.basis, two.basis)
+        across[kind] = float((c - along).norm() / c.norm())
+    assert across["spanned"] < 1e-6
+    assert across["free"] > 0.1
+
+
+def test_vectors_that_cannot_be_trained(
+    stories_pair: tuple[Path, Path], story_text: TokenSet, lost: Components
+) -> None:
+    model, heads = load_model(stories_pair[1]).model, torch.ones(5, 8, dtype=torch.bool)
+    with pytest.raises(ValueError, match="unknown vectors 'beta'; choose one of free, spanned"):
+        train_compensation(model, story_text, lost, heads, FAST, vectors="beta")
+    none = Components("none", lost.basis[:, :, :1] * 0, lost.singular_values[:, :, :1], lost.coefficients[:, :, :1],
+                      lost.unit)  # fmt: skip
+    with pytest.raises(ValueError, match="no directions, so they span no vector"):
+        train_compensation(model, story_text, none, heads, FAST, vectors="spanned")
+
+
 def test_too_little_text(stories_pair: tuple[Path, Path], lost: Components) -> None:
     model = load_model(stories_pair[1]).model
     one = ragged_tokens(512, rows=1)
