@@ -2,11 +2,12 @@
 
     python benchmarks/quality/plots.py quality.jsonl --out plots [--form svg] [--texts answers,wiki]
 
-    methods-PRUNED    every method (without settings of its own, or those of --methods), a panel for each text
-    choices-PRUNED    accuracy of every method, a panel for each set of items
+    methods           every method (without settings of its own, or those of --methods), a panel for each text
+    choices           accuracy of every method, a panel for each set of items
     tokens, sparsity, heads, probes, components     how it changes along one axis, everything else equal
 
 Points of one series differ in that axis alone; a picture is drawn where some method has two points or more on it.
+--label "best, 24k=best:tokens=24576" gives a method a name of its own; where there are labels, the rest is left out.
 Colours are those of Okabe and Ito, which the colour-blind tell apart; series also differ in their markers.
 """
 
@@ -150,9 +151,12 @@ def _labels(configs: Sequence[dict[str, Any]]) -> list[str]:
     labels = []
     for config in configs:
         own = str(config.get("name"))
-        differing = [name for name in names if name not in alike and (peers[own] > 1 or name == "pruned")]
+        told_by_name = {"sparsity"} if "pruned" not in alike else set()  # each pruned model has one
+        differing = [
+            name for name in names if name not in alike | told_by_name and (peers[own] > 1 or name == "pruned")
+        ]
         told = [f"{name} {config[name]}" for name in differing if config.get(name) is not None]
-        labels.append(", ".join([own, *told] if len(peers) > 1 or not told else told))
+        labels.append(", ".join([own, *told]))
     return labels
 
 
@@ -169,28 +173,38 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=160, metadata=unstamped)
 
 
-def draw_bars(path: Path, panels: dict[str, dict[str, tuple[float, float, float]]], label: str, ends: bool) -> None:
-    """A panel for each text: a point and an interval for each method, the methods in the order of the first panel.
+Values = dict[str, tuple[float, float, float]]  # method -> (value, its interval)
 
-    ends: 0 and 100 are the pruned and the dense model.
+
+def draw_bars(path: Path, panels: dict[str, dict[str, Values]], label: str, ends: bool) -> None:
+    """A panel for each text: a point and an interval for each method and pruned model, by the first model's values.
+
+    panels: text -> pruned model -> values. ends: 0 and 100 are the pruned and the dense model.
     """
-    first = next(iter(panels.values()))
-    methods = sorted(first, key=lambda name: first[name][0])
+    models = list(dict.fromkeys(model for found in panels.values() for model in found))
+    everything: Values = {}
+    for model in reversed(models):
+        everything |= next(iter(panels.values())).get(model, {})
+    methods = sorted(everything, key=lambda name: everything[name][0])
     columns = min(PANEL_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
-    with canvas(1.6 + 2.6 * columns, rows * (0.9 + 0.24 * len(methods))) as figure:
+    height = rows * (0.9 + 0.24 * len(methods) * (0.6 + 0.4 * len(models)))
+    with canvas(1.6 + 2.6 * columns, height + 0.2 * (len(models) > 1)) as figure:
         axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        handles: dict[str, Any] = {}
         for index, panel in enumerate(axes.flat):
             if index >= len(panels):
                 panel.set_visible(False)
                 continue
-            text, values = list(panels.items())[index]
-            for place, name in enumerate(methods):
-                if name not in values:
-                    continue
-                value, low, high = values[name]
-                panel.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="o", markersize=4.5,
-                               color=COLOURS[0], ecolor=COLOURS[0], elinewidth=1.4, capsize=2.5)  # fmt: skip
+            text, found = list(panels.items())[index]
+            for which, (model, values) in enumerate((model, found.get(model, {})) for model in models):
+                shift = ((len(models) - 1) / 2 - which) * 0.56 / len(models)
+                for name, (value, low, high) in values.items():
+                    handles[model] = panel.errorbar(
+                        value, methods.index(name) + shift, xerr=[[value - low], [high - value]],
+                        fmt=MARKERS[which % len(MARKERS)], markersize=4.5, color=COLOURS[which % len(COLOURS)],
+                        elinewidth=1.4, capsize=2.5,
+                    )  # fmt: skip
             if ends:
                 panel.axvline(0, color=INK, linewidth=0.8)
                 if panel.get_xlim()[1] > 90:
@@ -201,6 +215,9 @@ def draw_bars(path: Path, panels: dict[str, dict[str, tuple[float, float, float]
             panel.tick_params(axis="y", length=0)
             panel.grid(axis="both")
         figure.supxlabel(label, fontsize=9)
+        if len(models) > 1:
+            figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(models),
+                          frameon=False, fontsize=8)  # fmt: skip
         save(figure, path)
 
 
@@ -254,13 +271,13 @@ def draw_axis(path: Path, axis: Axis, panels: dict[str, dict[str, list[tuple[Any
         save(figure, path)
 
 
-def accuracies(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float, float]]]:
+def accuracies(lines: Sequence[dict[str, Any]]) -> dict[str, Values]:
     """items -> method -> (accuracy in per cent, its interval)."""
     found: dict[str, dict[str, list[list[int]]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         for name, items in line.get("choices", {}).items():
             found[name][line["method"]].append(items["correct"])
-    panels: dict[str, dict[str, tuple[float, float, float]]] = {}
+    panels: dict[str, Values] = {}
     for name, methods in found.items():
         panels[name] = {}
         for method, correct in methods.items():
@@ -288,22 +305,22 @@ def draw_all(
     def wanted(method: str) -> bool:
         return method in methods if methods else ":" not in method
 
+    bars: dict[str, dict[str, Values]] = {text: {} for text in names}
+    choices: dict[str, dict[str, Values]] = defaultdict(dict)
     for group in groups(lines).values():
         pruned = group[0].get("shared", {}).get("pruned_name", "pruned")
-        own = [point for point in points(group) if wanted(point.method) and point.text in names]
-        if own:
-            made.append(out / f"methods-{pruned}.{form}")
-            draw_bars(made[-1], {
-                text: {point.method: (point.value, point.low, point.high) for point in own if point.text == text}
-                for text in names
-            }, "gap closed, % (0: pruned, 100: dense)", ends=True)  # fmt: skip
-        panels = {
-            name: {method: value for method, value in values.items() if wanted(method)}
-            for name, values in accuracies(group).items()
-        }
-        if any(panels.values()):
-            made.append(out / f"choices-{pruned}.{form}")
-            draw_bars(made[-1], panels, "accuracy, %", ends=False)
+        for point in points(group):
+            if wanted(point.method) and point.text in bars:
+                values = bars[point.text].setdefault(pruned, {})
+                values[point.method] = (point.value, point.low, point.high)
+        for name, accuracy in accuracies(group).items():
+            choices[name][pruned] = {method: value for method, value in accuracy.items() if wanted(method)}
+    if any(values for found_ in bars.values() for values in found_.values()):
+        made.append(out / f"methods.{form}")
+        draw_bars(made[-1], bars, "gap closed, % (0: pruned, 100: dense)", ends=True)
+    if any(values for found_ in choices.values() for values in found_.values()):
+        made.append(out / f"choices.{form}")
+        draw_bars(made[-1], choices, "accuracy, %", ends=False)
     for axis in AXES:
         panels_of = {text: series([point for point in found if point.text == text], axis) for text in names}
         if any(panels_of.values()):
@@ -312,7 +329,7 @@ def draw_all(
     return made
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, nargs="+")
@@ -320,11 +337,29 @@ def main() -> None:
     parser.add_argument("--form", choices=("png", "svg"), default="png")
     parser.add_argument("--texts", default="", help="NAME,NAME: these alone")
     parser.add_argument("--methods", action="append", default=[], help="one to show, settings included; repeatable")
-    options = parser.parse_args()
+    parser.add_argument("--label", action="append", default=[], metavar="TEXT=METHOD", help="repeatable")
+    options = parser.parse_args(arguments)
+    lines = read_lines(options.file)
+    labels = _labelled(parser, options.label, {line["method"] for line in lines})
+    if labels:
+        ends = {"dense": "dense", "pruned": "pruned"}
+        known = {**ends, **labels}
+        lines = [{**line, "method": known[line["method"]]} for line in lines if line["method"] in known]
     texts = [name for name in options.texts.split(",") if name]
-    for path in draw_all(read_lines(options.file), options.out, form=options.form, texts=texts,
-                         methods=options.methods):  # fmt: skip
+    methods = [*options.methods, *labels.values()]
+    for path in draw_all(lines, options.out, form=options.form, texts=texts, methods=methods):
         print(path)
+
+
+def _labelled(parser: argparse.ArgumentParser, given: Sequence[str], known: set[str]) -> dict[str, str]:
+    """method -> label."""
+    labels = {}
+    for each in given:
+        text, equals, method = each.partition("=")
+        if not text or not equals or method not in known:
+            parser.error(f"--label {each!r} is no TEXT=METHOD of the lines; they hold {', '.join(sorted(known))}")
+        labels[method] = text
+    return labels
 
 
 if __name__ == "__main__":

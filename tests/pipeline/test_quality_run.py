@@ -115,8 +115,16 @@ def test_everything_runs_resumes_and_is_drawn(
     read = module("table").read_lines([out])
     pictures = module("plots").draw_all(read, tmp_path / "plots", texts=["answers", "prose"])
     made = {path.name for path in pictures}
-    assert made == {"methods-pruned.png", "choices-pruned.png", "tokens.png", "heads.png", "components.png"}
+    assert made == {"methods.png", "choices.png", "tokens.png", "heads.png", "components.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+    call = [str(out), "--out", str(tmp_path / "named"), "--form", "svg", "--label", "Bias=flap-bias"]
+    module("plots").main([*call, "--label", "Ours, no own text=best:own_text=0"])
+    drawn = (tmp_path / "named" / "methods.svg").read_text()
+    assert "Ours, no own text" in drawn
+    assert "lofit" not in drawn
+    with pytest.raises(SystemExit):
+        module("plots").main([*call, "--label", "Other=nothing"])
+    assert "--label 'Other=nothing' is no TEXT=METHOD of the lines; they hold best:own_text=0" in capsys.readouterr().err
     capsys.readouterr()
 
 
