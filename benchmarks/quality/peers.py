@@ -3,8 +3,9 @@
     lora, dora   low-rank updates of every projection (peft); merged, they fill the zeros, so the mask is lost
     lofit        offsets of the outputs of chosen attention heads, which are biases of the output projections
 
-Each changes the model it is given into the one that would be used. Learning rates are searched like ours: a few steps
-each on the same held-out rows; the best state on them is kept, the start included.
+Each changes the model it is given into the one that would be used. LoRA's rate is the best of three over whole runs, as
+ours is, and DoRA has it too; LoFiT's are searched by a few steps each on the same held-out rows. The best state on
+them is kept, the start included.
 """
 
 from __future__ import annotations
@@ -17,15 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from restorelcc.artifacts import SilentProgress
-from restorelcc.distillation import distillation_losses
 from restorelcc.evaluation import token_nll
-from restorelcc.lm_head import head_input, language_head, token_losses
+from restorelcc.lm_head import language_head, token_losses
 from restorelcc.models import attention_sites, get_module, prunable_linears
 from restorelcc.probes import select_heads
 from restorelcc.text import TokenSet
 from restorelcc.token_set import join_rows
 from restorelcc.training_loop import LoopResult, TrainingSettings, batch_of, fit, schedule, shuffled_rows
-from restorelcc.tuning import teacher_states
+from restorelcc.tuning import TuningObjective, objective_loss, teacher_states
 
 RATE = 0.003  # of Adam on low-rank factors; the best of 0.001, 0.003 and 0.005 over whole runs
 SCALING_RATES = (0.002, 0.005, 0.02)  # LoFiT's authors: 0.005 and 0.001
@@ -36,8 +36,8 @@ OFFSET_RATES = (0.003, 0.01, 0.03)  # LoFiT's authors: 0.01 and 0.02
 class Extra:
     """What our recipes learn from beside the text's labels, so that a peer can have it too.
 
-    rows: more text, none of it held out. distill: a in (1 − a) NLL + a KL(dense ‖ model), over every token; see
-    `restorelcc.tuning`. dense: the model before pruning, where a > 0.
+    rows: text of the dense model's own, none of it held out. distill: a of the very objective of `restorelcc.tuning`,
+    so that own text has the KL alone. dense: the model before pruning, where a > 0.
     """
 
     rows: TokenSet | None = None
@@ -128,9 +128,10 @@ def _trained(
     model: Any, text: TokenSet, settings: TrainingSettings, leaves: list[Tensor],
     penalty: Callable[[], Tensor] | None = None, extra: Extra | None = None,
 ) -> LoopResult:  # fmt: skip
-    """The best `leaves` for (1 − a) NLL + a KL + penalty, left in place."""
+    """The best `leaves` for the NLL, or the objective of `restorelcc.tuning`, + penalty, left in place."""
     extra = extra or Extra()
     train, heldout = text.split(settings.heldout_share, seed=settings.seed)
+    given, head = len(train), language_head(model)
     if extra.rows is not None:
         train = join_rows(train, extra.rows)
     states = teacher_states(extra.dense, train) if extra.distill > 0 else None
@@ -154,7 +155,8 @@ def _trained(
             batch = batch_of(train, rows)
             loss = (
                 token_losses(model, batch).mean() if states is None
-                else _distilled(model, batch, states[rows][:, : batch.ids.shape[1]], extra.distill)
+                else objective_loss(model, head, batch, states[rows], torch.tensor([row < given for row in rows]),
+                                    TuningObjective(distill=extra.distill))
             )  # fmt: skip
             if penalty is not None:
                 loss = loss + penalty()
@@ -172,18 +174,6 @@ def _trained(
     )  # fmt: skip
     put(leaves, found.state)
     return found
-
-
-def _distilled(model: Any, batch: TokenSet, states: Tensor, share: float) -> Tensor:
-    """(1 − a) NLL of the labels + a KL of every token; states: h_d [n, T, E] of the dense model."""
-    head = language_head(model)
-    with head_input(model) as seen:
-        model(input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False)
-    tokens, labels = batch.attention_mask.bool(), batch.labels[:, 1:]
-    kl = distillation_losses(seen[0][tokens], states[tokens], head.module.weight, head.module.bias).mean()
-    counted = labels != -100
-    nll = head.losses(seen[0][:, :-1][counted], labels[counted]).mean()
-    return (1 - share) * nll + share * kl
 
 
 def put(leaves: list[Tensor], values: list[Tensor]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .artifacts import Progress, SilentProgress
 from .distillation import distillation_losses
 from .evaluation import token_nll
-from .lm_head import head_input, language_head, token_losses
+from .lm_head import LanguageHead, head_input, language_head, token_losses
 from .models import prunable_linears, replace_module
 from .packed import pack
 from .sparse_linear import SparseLinear
@@ -28,7 +28,7 @@ from .text import TokenSet
 from .token_set import join_rows
 from .training_loop import TrainingSettings, batch_of, fit, schedule, shuffled_rows
 
-__all__ = ["TuningObjective", "TuningResult", "teacher_states", "tune"]
+__all__ = ["TuningObjective", "TuningResult", "objective_loss", "teacher_states", "tune"]
 
 WEIGHT_RATES = (0.0005, 0.001, 0.002)
 
@@ -205,26 +205,40 @@ class _Task:
         batch = batch_of(self.train, rows)
         if self.states is None:
             return token_losses(self.model, batch).mean()
-        with head_input(self.model) as seen:
-            self.model(input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False)
-        tokens = batch.attention_mask.bool()
-        ours, theirs = seen[0][tokens], self.states[rows][:, : batch.ids.shape[1]][tokens]
-        given = torch.tensor([row < self.given for row in rows])  # rows of the dense model's own have the KL alone
-        share = tokens[given].sum() / tokens.sum()  # of the tokens, that are given
-        a = self.objective.distill
-        total = ours.new_zeros(())
-        labels = batch.labels[given, 1:]
-        counted = labels != -100
-        if a < 1 and bool(counted.any()):
-            nll = self.head.losses(seen[0][given, :-1][counted], labels[counted])
-            total = total + (1 - a) * share * nll.mean()
-        if a > 0:
-            kl = distillation_losses(ours, theirs, self.head.module.weight, self.head.module.bias)
-            weight = torch.where(given, a, 1.0)[:, None].expand_as(tokens)[tokens]
-            total = total + (weight * kl).mean()
-        if self.objective.hidden > 0:
-            total = total + self.objective.hidden * (ours - theirs).square().sum() / theirs.square().sum()
-        return total
+        given = torch.tensor([row < self.given for row in rows])
+        return objective_loss(self.model, self.head, batch, self.states[rows], given, self.objective)
+
+
+def objective_loss(
+    model: Any, head: LanguageHead, batch: TokenSet, teacher: Tensor, given: Tensor, objective: TuningObjective
+) -> Tensor:
+    """s (1 − a) NLL + mean over tokens of a_t KL_t (+ the hidden states' part), of one batch.
+
+    s: share of the tokens whose rows are given. a_t: a on given rows, 1 on the dense model's own, whose words are but
+    draws from the distribution that the KL knows whole; so they have no NLL.
+
+    Args:
+        teacher: h_d [n, T, E] of the dense model, T at least the batch's width. given: bool [n], one for each row.
+    """
+    with head_input(model) as seen:
+        model(input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False)
+    tokens = batch.attention_mask.bool()
+    ours, theirs = seen[0][tokens], teacher[:, : batch.ids.shape[1]][tokens]
+    share = tokens[given].sum() / tokens.sum()
+    a = objective.distill
+    total = ours.new_zeros(())
+    labels = batch.labels[given, 1:]
+    counted = labels != -100
+    if a < 1 and bool(counted.any()):
+        nll = head.losses(seen[0][given, :-1][counted], labels[counted])
+        total = total + (1 - a) * share * nll.mean()
+    if a > 0:
+        kl = distillation_losses(ours, theirs, head.module.weight, head.module.bias)
+        weight = torch.where(given, a, 1.0)[:, None].expand_as(tokens)[tokens]
+        total = total + (weight * kl).mean()
+    if objective.hidden > 0:
+        total = total + objective.hidden * (ours - theirs).square().sum() / theirs.square().sum()
+    return total
 
 
 class _Trainer:

@@ -17,7 +17,6 @@ from restorelcc.models import attention_sites, get_module, prunable_linears
 from restorelcc.pruning import prune_model
 from restorelcc.text import TokenSet, write_own_text
 from restorelcc.training_loop import TrainingSettings
-from restorelcc.tuning import teacher_states
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "quality"
 
@@ -148,21 +147,42 @@ def test_eora_of_full_rank_is_the_dense_model(module: Any, pair: tuple[Any, Any,
     assert float((get_module(pruned, name).weight == 0).double().mean()) >= 0.5
 
 
-def test_peers_learn_the_objective_of_ours(module: Any, pair: tuple[Any, Any, TokenSet]) -> None:
-    """(1 − a) NLL of the labels + a KL of every token, from all logits in float64."""
+def test_peers_learn_the_objective_of_ours(
+    module: Any, pair: tuple[Any, Any, TokenSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """s (1 − a) NLL of the given rows' labels + a_t KL of every token, a_t = 1 on own text; all logits in float64."""
+    pytest.importorskip("peft")
+    peers = module("peers")
     dense, pruned, text = pair
-    batch = text.subset([0, 3])
-    batch = TokenSet(batch.ids, batch.lengths, torch.tensor([9, 1]), "a prompt in front")
+    given = text.subset(range(8))
+    given = TokenSet(given.ids, given.lengths, torch.full((8,), 9), "a prompt in front")
+    own = text.subset(range(8, 16))
+    seen: list[tuple[TokenSet, Any, float]] = []
+    ours = peers.objective_loss
+
+    def spy(model: Any, head: Any, batch: TokenSet, teacher: Any, mark: Any, objective: Any) -> Any:
+        loss = ours(model, head, batch, teacher, mark, objective)
+        seen.append((batch, mark, float(loss.detach())))
+        return loss
+
+    monkeypatch.setattr(peers, "objective_loss", spy)
+    settings = TrainingSettings(batch_tokens=4000, steps=1)
+    peers.low_rank(copy.deepcopy(pruned), given, settings, rank=4, extra=peers.Extra(own, 0.3, dense))
+    batch, mark, found = seen[0]  # of the start, where an update is zero
+    width = batch.ids.shape[1]
+    held = {tuple(row.tolist()) for row in given.ids[:, :width]}
+    assert mark.tolist() == [tuple(row.tolist()) in held for row in batch.ids]
+    assert 0 < int(mark.sum()) < len(mark)
     with torch.no_grad():
         arguments = {"input_ids": batch.ids, "attention_mask": batch.attention_mask}
-        ours = pruned(**arguments).logits.double().log_softmax(-1)
+        student = pruned(**arguments).logits.double().log_softmax(-1)
         theirs = dense(**arguments).logits.double().log_softmax(-1)
-    kl = (theirs.exp() * (theirs - ours)).sum(-1)[batch.attention_mask.bool()].mean()
-    labels = batch.labels[:, 1:]
-    nll = -ours[:, :-1].gather(-1, labels.clamp(min=0)[..., None])[..., 0][labels != -100].mean()
-    states = teacher_states(dense, batch)
-    found = module("peers")._distilled(pruned, batch, states, 0.3)
-    assert float(found) == pytest.approx(0.7 * float(nll) + 0.3 * float(kl), rel=1e-5)
+    kl = (theirs.exp() * (theirs - student)).sum(-1)
+    tokens, labels = batch.attention_mask.bool(), batch.labels[mark, 1:]
+    nll = -student[mark, :-1].gather(-1, labels.clamp(min=0)[..., None])[..., 0][labels != -100].mean()
+    share = batch.lengths[mark].sum() / batch.lengths.sum()
+    weight = torch.where(mark, 0.3, 1.0)[:, None].double()
+    assert found == pytest.approx(float(share * 0.7 * nll + (weight * kl)[tokens].mean()), rel=1e-5)
 
 
 def test_lora_learns_from_more_text_and_the_dense_model(module: Any, pair: tuple[Any, Any, TokenSet]) -> None:
