@@ -124,7 +124,8 @@ def test_everything_runs_resumes_and_is_drawn(
     assert "lofit" not in drawn
     with pytest.raises(SystemExit):
         module("plots").main([*call, "--label", "Other=nothing"])
-    assert "--label 'Other=nothing' is no TEXT=METHOD of the lines; they hold best:own_text=0" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--label 'Other=nothing' is no TEXT=METHOD of the lines; they hold best:own_text=0" in said
     capsys.readouterr()
 
 
