@@ -14,6 +14,7 @@ model writes itself, as that share of all text; `distill` their objective.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -61,6 +62,8 @@ class Methods:
     def check(self, variant: Variant) -> None:
         """Raises ValueError where `make` would for a name or a setting."""
         rest = variant.without(*SHARED)
+        if variant.name in ("lora", "dora", "dense-lora") and importlib.util.find_spec("peft") is None:
+            raise ValueError(f"{variant.name} needs the package peft; pip install peft, or leave {variant.name} out")
         if variant.name in ENDS:
             rest.take({})
         elif variant.name in PEERS:

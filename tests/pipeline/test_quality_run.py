@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -127,6 +128,18 @@ def test_everything_runs_resumes_and_is_drawn(
     said = capsys.readouterr().err
     assert "--label 'Other=nothing' is no TEXT=METHOD of the lines; they hold best:own_text=0" in said
     capsys.readouterr()
+
+
+def test_peers_say_what_they_need_before_any_work(
+    module: Callable[[str], Any], arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run, found = module("run"), importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else found(name))
+    with pytest.raises(SystemExit):
+        run.main([*arguments, "--methods", "best,lora"])
+    assert "lora needs the package peft; pip install peft, or leave lora out" in capsys.readouterr().err
+    assert not (tmp_path / "q.jsonl").exists()
 
 
 @pytest.mark.parametrize(
