@@ -67,7 +67,7 @@ def refit(
             over what the removed ones gave.
 
     The tensors are of the types that the pruned checkpoint stores. No zero of a weight changes, and none is added.
-    Memory: one layer of each model, the embeddings, x xᵀ and t xᵀ of one group of projections. Time: about 6 forward
+    Memory: one layer of each model, the embeddings, x xᵀ and t xᵀ of one group of projections. Time: about 4.5 forward
     passes of one model over the text, and up to `iterations` products of 2 N K² for each projection.
 
     Raises:
