@@ -315,10 +315,10 @@ def draw_all(
                 values[point.method] = (point.value, point.low, point.high)
         for name, accuracy in accuracies(group).items():
             choices[name][pruned] = {method: value for method, value in accuracy.items() if wanted(method)}
-    if any(values for found_ in bars.values() for values in found_.values()):
+    if any(values for each in bars.values() for values in each.values()):
         made.append(out / f"methods.{form}")
         draw_bars(made[-1], bars, "gap closed, % (0: pruned, 100: dense)", ends=True)
-    if any(values for found_ in choices.values() for values in found_.values()):
+    if any(values for each in choices.values() for values in each.values()):
         made.append(out / f"choices.{form}")
         draw_bars(made[-1], choices, "accuracy, %", ends=False)
     for axis in AXES:

@@ -199,7 +199,8 @@ def choice_tables(lines: Sequence[dict[str, Any]], against: str) -> list[str]:
             raise SystemExit(f"the lines were measured on different items of {name}; measure them in one run")
     parts = [_choice_table(name, methods, against) for name, methods in found.items()]
     plain = [methods for name, methods in found.items() if "+" not in name]  # without noise on the questions
-    if len(plain) > 1 and len({tuple(map(len, methods.values())) for methods in plain}) == 1:
+    counts = {name: len(seeds) for name, seeds in plain[0].items()} if plain else {}
+    if len(plain) > 1 and all({name: len(seeds) for name, seeds in methods.items()} == counts for methods in plain):
         together = {
             method: [
                 {kind: [right for sets in seeds for right in sets[kind]] for kind in CHOICES}
