@@ -151,7 +151,6 @@ def test_peers_learn_the_objective_of_ours(
     module: Any, pair: tuple[Any, Any, TokenSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """s (1 − a) NLL of the given rows' labels + a_t KL of every token, a_t = 1 on own text; all logits in float64."""
-    pytest.importorskip("peft")
     peers = module("peers")
     dense, pruned, text = pair
     given = text.subset(range(8))
@@ -167,8 +166,8 @@ def test_peers_learn_the_objective_of_ours(
 
     monkeypatch.setattr(peers, "objective_loss", spy)
     settings = TrainingSettings(batch_tokens=4000, steps=1)
-    peers.low_rank(copy.deepcopy(pruned), given, settings, rank=4, extra=peers.Extra(own, 0.3, dense))
-    batch, mark, found = seen[0]  # of the start, where an update is zero
+    peers.lofit(copy.deepcopy(pruned), given, settings, extra=peers.Extra(own, 0.3, dense))
+    batch, mark, found = seen[0]  # of the start, where all that is trained is zero
     width = batch.ids.shape[1]
     held = {tuple(row.tolist()) for row in given.ids[:, :width]}
     assert mark.tolist() == [tuple(row.tolist()) in held for row in batch.ids]
