@@ -90,7 +90,7 @@ class Methods:
             if not recipe.changes_weights:
                 axes = ("probe", "heads", "components", "rank", "train", "positions")
                 sites = {} if recipe.sites == "attention" else {"sites": recipe.sites}  # where results are silent on it
-                return {**found, **sites, **{axis: getattr(recipe, axis) for axis in axes}, **rest.settings}
+                return {**found, **rest.settings, **sites, **{axis: getattr(recipe, axis) for axis in axes}}
         return {**found, **rest.settings}
 
     def make(self, variant: Variant, seed: int) -> Made:

@@ -110,6 +110,22 @@ def test_long_translations_are_text(module: Any, tmp_path: Path, order: str) -> 
             list(languages.messages(path))
 
 
+def test_what_plots_sort_by(module: Any, tmp_path: Path) -> None:
+    """A word stays a word: components=none is one kind of components, and no missing setting."""
+    run, methods = module("run"), module("methods")
+    options = run.parser().parse_args(
+        ["--dense", "d", "--pruned", "p", "--data", "t", "--out", str(tmp_path / "x.jsonl"), "--tokens", "64"]
+    )
+    config = methods.Methods(options).config(module("variants").parse_methods(
+        "compensate:components=none,vectors=spanned,tokens=32,learning_rates=0.03"
+    )[0])  # fmt: skip
+    assert config == {
+        "name": "compensate", "tokens": 32, "epochs": 2.0, "components": "none", "vectors": "spanned",
+        "learning_rates": 0.03, "probe": "attribution", "heads": "all", "rank": None, "train": "lm",
+        "positions": "all",
+    }  # fmt: skip
+
+
 def test_overlap_with_a_reference(module: Any) -> None:
     answers = module("answers")
     assert answers.rouge_l("The cat sat.", "the CAT sat") == 1.0
