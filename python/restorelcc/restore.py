@@ -43,7 +43,7 @@ from .structure import carried_files, read_structure, refuse_structured
 from .task_training import TaskObjective, read_examples, train_for_task
 from .text import TokenSet, load_text, write_own_text
 from .token_set import padding_id
-from .training import VECTORS, TrainingResult, TrainingSettings, closed_form, train_compensation
+from .training import TrainingResult, TrainingSettings, check_vectors, closed_form, train_compensation
 
 __all__ = ["RestoreReport", "restore", "training_text"]
 
@@ -149,14 +149,12 @@ def restore(
         (chosen.probe, tuple(PROBES), "probe"),
         (chosen.components, COMPONENTS, "components"),
         (chosen.train, TRAINERS, "train"),
-        (chosen.vectors, VECTORS, "vectors"),
         (chosen.fold, FOLDS, "fold"),
         (chosen.positions, POSITIONS, "positions"),
     ):
         if value not in allowed:
             raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
-    if chosen.vectors == "spanned" and chosen.components == "none":
-        raise ValueError("components none have no directions, so they span no vector; train free ones")
+    check_vectors(chosen.vectors, chosen.components)
     if chosen.probe == "linear" and (data is None or Path(data).suffix.lower() != ".jsonl"):
         raise ValueError(
             "the linear probe tells right answers from wrong ones: give --data FILE.jsonl of text and label, or choose "

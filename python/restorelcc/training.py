@@ -30,8 +30,8 @@ from .text import TokenSet
 from .training_loop import TrainingSettings, batch_of, ceiling, fit, schedule, shuffled_rows
 
 __all__ = [
-    "SCALES", "VECTORS", "TrainingResult", "TrainingSettings", "closed_form", "summed_nll", "train_compensation",
-    "trained_heads",
+    "SCALES", "VECTORS", "TrainingResult", "TrainingSettings", "check_vectors", "closed_form", "summed_nll",
+    "train_compensation", "trained_heads",
 ]  # fmt: skip
 
 Batch = TypeVar("Batch")
@@ -50,6 +50,14 @@ class TrainingResult:
     history: list[dict[str, float]] = field(default_factory=list)
     search: list[dict[str, float]] = field(default_factory=list)
     tokens: int = 0
+
+
+def check_vectors(vectors: str, kind: str) -> None:
+    """Raises ValueError where such vectors cannot be made of components of this kind."""
+    if vectors not in VECTORS:
+        raise ValueError(f"unknown vectors {vectors!r}; choose one of {', '.join(VECTORS)}")
+    if vectors == "spanned" and kind == "none":
+        raise ValueError("components none have no directions, so they span no vector; train free ones")
 
 
 def summed_nll(model: nn.Module, batch: TokenSet) -> tuple[Tensor, int]:
@@ -199,10 +207,7 @@ def trained_heads(
         tokens: of one pass over the training rows; kind: of the loss; both are noted in the result.
     """
     components.check_model(model)
-    if vectors not in VECTORS:
-        raise ValueError(f"unknown vectors {vectors!r}; choose one of {', '.join(VECTORS)}")
-    if vectors == "spanned" and components.kind == "none":
-        raise ValueError("components none have no directions, so they span no vector; train free ones")
+    check_vectors(vectors, components.kind)
     chosen = _chosen_units(components, heads, tied)
     found = fit(
         lambda rate, steps: _Trainer(model, components, chosen, loss, tied, vectors == "free", rate, steps),

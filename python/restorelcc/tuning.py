@@ -67,7 +67,16 @@ class TuningResult:
 
 @torch.no_grad()
 def teacher_states(dense: Any, tokens: TokenSet, *, batch: int = 8, progress: Progress | None = None) -> Tensor:
-    """h_d [n, T, E]: what enters the dense model's LM head, zero at padding. Memory: as many float32 numbers."""
+    """h_d [n, T, E]: what enters the dense model's LM head, zero at padding. Memory: as many float32 numbers.
+
+    Raises:
+        ValueError: no text, or a model whose logits are no linear function of h_d.
+    """
+    if not language_head(dense).plain:
+        raise ValueError(
+            f"{type(dense).__name__} scales or caps its logits, which distillation does not know; tune with the "
+            "language-model loss alone (distill 0, hidden 0)"
+        )
     states: Tensor | None = None
     row = 0
     with (progress or SilentProgress()).task("teacher", len(tokens)) as advance:
@@ -195,11 +204,6 @@ class _Task:
         self.model, self.survivors, self.objective, self.train, self.states = model, survivors, objective, train, states
         self.given = len(train) if given is None or objective.distill == 0 else given
         self.head = language_head(model)
-        if states is not None and not self.head.plain:
-            raise ValueError(
-                f"{type(model).__name__} scales or caps its logits, which distillation does not know; tune with the "
-                "language-model loss alone (distill 0, hidden 0)"
-            )
 
     def loss(self, rows: list[int]) -> Tensor:
         batch = batch_of(self.train, rows)

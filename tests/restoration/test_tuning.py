@@ -9,6 +9,7 @@ import torch
 from restoration_models import random_pair
 from test_moments import ragged_tokens
 from torch import Tensor, nn
+from transformers import GraniteConfig, GraniteForCausalLM
 
 from restorelcc import tuning
 from restorelcc.distillation import distillation_losses
@@ -55,6 +56,17 @@ def test_distillation_of_the_same_states_is_zero_and_wrong_shapes_are_refused() 
         distillation_losses(states, states[:3], weight)
     with pytest.raises(ValueError, match="use one type"):
         distillation_losses(states, states.bfloat16(), weight)
+
+
+def test_a_teacher_that_scales_its_logits_is_refused_before_any_work() -> None:
+    """Granite divides W h by a number, which a KL made of W h would not know."""
+    config = GraniteConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, logits_scaling=8.0, pad_token_id=0,
+    )  # fmt: skip
+    tokens = TokenSet(torch.ones(2, 8, dtype=torch.long), torch.full((2,), 8), torch.ones(2, dtype=torch.long), "x")
+    with pytest.raises(ValueError, match="GraniteForCausalLM scales or caps its logits, which distillation does not"):
+        teacher_states(GraniteForCausalLM(config), tokens)
 
 
 def test_teacher_states_are_what_enters_the_head(tmp_path: Path) -> None:
