@@ -131,11 +131,12 @@ def _trained(
     """The best `leaves` for the NLL, or the objective of `restorelcc.tuning`, + penalty, left in place."""
     extra = extra or Extra()
     train, heldout = text.split(settings.heldout_share, seed=settings.seed)
-    given, head = len(train), language_head(model)
+    given = len(train)
     if extra.rows is not None:
         train = join_rows(train, extra.rows)
     states = teacher_states(extra.dense, train) if extra.distill > 0 else None
     start = [leaf.detach().clone() for leaf in leaves]
+    objective = TuningObjective(distill=extra.distill)
 
     class Trainer:
         def __init__(self, rate: float, steps: int) -> None:
@@ -155,8 +156,8 @@ def _trained(
             batch = batch_of(train, rows)
             loss = (
                 token_losses(model, batch).mean() if states is None
-                else objective_loss(model, head, batch, states[rows], torch.tensor([row < given for row in rows]),
-                                    TuningObjective(distill=extra.distill))
+                else objective_loss(model, language_head(model), batch, states[rows],
+                                    torch.tensor([row < given for row in rows]), objective)
             )  # fmt: skip
             if penalty is not None:
                 loss = loss + penalty()

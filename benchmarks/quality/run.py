@@ -73,7 +73,10 @@ def main(arguments: list[str] | None = None) -> None:
             if (variant.text, seed) in done or (seed and variant.name in ENDS):
                 continue
             begin, work = time.perf_counter(), time.process_time()
-            model, notes = methods.make(variant, seed)
+            try:
+                model, notes = methods.make(variant, seed)
+            except ValueError as error:
+                raise SystemExit(f"{variant.text} of seed {seed}: {error}") from error
             seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - work
             found = measures.measure(model)
             record = {

@@ -270,20 +270,42 @@ def answer_table(lines: Sequence[dict[str, Any]], against: str) -> str:
 
 
 def read_lines(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """All lines of all files; a line that two files share counts once."""
-    found: dict[str, None] = {}
+    """All lines of all files; a line that two files share counts once.
+
+    Raises:
+        SystemExit: a file that is missing, empty or no result of run.py.
+    """
+    found: dict[str, dict[str, Any]] = {}
     for file in files:
-        found.update(dict.fromkeys(line for line in file.read_text().splitlines() if line.strip()))
-    return [json.loads(line) for line in found]
+        if not file.is_file():
+            raise SystemExit(f"{file} does not exist; give what run.py wrote")
+        held = 0
+        for number, line in enumerate(file.read_text().splitlines(), start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                record = None
+            if not isinstance(record, dict) or not {"method", "seed", "texts"} <= record.keys():
+                raise SystemExit(f"line {number} of {file} is no result of run.py; remove it or give another file")
+            found[line], held = record, held + 1
+        if not held:
+            raise SystemExit(f"{file} holds no results; run run.py first")
+    return list(found.values())
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, nargs="+")
-    parser.add_argument("--against", default="lora")
-    options = parser.parse_args()
-    print(tables(read_lines(options.file), options.against))
+    parser.add_argument("--against", metavar="METHOD", help="what differences are taken to; lora where it is there")
+    options = parser.parse_args(arguments)
+    lines = read_lines(options.file)
+    known = sorted({line["method"] for line in lines})
+    if options.against is not None and options.against not in known:
+        parser.error(f"--against {options.against} is not among the methods: {', '.join(known)}")
+    print(tables(lines, options.against or "lora"))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,15 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from restorelcc.recipes import RECIPES, Recipe
+from restorelcc.training import check_vectors
 from restorelcc.training_loop import TrainingSettings
 
 Value = str | int | float | None
+OF_COMPENSATIONS = (  # what recipes that change weights do not read, and what the others do not
+    "sites", "probe", "heads", "components", "rank", "vectors", "train", "fold", "positions", "skip_first",
+    "probe_tokens", "examples", "task", "training",
+)  # fmt: skip
+OF_WEIGHTS = ("refit", "objective", "tuning", "own_text", "biases")
 PARTS = ("refit", "objective", "tuning")  # settings of a recipe that are dataclasses; their keys are looked up too
 
 
@@ -110,13 +116,16 @@ def recipe_of(variant: Variant, settings: TrainingSettings | None = None) -> tup
     `components=none` is the word.
 
     Raises:
-        ValueError: an unknown name or key, a value of another type, or a key of a step that the recipe has not.
+        ValueError: an unknown name or key, a value of another type, or a key that the recipe does not read.
     """
     known = recipes()
     if variant.name not in known:
         raise ValueError(f"unknown recipe {variant.name}; choose one of {', '.join(known)}")
     recipe = known[variant.name]
+    unread = OF_COMPENSATIONS if recipe.changes_weights else OF_WEIGHTS
     for key, value in variant.settings.items():
+        if key in unread:
+            raise ValueError(f"recipe {variant.name} does not read {key} (of {variant.text}); leave it out")
         holder = _holder(variant, recipe, key)
         if holder is None:
             recipe = replace(recipe, **{key: _typed(variant, recipe, key, value)})
@@ -126,6 +135,7 @@ def recipe_of(variant: Variant, settings: TrainingSettings | None = None) -> tup
         else:
             part = getattr(recipe, holder)
             recipe = replace(recipe, **{holder: replace(part, **{key: _typed(variant, part, key, value)})})
+    check_vectors(recipe.vectors, recipe.components)
     return replace(recipe, name=variant.text), settings
 
 

@@ -150,6 +150,10 @@ def test_peers_say_what_they_need_before_any_work(
         ("dense-fast", "dense-fast is no control: recipe fast trains nothing of a dense model"),
         ("dense:rank=3", "dense has no setting rank"),
         ("compensate:heads=0.5,depth=2", "compensate has no setting depth"),
+        ("best:vectors=spanned", "recipe best does not read vectors .of best:vectors=spanned.; leave it out"),
+        ("compensate:own_text=0.5", "recipe compensate does not read own_text"),
+        ("compensate:vectors=beta", "unknown vectors 'beta'; choose one of free, spanned"),
+        ("compensate:components=none,vectors=spanned", "no directions, so they span no vector"),
     ],
 )
 def test_wrong_methods_are_refused_before_any_work(
@@ -159,4 +163,14 @@ def test_wrong_methods_are_refused_before_any_work(
     with pytest.raises(SystemExit):
         module("run").main([*arguments, "--methods", methods])
     assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "q.jsonl").exists()
+
+
+def test_data_that_cannot_be_read_is_one_sentence(
+    module: Callable[[str], Any], arguments: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    arguments[arguments.index("--data") + 1] = str(tmp_path / "empty.jsonl")
+    with pytest.raises(SystemExit, match=r"flap-bias of seed 0: .*empty.jsonl is empty; give a file with text"):
+        module("run").main([*arguments, "--methods", "flap-bias", "--seeds", "1"])
     assert not (tmp_path / "q.jsonl").exists()

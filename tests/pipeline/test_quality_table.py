@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,35 @@ def test_pruned_models_are_told_apart_and_repeats_refused(table: Any) -> None:
     other = {**lines[2], "choices": {"arc": {"correct": [1], "normalised": [1], "items": "z"}}}
     with pytest.raises(SystemExit, match="different items of arc"):
         table.tables([*lines[:2], other], "best")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "r.jsonl does not exist; give what run.py wrote"),
+        ("", "r.jsonl holds no results; run run.py first"),
+        ("\n", "r.jsonl holds no results"),
+        ("[1, 2", "line 1 of .*r.jsonl is no result of run.py; remove it or give another file"),
+        ('\n{"a": 1}', "line 2 of .*r.jsonl is no result"),
+        ('"words"', "line 1 of .*r.jsonl is no result"),
+    ],
+)
+def test_files_that_hold_no_results(table: Any, content: str | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "r.jsonl").write_text(content)
+    with pytest.raises(SystemExit, match=message):
+        table.read_lines([tmp_path / "r.jsonl"])
+
+
+def test_a_reference_that_is_not_there(table: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [choices(name, 0, [1], [1]) for name in ("dense", "pruned", "best")]
+    lines[0]["texts"]["answers"] = {**lines[0]["texts"]["answers"], "nll_sum": [10.0, 10.0]}
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table.main([str(tmp_path / "r.jsonl")])
+    assert "| best |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        table.main([str(tmp_path / "r.jsonl"), "--against", "lroa"])
+    assert "--against lroa is not among the methods: best, dense, pruned" in capsys.readouterr().err
 
 
 def test_series_differ_in_their_axis_alone(monkeypatch: pytest.MonkeyPatch) -> None:
