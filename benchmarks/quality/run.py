@@ -22,6 +22,7 @@ from typing import Any
 
 from measures import add_options, load_measures
 from methods import ENDS, Methods, sparsity
+from table import read_lines
 from variants import parse_methods
 
 from restorelcc.artifacts import fingerprint, versions
@@ -57,17 +58,16 @@ def main(arguments: list[str] | None = None) -> None:
         variants = parse_methods(",".join(options.methods))
         configs = {variant.text: methods.config(variant) for variant in variants}
         measures = load_measures(options, methods.dense, load_tokenizer(methods.dense))
+        shared = {
+            "dense": fingerprint(path=methods.dense), "pruned": fingerprint(path=methods.pruned), "tokens": options.tokens,
+            "window": options.window, "epochs": options.epochs, "rank": options.rank, "data": Path(options.data).name,
+            "pruned_name": methods.pruned.name, "sparsity": sparsity(methods.pruned), "measures": measures.fingerprint(),
+        }  # fmt: skip
     except ValueError as error:
         made.error(str(error))
-    shared = {
-        "dense": fingerprint(path=methods.dense), "pruned": fingerprint(path=methods.pruned), "tokens": options.tokens,
-        "window": options.window, "epochs": options.epochs, "rank": options.rank, "data": Path(options.data).name,
-        "pruned_name": methods.pruned.name, "sparsity": sparsity(methods.pruned), "measures": measures.fingerprint(),
-    }  # fmt: skip
     done = set()
-    if out.is_file():
-        lines = [json.loads(line) for line in out.read_text().splitlines()]
-        done = {(line["method"], line["seed"]) for line in lines if line["shared"] == shared}
+    if out.is_file() and out.stat().st_size:
+        done = {(line["method"], line["seed"]) for line in read_lines([out]) if line["shared"] == shared}
     for seed in range(options.seeds):
         for variant in variants:
             if (variant.text, seed) in done or (seed and variant.name in ENDS):

@@ -142,6 +142,15 @@ def test_peers_say_what_they_need_before_any_work(
     assert not (tmp_path / "q.jsonl").exists()
 
 
+def test_a_model_that_is_no_directory(
+    module: Callable[[str], Any], arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments[arguments.index("--pruned") + 1] = "nothere"
+    with pytest.raises(SystemExit):
+        module("run").main([*arguments, "--methods", "fast"])
+    assert "error: nothere does not exist" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
