@@ -59,15 +59,16 @@ def main(arguments: list[str] | None = None) -> None:
         configs = {variant.text: methods.config(variant) for variant in variants}
         measures = load_measures(options, methods.dense, load_tokenizer(methods.dense))
         shared = {
-            "dense": fingerprint(path=methods.dense), "pruned": fingerprint(path=methods.pruned), "tokens": options.tokens,
-            "window": options.window, "epochs": options.epochs, "rank": options.rank, "data": Path(options.data).name,
-            "pruned_name": methods.pruned.name, "sparsity": sparsity(methods.pruned), "measures": measures.fingerprint(),
+            "dense": fingerprint(path=methods.dense), "pruned": fingerprint(path=methods.pruned),
+            "tokens": options.tokens, "window": options.window, "epochs": options.epochs, "rank": options.rank,
+            "data": Path(options.data).name, "pruned_name": methods.pruned.name, "sparsity": sparsity(methods.pruned),
+            "measures": measures.fingerprint(),
         }  # fmt: skip
     except ValueError as error:
         made.error(str(error))
     done = set()
     if out.is_file() and out.stat().st_size:
-        done = {(line["method"], line["seed"]) for line in read_lines([out]) if line["shared"] == shared}
+        done = {(line["method"], line["seed"]) for line in read_lines([out]) if line.get("shared") == shared}
     for seed in range(options.seeds):
         for variant in variants:
             if (variant.text, seed) in done or (seed and variant.name in ENDS):
