@@ -17,7 +17,7 @@ from restorelcc.training_loop import TrainingSettings
 
 Value = str | int | float | None
 OF_COMPENSATIONS = (  # what recipes that change weights do not read, and what the others do not
-    "sites", "probe", "heads", "components", "rank", "vectors", "train", "fold", "positions", "skip_first",
+    "sites", "probe", "probe_outputs", "heads", "components", "rank", "vectors", "train", "fold", "positions", "skip_first",
     "probe_tokens", "examples", "task", "training",
 )  # fmt: skip
 OF_WEIGHTS = ("refit", "objective", "tuning", "own_text", "biases")

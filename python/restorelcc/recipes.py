@@ -3,7 +3,8 @@
     best         refit of the surviving weights, then tuning under the mask with distillation
     fast         refit alone: no training
     compensate   lost component compensation: one vector per head, the weights untouched
-    paper        the same as RestoreLCC published it: linear probe, a quarter of the heads
+    paper        the same after RestoreLCC's authors' code: their linear probe, a quarter of the heads, components of what
+                 was lost at the end of each prompt
     task         the same from a few multiple-choice items of one task; several serve one sparse model
 
 `best` is the default. Every recipe keeps every zero, and none adds more than biases.
@@ -22,6 +23,7 @@ __all__ = ["DEFAULT", "RECIPES", "Recipe"]
 
 DEFAULT = "best"
 BIASES = ("all", "outputs", "none")
+PROBE_OUTPUTS = ("pruned", "dense")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Recipe:
     one), outputs (the last projections of attention and FFN alone; where the class has one switch for all, the
     others stay zero, which packing leaves out) or none.
     examples: so many items of a task are all that is learnt from, with the objective `task` where `train` is `choices`.
+    probe_outputs: whose head outputs at the end of an answer the linear probe tells right from wrong by: those of the
+    pruned model, or of the dense one, as the authors' code does (see `probe_linear`).
     vectors: free, c = Σ β_i v_i + b, or spanned, c = Σ β_i v_i, of the components alone.
     training: of a compensation. sites: where it has vectors, attention, ffn or both. The rest is of the compensation,
     where the recipe makes one: see `restore`.
@@ -45,6 +49,7 @@ class Recipe:
     biases: str = "all"
     sites: str = "attention"
     probe: str = "attribution"
+    probe_outputs: str = "pruned"
     heads: str | float = "all"
     components: str = "svd"
     rank: int | None = None
@@ -61,6 +66,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.biases not in BIASES:
             raise ValueError(f"biases is {self.biases}; it must be one of {', '.join(BIASES)}")
+        if self.probe_outputs not in PROBE_OUTPUTS:
+            raise ValueError(f"probe_outputs is {self.probe_outputs}; it must be one of {', '.join(PROBE_OUTPUTS)}")
 
     @property
     def changes_weights(self) -> bool:
@@ -78,7 +85,7 @@ RECIPES = {
         ),
         Recipe("fast", RefitSettings()),
         Recipe("compensate"),
-        Recipe("paper", probe="linear", heads=0.25),
+        Recipe("paper", probe="linear", probe_outputs="dense", heads=0.25, positions="last"),
         Recipe(
             "task", train="choices", fold="none", probe_tokens=256, examples=100, task=TaskObjective(),
             training=TrainingSettings(

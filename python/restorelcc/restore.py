@@ -328,7 +328,8 @@ class _Job:
         with steps.timed("fold"):
             report.fold = _write(self.pruned, result.compensation, self.out, target, recipe.fold, self.overwrite)
         report.settings |= {
-            "sites": recipe.sites, "probe": recipe.probe, "heads": recipe.heads, "components": recipe.components,
+            "sites": recipe.sites, "probe": recipe.probe, "probe_outputs": recipe.probe_outputs, "heads": recipe.heads,
+            "components": recipe.components,
             "rank": recipe.rank, "vectors": recipe.vectors, "train": recipe.train,
             "fold": recipe.fold, "positions": self.recipe.positions, "skip_first": self.recipe.skip_first,
             "probe_tokens": self.recipe.probe_tokens, "examples": recipe.examples, "source": loaded.source.note,
@@ -348,17 +349,19 @@ class _Job:
 
     def _scores(self, kind: str, loaded: Any, text: TokenSet, lost: Components, stamp: str) -> HeadScores:
         count = probe_tokens_of(kind) if self.recipe.probe_tokens is None else self.recipe.probe_tokens
-        pairs = None
+        pairs, answers = None, "pruned"
         if kind == "linear":
             assert self.data is not None
+            answers = self.recipe.probe_outputs
             pairs = contrastive_pairs(
                 self.data, loaded.tokenizer, window=self.window, max_pairs=MAX_PAIRS, seed=self.seed
             )
 
         def make(path: Path) -> HeadScores:
+            dense = load_model(self.dense, dtype=loaded.model.dtype).model if answers == "dense" else None
             scores = head_scores(
                 kind, loaded.model, text.first(count), lost, seed=self.seed, scratch=self.steps.work, pairs=pairs,
-                progress=self.progress,
+                dense=dense, progress=self.progress,
             )  # fmt: skip
             scores.save(path)
             return scores
@@ -366,6 +369,7 @@ class _Job:
         own = fingerprint(
             moments=stamp, probe=kind, components=self._directions, seed=self.seed, tokens=count,
             pairs=None if pairs is None else pairs.fingerprint(),
+            **({} if answers == "pruned" else {"answers": answers}),
         )  # fmt: skip
         return self.steps.run(f"scores_{kind}", own, make, HeadScores.load)
 

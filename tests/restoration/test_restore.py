@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from restorelcc.models import load_model, save_checkpoint
+from restorelcc.moments import Moments
+from restorelcc.probes import HeadScores
 from restorelcc.recipes import RECIPES
 from restorelcc.restore import restore
 from restorelcc.training import TrainingSettings
@@ -346,3 +348,15 @@ def test_the_paper_recipe_takes_its_pairs_from_the_text(stories_pair: tuple[Path
     )
     assert set(report.head_scores) == {"linear", "attribution", "random"}
     assert sum(map(sum, report.selected)) == 10
+    # as the authors' code: the dense model's outputs at the answers, and one lost activation for each prompt
+    assert HeadScores.load(tmp_path / "out.work" / "scores_linear.safetensors").record["dense"] is True
+    assert Moments.load(tmp_path / "out.work" / "moments.safetensors").count.unique().tolist() == [len(lines)]
+    pruned = replace(RECIPES["paper"], probe_outputs="pruned")
+    again = restore(
+        *stories_pair, tmp_path / "pruned", recipe=pruned, data=data, tokens=1024, window=64, training=settings,
+        work=tmp_path / "out.work",
+    )  # fmt: skip
+    assert HeadScores.load(tmp_path / "out.work" / "scores_linear.safetensors").record["dense"] is False
+    assert again.head_scores["linear"] != report.head_scores["linear"]
+    with pytest.raises(ValueError, match="probe_outputs is both; it must be one of pruned, dense"):
+        replace(RECIPES["paper"], probe_outputs="both")
