@@ -8,20 +8,13 @@ So that every axis of an ablation is one command. Values are numbers where they 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from restorelcc.recipe_settings import Value, parse_settings, with_settings
 from restorelcc.recipes import RECIPES, Recipe
 from restorelcc.training import check_vectors
 from restorelcc.training_loop import TrainingSettings
-
-Value = str | int | float | None
-OF_COMPENSATIONS = (  # what recipes that change weights do not read, and what the others do not
-    "sites", "probe", "probe_outputs", "heads", "components", "rank", "vectors", "train", "fold", "positions", "skip_first",
-    "probe_tokens", "examples", "task", "training",
-)  # fmt: skip
-OF_WEIGHTS = ("refit", "objective", "tuning", "own_text", "biases")
-PARTS = ("refit", "objective", "tuning")  # settings of a recipe that are dataclasses; their keys are looked up too
 
 
 @dataclass(frozen=True)
@@ -72,28 +65,10 @@ def parse_methods(text: str) -> list[Variant]:
 
 def _variant(text: str) -> Variant:
     name, colon, rest = text.partition(":")
-    settings: dict[str, Value] = {}
-    for part in rest.split(",") if colon else []:
-        key, equals, value = part.partition("=")
-        if not key or not equals or not value:
-            raise ValueError(f"{part!r} of {text} is no setting; write NAME:KEY=VALUE,KEY=VALUE")
-        if key in settings:
-            raise ValueError(f"{text} sets {key} twice; keep one")
-        settings[key] = _value(value)
+    settings = parse_settings(rest.split(",") if colon else [], text)
     if not name:
         raise ValueError(f"{text!r} names no method; write NAME or NAME:KEY=VALUE")
     return Variant(text, name, settings)
-
-
-def _value(text: str) -> Value:
-    if text == "none":
-        return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def recipes() -> dict[str, Recipe]:
@@ -111,9 +86,7 @@ def recipes() -> dict[str, Recipe]:
 def recipe_of(variant: Variant, settings: TrainingSettings | None = None) -> tuple[Recipe, TrainingSettings | None]:
     """(the recipe of that name with the settings in their place, the training settings likewise).
 
-    Keys are the fields of `Recipe` and of its refit, objective and tuning settings: compensate:components=mean,
-    compensate:sites=both, best:distill=0, fast:ridge=1. `refit=none` and `tuning=none` leave that step out;
-    `components=none` is the word.
+    Keys: see `restorelcc.recipe_settings`. compensate:components=mean, compensate:sites=both, best:distill=0.
 
     Raises:
         ValueError: an unknown name or key, a value of another type, or a key that the recipe does not read.
@@ -122,57 +95,8 @@ def recipe_of(variant: Variant, settings: TrainingSettings | None = None) -> tup
     if variant.name not in known:
         raise ValueError(f"unknown recipe {variant.name}; choose one of {', '.join(known)}")
     recipe = known[variant.name]
-    unread = OF_COMPENSATIONS if recipe.changes_weights else OF_WEIGHTS
-    for key, value in variant.settings.items():
-        if key in unread:
-            raise ValueError(f"recipe {variant.name} does not read {key} (of {variant.text}); leave it out")
-        holder = _holder(variant, recipe, key)
-        if holder is None:
-            recipe = replace(recipe, **{key: _typed(variant, recipe, key, value)})
-        elif holder == "training":
-            settings = settings or TrainingSettings()
-            settings = replace(settings, **{key: _typed(variant, settings, key, value)})
-        else:
-            part = getattr(recipe, holder)
-            recipe = replace(recipe, **{holder: replace(part, **{key: _typed(variant, part, key, value)})})
+    if settings is not None:
+        recipe = replace(recipe, **{"training" if recipe.tuning is None else "tuning": settings})
+    recipe = with_settings(recipe, variant.settings, of=variant.text)
     check_vectors(recipe.vectors, recipe.components)
-    return replace(recipe, name=variant.text), settings
-
-
-def _holder(variant: Variant, recipe: Recipe, key: str) -> str | None:
-    """Which part of a recipe has this field; None: the recipe itself, `training`: the settings of the training."""
-    if key in _names(recipe):
-        return None
-    for part in ("refit", "objective"):
-        if getattr(recipe, part) is not None and key in _names(getattr(recipe, part)):
-            return part
-    if key in _names(TrainingSettings()):
-        return "training"
-    parts = [getattr(recipe, part) for part in ("refit", "objective") if getattr(recipe, part) is not None]
-    known = [name for holder in (recipe, *parts, TrainingSettings()) for name in _names(holder)]
-    raise ValueError(f"{variant.name} has no setting {key} (of {variant.text}); it has {', '.join(known)}")
-
-
-def _names(holder: Any) -> list[str]:
-    return [each.name for each in fields(holder) if each.name not in ("name", "seed")]
-
-
-def _typed(variant: Variant, holder: Any, key: str, value: Value) -> Any:
-    """The value, if the field may hold one of its type."""
-    declared = next(str(each.type) for each in fields(holder) if each.name == key)
-    kinds = {kind.strip() for kind in declared.split("|")}
-    if value is None and "None" in kinds:
-        return None
-    if value is None and "str" in kinds:
-        return "none"  # a word: components=none, train=none, fold=none
-    if isinstance(value, (int, float)) and declared.startswith("tuple[float"):
-        return (float(value),)
-    if isinstance(value, int) and "int" in kinds:
-        return value
-    if isinstance(value, (int, float)) and "float" in kinds:
-        return float(value)
-    if isinstance(value, str) and "str" in kinds:
-        return value
-    if value is not None and is_dataclass(getattr(holder, key, None)):
-        raise ValueError(f"{key} of {variant.text} is a whole step; leave it out with {key}=none, or set its own keys")
-    raise ValueError(f"{key} of {variant.text} is {value!r}; it must be {declared}")
+    return replace(recipe, name=variant.text), recipe.tuning or recipe.training

@@ -212,25 +212,29 @@ def _prune_structured(loaded: Any, share: float, heads: int | None, calibration:
 @own_choice_option("--fold", FOLDS, "Compensation: into the output projection's bias, or an adapter.")
 @own_choice_option("--positions", POSITIONS, "Compensation: tokens that enter the moments; the first never does.")
 @click.option("--examples", type=click.IntRange(min=2), metavar="N", help="task: items of --data to learn from.  [100]")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help="Any other setting of the recipe, like epochs=1; a wrong KEY lists them all. Repeat for more.")
 @text_options
 @writing_options
 def restore(dense: str, pruned: Path, out: Path, recipe: str, sites: str | None, probe: str | None,
             heads: str | None, components: str | None, rank: int | None, train: str | None, fold: str | None,
-            positions: str | None, examples: int | None, data: Path | None, tokens: int, window: int, overwrite: bool,
-            seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
+            positions: str | None, examples: int | None, settings: tuple[str, ...], data: Path | None, tokens: int,
+            window: int, overwrite: bool, seed: int, as_json: bool, quiet: bool) -> None:  # fmt: skip
     """Give the pruned checkpoint its quality back; every zero stays.
 
     Options marked Compensation belong to the recipes compensate, paper and task. Recipe task learns from a few
     multiple-choice items of one task and leaves an adapter; `pack --compensation NAME=DIR` serves several. Steps leave
     their files in OUT.work; a killed run, repeated, goes on from there.
     """
+    from restorelcc.recipe_settings import set_on_command_line
     from restorelcc.restore import restore as run
 
+    chosen = set_on_command_line(recipe, settings)
     refuse_existing(out, overwrite, dense, pruned)
     progress = make_progress(quiet)
     work = out.with_name(out.name + ".work")
     report = run(
-        as_directory(dense, work / "dense", progress), pruned, out, recipe=recipe, sites=sites, probe=probe,
+        as_directory(dense, work / "dense", progress), pruned, out, recipe=chosen, sites=sites, probe=probe,
         heads=heads, components=components, rank=rank, train=train, data=data, fold_into=fold, positions=positions,
         examples=examples, tokens=tokens, window=window, seed=seed, work=work, overwrite=overwrite, progress=progress,
     ).to_dict()  # fmt: skip

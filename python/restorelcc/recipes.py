@@ -3,8 +3,8 @@
     best         refit of the surviving weights, then tuning under the mask with distillation
     fast         refit alone: no training
     compensate   lost component compensation: one vector per head, the weights untouched
-    paper        the same after RestoreLCC's authors' code: their linear probe, a quarter of the heads, components of what
-                 was lost at the end of each prompt
+    paper        the same after RestoreLCC's authors' code: their linear probe, a quarter of the heads, components of
+                 what was lost at the end of each prompt
     task         the same from a few multiple-choice items of one task; several serve one sparse model
 
 `best` is the default. Every recipe keeps every zero, and none adds more than biases.
@@ -66,6 +66,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.biases not in BIASES:
             raise ValueError(f"biases is {self.biases}; it must be one of {', '.join(BIASES)}")
+        if not 0 <= self.own_text < 1:
+            raise ValueError(f"own_text is {self.own_text}; it is a share of all text, 0 or more and below 1")
         if self.probe_outputs not in PROBE_OUTPUTS:
             raise ValueError(f"probe_outputs is {self.probe_outputs}; it must be one of {', '.join(PROBE_OUTPUTS)}")
 

@@ -15,6 +15,7 @@ dense residual stream. A bias that is there is solved for as well.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,6 +45,15 @@ class RefitSettings:
     iterations: int = 40
     tolerance: float = 1e-2
     batch: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ridge < math.inf:
+            raise ValueError(f"ridge is {self.ridge}; it must be more than 0")
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance is {self.tolerance}; it must lie between 0 and 1, both left out")
+        for name, count in (("iterations", self.iterations), ("batch", self.batch)):
+            if count < 1:
+                raise ValueError(f"{name} is {count}; it must be 1 or more")
 
 
 def refit(

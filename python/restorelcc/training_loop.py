@@ -50,6 +50,18 @@ class TrainingSettings:
     seed: int = 0
     steps: int | None = None
 
+    def __post_init__(self) -> None:
+        counts = {name: getattr(self, name) for name in ("search_steps", "batch_tokens", "evaluations", "patience")}
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{name} is {count}; it must be 1 or more")
+        if not self.learning_rates or not all(0 < rate < math.inf for rate in self.learning_rates):
+            raise ValueError(f"learning_rates are {self.learning_rates}; give one or more, each above 0")
+        if not 0 < self.epochs < math.inf:
+            raise ValueError(f"epochs is {self.epochs}; it must be more than 0")
+        if not 0 < self.heldout_share < 1:
+            raise ValueError(f"heldout_share is {self.heldout_share}; it must lie between 0 and 1, both left out")
+
     def check(self, rows: int) -> None:
         """Raises ValueError where nothing could be learnt or held out of `rows` rows."""
         if rows < 2:

@@ -105,6 +105,23 @@ def test_restore_resumes_and_tells_what_it_did(
     assert (tmp_path / "r" / "adapter_config.json").is_file()
 
 
+def test_any_setting_of_a_recipe_has_a_way_in(
+    stories_path: Path, pruned: Path, text_file: Path, tmp_path: Path
+) -> None:
+    arguments = ("restore", "--dense", stories_path, "--pruned", pruned, "--data", text_file, *SMALL)
+    sets = ("own_text=0", "epochs=0.5", "distill=0", "ridge=1", "learning_rates=0.002", "evaluations=1")
+    flags = [word for setting in sets for word in ("--set", setting)]
+    found = succeed(*arguments, "--out", tmp_path / "best", *flags)["settings"]
+    assert (found["own_text"], found["objective"]["distill"], found["refit"]["ridge"]) == (0.0, 0.0, 1.0)
+    assert (found["training"]["epochs"], found["training"]["learning_rates"]) == (0.5, [0.002])
+    assert not (tmp_path / "best.work" / "own_text.safetensors").exists()
+    found = succeed(
+        *arguments, "--out", tmp_path / "vectors", "--recipe", "compensate", "--rank", 2, "--set", "vectors=spanned",
+        "--set", "learning_rates=0.03", "--set", "evaluations=1",
+    )["settings"]  # fmt: skip
+    assert (found["vectors"], found["rank"], found["training"]["learning_rates"]) == ("spanned", 2, [0.03])
+
+
 def test_structured_is_smaller_and_restored(stories_path: Path, text_file: Path, tmp_path: Path) -> None:
     small, text = tmp_path / "small", ("--data", text_file, *SMALL)
     found = succeed(
@@ -179,6 +196,14 @@ def test_eval_compares_on_the_same_windows(
          "--data FILE.jsonl of text and label"),
         (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--heads", "2", "--recipe",
           "compensate"], "heads is 2"),
+        (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--set", "epochs"],
+         "'epochs' of --set is no setting; write KEY=VALUE"),
+        (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--set", "epoch=1"],
+         "best has no setting epoch; its settings are refit, objective"),
+        (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--set", "own_text=1"],
+         "own_text=1 of best: own_text is 1.0; it is a share"),
+        (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--recipe", "compensate", "--set",
+          "heads=0.5"], "write --heads 0.5 in place of --set"),
         (["restore", "--dense", "MODEL", "--pruned", "MODEL", "--out", "OUT", "--data", "TEXT"], "zeros"),
         (["restore", "--dense", "MODEL", "--pruned", "nowhere", "--out", "OUT"], "nowhere"),
         (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "PRUNED", "--overwrite"], "read to make it"),

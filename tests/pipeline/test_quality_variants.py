@@ -64,8 +64,12 @@ def test_recipes_take_settings_of_all_their_parts(module: Any) -> None:
         "attention", "ffn", "both",
     ]  # fmt: skip
     for text, message in (
-        ("best:colour=1", "best has no setting colour .* it has refit, objective, .*ridge.*distill.*epochs"),
-        ("compensate:ridge=1", "compensate has no setting ridge"),
+        ("best:colour=1", "best:colour=1 has no setting colour; its settings are refit, objective, .*ridge.*distill.*epochs"),
+        ("compensate:ridge=1", "compensate:ridge=1 has no setting ridge"),
+        ("best:heads=0.5", "best:heads=0.5 does not read heads; its settings are"),
+        ("fast:epochs=1", "fast:epochs=1 does not read epochs; its settings are .*heldout_share$"),
+        ("best:epochs=-1", "epochs=-1 of best:epochs=-1: epochs is -1.0; it must be more than 0"),
+        ("best:distill=2", "distill=2 of best:distill=2: distill is 2.0; it must lie between 0 and 1"),
         ("compensate:heads=none,rank=half", "rank of .* is 'half'; it must be int | None"),
         ("best:refit=1", "refit of best:refit=1 is a whole step; leave it out with refit=none"),
         ("nothing", "unknown recipe nothing"),

@@ -1,0 +1,143 @@
+"""A recipe with some of its settings changed by name: own_text=0.5, epochs=1, distill=0, ridge=1, refit=none.
+
+    KEY   a field of `Recipe`, of its refit, objective or task, or of the training that it makes
+    VALUE a number where it reads as one, `none`, or a word
+
+`refit=none` and `tuning=none` leave that step out; `components=none` and `train=none` are the words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from .recipes import RECIPES, Recipe
+from .training_loop import TrainingSettings
+
+__all__ = ["Value", "parse_settings", "set_on_command_line", "setting_names", "with_settings"]
+
+Value = str | int | float | None
+OF_COMPENSATIONS = (  # what recipes that change weights do not read, and what the others do not
+    "sites", "probe", "probe_outputs", "heads", "components", "rank", "vectors", "train", "fold", "positions",
+    "skip_first", "probe_tokens", "examples",
+)  # fmt: skip
+OF_WEIGHTS = ("refit", "objective", "tuning", "own_text", "biases")
+PARTS = ("refit", "objective", "task")  # their fields are looked up too
+OPTIONS = ("sites", "probe", "heads", "components", "rank", "train", "fold", "positions", "examples")  # of `restore`
+NOT_SET = ("name", "seed", "task", "training")  # the seed is one for a whole run, the others are no single values
+
+
+def parse_settings(parts: Sequence[str], of: str) -> dict[str, Value]:
+    """{"own_text": 0.5} of ["own_text=0.5"]; `of` says whose they are.
+
+    Raises:
+        ValueError: what is no KEY=VALUE, or a key twice.
+    """
+    found: dict[str, Value] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not key or not equals or not value:
+            raise ValueError(f"{part!r} of {of} is no setting; write KEY=VALUE")
+        if key in found:
+            raise ValueError(f"{of} sets {key} twice; keep one")
+        found[key] = _value(value)
+    return found
+
+
+def _value(text: str) -> Value:
+    if text == "none":
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def set_on_command_line(recipe: str, parts: Sequence[str]) -> Recipe:
+    """The recipe of that name with what `--set` says of it.
+
+    Raises:
+        ValueError: as `parse_settings` and `with_settings`, or a key that has an option of its own.
+    """
+    settings = parse_settings(parts, "--set")
+    for key in settings:
+        if key in OPTIONS:
+            raise ValueError(f"{key} has an option of its own; write --{key} {settings[key]} in place of --set")
+    return with_settings(RECIPES[recipe], settings)
+
+
+def with_settings(recipe: Recipe, settings: Mapping[str, Value], *, of: str | None = None) -> Recipe:
+    """The recipe with the settings in their place; `of` stands for it in errors.
+
+    Those of the training go to `tuning` where weights are tuned, else to `training`.
+
+    Raises:
+        ValueError: an unknown key, a key that the recipe does not read, a value of another type or out of range.
+    """
+    name = of or recipe.name
+    for key, value in settings.items():
+        holder = _holder(recipe, key, name)
+        target = recipe if holder is None else getattr(recipe, holder) or TrainingSettings()
+        fitting = _typed(target, key, value, name)
+        try:
+            changed: Any = replace(target, **{key: fitting})
+        except ValueError as error:  # out of range, which the field's own class says
+            raise ValueError(f"{key}={value} of {name}: {error}") from error
+        recipe = changed if holder is None else replace(recipe, **{holder: changed})
+    return recipe
+
+
+def setting_names(recipe: Recipe) -> list[str]:
+    """All keys that `with_settings` takes of this recipe."""
+    unread = OF_COMPENSATIONS if recipe.changes_weights else OF_WEIGHTS
+    own = [name for name in _names(recipe) if name not in unread]
+    parts = [getattr(recipe, part) for part in PARTS if getattr(recipe, part) is not None]
+    return [*own, *(name for part in parts for name in _names(part)), *_of_training(recipe)]
+
+
+def _of_training(recipe: Recipe) -> list[str]:
+    """A refit alone reads of the training only which rows are held out."""
+    return ["heldout_share"] if recipe.changes_weights and recipe.tuning is None else _names(TrainingSettings())
+
+
+def _holder(recipe: Recipe, key: str, name: str) -> str | None:
+    """Which part of a recipe has this field; None: the recipe itself."""
+    known = setting_names(recipe)
+    if key not in known:
+        elsewhere = key in (*OF_COMPENSATIONS, *OF_WEIGHTS, *_names(TrainingSettings()))
+        problem = "does not read" if elsewhere else "has no setting"
+        raise ValueError(f"{name} {problem} {key}; its settings are {', '.join(known)}")
+    if key in _names(recipe):
+        return None
+    for part in PARTS:
+        if getattr(recipe, part) is not None and key in _names(getattr(recipe, part)):
+            return part
+    return "tuning" if recipe.tuning is not None else "training"
+
+
+def _names(holder: Any) -> list[str]:
+    return [each.name for each in fields(holder) if each.name not in NOT_SET]
+
+
+def _typed(holder: Any, key: str, value: Value, name: str) -> Any:
+    """The value, if the field may hold one of its type."""
+    declared = next(str(each.type) for each in fields(holder) if each.name == key)
+    kinds = {kind.strip() for kind in declared.split("|")}
+    if value is None and "None" in kinds:
+        return None
+    if value is None and "str" in kinds:
+        return "none"
+    if isinstance(value, (int, float)) and declared.startswith("tuple[float"):
+        return (float(value),)
+    if isinstance(value, int) and "int" in kinds:
+        return value
+    if isinstance(value, (int, float)) and "float" in kinds:
+        return float(value)
+    if isinstance(value, str) and "str" in kinds:
+        return value
+    if value is not None and is_dataclass(getattr(holder, key, None)):
+        raise ValueError(f"{key} of {name} is a whole step; leave it out with {key}=none, or set its own keys")
+    raise ValueError(f"{key} of {name} is {value!r}; it must be {declared}")
