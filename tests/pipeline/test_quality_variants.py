@@ -64,7 +64,7 @@ def test_recipes_take_settings_of_all_their_parts(module: Any) -> None:
         "attention", "ffn", "both",
     ]  # fmt: skip
     for text, message in (
-        ("best:colour=1", "best:colour=1 has no setting colour; its settings are refit, objective, .*ridge.*distill.*epochs"),
+        ("best:colour=1", "best:colour=1 has no setting colour; its settings are refit, .*ridge.*distill.*epochs"),
         ("compensate:ridge=1", "compensate:ridge=1 has no setting ridge"),
         ("best:heads=0.5", "best:heads=0.5 does not read heads; its settings are"),
         ("fast:epochs=1", "fast:epochs=1 does not read epochs; its settings are .*heldout_share$"),
