@@ -22,10 +22,11 @@ OF_COMPENSATIONS = (  # what recipes that change weights do not read, and what t
     "sites", "probe", "probe_outputs", "heads", "components", "rank", "vectors", "train", "fold", "positions",
     "skip_first", "probe_tokens", "examples",
 )  # fmt: skip
-OF_WEIGHTS = ("refit", "objective", "tuning", "own_text", "biases")
+OF_WEIGHTS = ("refit", "tuning", "own_text", "biases")
+STEPS = ("refit", "tuning")
 PARTS = ("refit", "objective", "task")  # their fields are looked up too
 OPTIONS = ("sites", "probe", "heads", "components", "rank", "train", "fold", "positions", "examples")  # of `restore`
-NOT_SET = ("name", "seed", "task", "training")  # the seed is one for a whole run, the others are no single values
+NOT_SET = ("name", "seed", "objective", "task", "training")  # the seed is one for a whole run, the others no values
 
 
 def parse_settings(parts: Sequence[str], of: str) -> dict[str, Value]:
@@ -75,10 +76,11 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Value], *, of: str | No
     Those of the training go to `tuning` where weights are tuned, else to `training`.
 
     Raises:
-        ValueError: an unknown key, a key that the recipe does not read, a value of another type or out of range.
+        ValueError: an unknown key, a key that the recipe does not read, a value of another type or out of range, or
+            settings that leave out every step of a recipe that changes weights.
     """
-    name = of or recipe.name
-    for key, value in settings.items():
+    name, weights = of or recipe.name, recipe.changes_weights
+    for key, value in sorted(settings.items(), key=lambda item: item[0] not in STEPS):  # what is left out reads nothing
         holder = _holder(recipe, key, name)
         target = recipe if holder is None else getattr(recipe, holder) or TrainingSettings()
         fitting = _typed(target, key, value, name)
@@ -87,15 +89,27 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Value], *, of: str | No
         except ValueError as error:  # out of range, which the field's own class says
             raise ValueError(f"{key}={value} of {name}: {error}") from error
         recipe = changed if holder is None else replace(recipe, **{holder: changed})
+    if weights and not recipe.changes_weights:
+        raise ValueError(f"{name} leaves nothing to do: it has neither refit nor tuning; keep one of them")
     return recipe
 
 
 def setting_names(recipe: Recipe) -> list[str]:
     """All keys that `with_settings` takes of this recipe."""
     unread = OF_COMPENSATIONS if recipe.changes_weights else OF_WEIGHTS
+    if recipe.tuning is None:
+        unread = (*unread, "biases")  # which tuning alone adds
     own = [name for name in _names(recipe) if name not in unread]
-    parts = [getattr(recipe, part) for part in PARTS if getattr(recipe, part) is not None]
+    parts = [getattr(recipe, part) for part in _parts(recipe)]
     return [*own, *(name for part in parts for name in _names(part)), *_of_training(recipe)]
+
+
+def _parts(recipe: Recipe) -> list[str]:
+    """Those that this recipe has and reads: an objective is one of the tuning."""
+    return [
+        part for part in PARTS
+        if getattr(recipe, part) is not None and (part != "objective" or recipe.tuning is not None)
+    ]  # fmt: skip
 
 
 def _of_training(recipe: Recipe) -> list[str]:
@@ -112,8 +126,8 @@ def _holder(recipe: Recipe, key: str, name: str) -> str | None:
         raise ValueError(f"{name} {problem} {key}; its settings are {', '.join(known)}")
     if key in _names(recipe):
         return None
-    for part in PARTS:
-        if getattr(recipe, part) is not None and key in _names(getattr(recipe, part)):
+    for part in _parts(recipe):
+        if key in _names(getattr(recipe, part)):
             return part
     return "tuning" if recipe.tuning is not None else "training"
 
