@@ -68,6 +68,10 @@ class Recipe:
             raise ValueError(f"biases is {self.biases}; it must be one of {', '.join(BIASES)}")
         if not 0 <= self.own_text < 1:
             raise ValueError(f"own_text is {self.own_text}; it is a share of all text, 0 or more and below 1")
+        for name, least in (("skip_first", 0), ("probe_tokens", 1), ("rank", 1)):
+            count = getattr(self, name)
+            if count is not None and count < least:
+                raise ValueError(f"{name} is {count}; it must be {least} or more")
         if self.probe_outputs not in PROBE_OUTPUTS:
             raise ValueError(f"probe_outputs is {self.probe_outputs}; it must be one of {', '.join(PROBE_OUTPUTS)}")
 

@@ -61,13 +61,13 @@ class TrainingSettings:
             raise ValueError(f"epochs is {self.epochs}; it must be more than 0")
         if not 0 < self.heldout_share < 1:
             raise ValueError(f"heldout_share is {self.heldout_share}; it must lie between 0 and 1, both left out")
-
-    def check(self, rows: int) -> None:
-        """Raises ValueError where nothing could be learnt or held out of `rows` rows."""
-        if rows < 2:
-            raise ValueError(f"training needs at least 2 rows of text, one of them held out; got {rows}")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"training of {self.steps} steps learns nothing; make at least 1")
+
+    def check(self, rows: int) -> None:
+        """Raises ValueError where nothing could be held out of `rows` rows."""
+        if rows < 2:
+            raise ValueError(f"training needs at least 2 rows of text, one of them held out; got {rows}")
 
 
 class Trainer(Protocol[Batch]):
