@@ -34,6 +34,7 @@ from restorelcc.cli_options import (
     choice_option,
     emit,
     make_progress,
+    memory_lines,
     number_option,
     own_choice_option,
     path_option,
@@ -130,7 +131,7 @@ def prune(model: str, method: str, pattern: str, keep_heads: int | None, out: Pa
 
     All but magnitude need text (--data; without it the model writes its own).
     """
-    from restorelcc import models, pruning, structure, structured, text
+    from restorelcc import models, pruning, resident_memory, structure, structured, text
 
     refuse_existing(out, overwrite, model)
     parts = [pruning.Pattern.parse(part) for part in pattern.split(",")]  # a wrong one, before the model is read
@@ -174,15 +175,18 @@ def prune(model: str, method: str, pattern: str, keep_heads: int | None, out: Pa
     result = {
         "out": out, "model": model, "source": loaded.source.note, "method": method, "pattern": pattern, "seed": seed,
         "matrices": len(table), "weights": weights, "zeros": zeros, "sparsity": zeros / weights, "table": table,
+        "peak_rss_bytes": (peak := resident_memory.peak_rss_bytes()),
     }  # fmt: skip
-    emit(as_json, result, [f"{out}: {zeros / weights:.2%} of {weights:,} weights in {len(table)} matrices are zero"])
+    emit(as_json, result, [
+        f"{out}: {zeros / weights:.2%} of {weights:,} weights in {len(table)} matrices are zero", *memory_lines(peak)
+    ])  # fmt: skip
 
 
 def _prune_structured(loaded: Any, share: float, heads: int | None, calibration: Any, out: Path,
                       asked: dict[str, Any], overwrite: bool, as_json: bool, progress: Any) -> None:  # fmt: skip
     from dataclasses import asdict
 
-    from restorelcc import models, structure, structured
+    from restorelcc import models, resident_memory, structure, structured
 
     made, kept, report = structured.prune_structured(
         loaded.model, share=share, calibration=calibration, heads=heads, progress=progress
@@ -190,11 +194,13 @@ def _prune_structured(loaded: Any, share: float, heads: int | None, calibration:
     models.save_checkpoint(
         made, loaded.tokenizer, out, extra_files={structure.STRUCTURE_FILE: kept.to_json()}, overwrite=overwrite
     )
-    emit(as_json, {"out": out, **asked, "source": loaded.source.note, "method": "structured", **asdict(report)}, [
+    peak = resident_memory.peak_rss_bytes()
+    result = {"out": out, **asked, "source": loaded.source.note, "method": "structured", **asdict(report)}
+    emit(as_json, {**result, "peak_rss_bytes": peak}, [
         f"{out}: {report.share:.2%} of the decoder layers' weights removed; each layer keeps {report.heads} of "
         f"{kept.heads} heads, {report.key_value_heads} of {kept.key_value_heads} key-value heads, {report.channels} of "
         f"{kept.channels} channels, and {report.biases} biases make up for the means of what went",
-        *report.notes,
+        *report.notes, *memory_lines(peak),
     ])  # fmt: skip
 
 
@@ -245,6 +251,7 @@ def restore(dense: str, pruned: Path, out: Path, recipe: str, sites: str | None,
         f"({report['heldout_unit']}; judge on other text with `restorelcc eval`)",
         f"masks identical: {report['fold'].get('matrices_compared', 0)} matrices compared bit by bit"
         if "zeros" in report["fold"] else f"written as an adapter directory: {report['fold'].get('reason', '')}",
+        *memory_lines(report["peak_rss_bytes"]),
     ])  # fmt: skip
 
 
@@ -275,6 +282,7 @@ def evaluate(model: str, against: tuple[str, ...], text: Path | None, choices: P
     With two --against, the dense and then the pruned model, the share of the gap that MODEL closes is shown
     with its paired bootstrap 95% interval; with --choices or --harness the gain over each of them, with its own.
     """
+    from restorelcc import resident_memory
     from restorelcc.compare import compare, summary
     from restorelcc.harness import HarnessSettings
     from restorelcc.noisy_text import Noise
@@ -289,7 +297,8 @@ def evaluate(model: str, against: tuple[str, ...], text: Path | None, choices: P
         noise=None if noise == "none" else Noise(noise, noise_rate, seed), compensation=compensation,
         progress=make_progress(quiet),
     )  # fmt: skip
-    emit(as_json, result, summary(result))
+    result["peak_rss_bytes"] = peak = resident_memory.peak_rss_bytes()
+    emit(as_json, result, [*summary(result), *memory_lines(peak)])
 
 
 @cli.command()

@@ -134,6 +134,11 @@ def emit(as_json: bool, result: Mapping[str, Any], lines: Sequence[str]) -> None
             click.echo(line)
 
 
+def memory_lines(peak: int) -> list[str]:
+    """What the run took at most, in a line for a person; none where the system does not tell (0 bytes)."""
+    return [f"peak memory {peak / 1e9:.1f} GB"] if peak else []
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}

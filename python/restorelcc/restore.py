@@ -5,8 +5,9 @@
     recipe task                   the same, text and training from items of the task → adapter directory
 
 A step's file carries the fingerprint of everything that went into it (checkpoints by content, text, settings).
-A killed call, repeated, goes on behind its last finished step (inside `moments`: its last finished layer) and
-writes the same bits as an undisturbed one, given the same seed, threads, CPU and versions.
+A killed call, repeated, goes on behind its last finished step (inside `moments` and `refit`: its last finished layer;
+inside a training: a held-out measurement, saved when a minute has passed since the save before) and writes the same
+bits as an undisturbed one, given the same seed, threads, CPU and versions.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from .task_training import TaskObjective, read_examples, train_for_task
 from .text import TokenSet, load_text, write_own_text
 from .token_set import padding_id
 from .training import TrainingResult, TrainingSettings, check_vectors, closed_form, train_compensation
+from .training_checkpoint import TrainingCheckpoint
 
 __all__ = ["RestoreReport", "restore", "training_text"]
 
@@ -377,13 +379,21 @@ class _Job:
     ) -> TrainingResult:
         settings = self.settings
         record = self.steps.work / "training.json"
+        own = fingerprint(
+            moments=stamp, heads=chosen.tolist(), components=self._directions, tied=tied, train=self.recipe.train,
+            settings=asdict(settings), threads=torch.get_num_threads(), task=_plain(self.recipe.task),
+            examples=self.report.text.get("examples"), data=self.data if self.examples is not None else None,
+            **({} if self.recipe.vectors == "free" else {"vectors": self.recipe.vectors}),
+        )  # fmt: skip
+        checkpoint = self.steps.checkpoint("compensation", own)
 
         def make(path: Path) -> TrainingResult:
             if self.recipe.train == "choices":
-                result = self._trained_for_task(model, lost, chosen, tied)
+                result = self._trained_for_task(model, lost, chosen, tied, checkpoint)
             elif self.recipe.train == "lm":
                 result = train_compensation(
-                    model, text, lost, chosen, settings, tied=tied, vectors=self.recipe.vectors, progress=self.progress
+                    model, text, lost, chosen, settings, tied=tied, vectors=self.recipe.vectors,
+                    progress=self.progress, checkpoint=checkpoint,
                 )  # fmt: skip
             else:
                 result = closed_form(
@@ -394,23 +404,19 @@ class _Job:
             result.compensation.save(path)
             return result
 
-        own = fingerprint(
-            moments=stamp, heads=chosen.tolist(), components=self._directions, tied=tied, train=self.recipe.train,
-            settings=asdict(settings), threads=torch.get_num_threads(), task=_plain(self.recipe.task),
-            examples=self.report.text.get("examples"), data=self.data if self.examples is not None else None,
-            **({} if self.recipe.vectors == "free" else {"vectors": self.recipe.vectors}),
-        )  # fmt: skip
         return self.steps.run(
             "compensation", own, make, lambda path: TrainingResult(Compensation.load(path), **read_json(record)), record
         )
 
-    def _trained_for_task(self, model: Any, lost: Components, chosen: Tensor, tied: int) -> TrainingResult:
+    def _trained_for_task(
+        self, model: Any, lost: Components, chosen: Tensor, tied: int, checkpoint: TrainingCheckpoint
+    ) -> TrainingResult:
         assert self.examples is not None
         objective = self.recipe.task or TaskObjective()
         dense = load_model(self.dense).model if objective.distill else None
         return train_for_task(
             model, self.examples, lost, chosen, self.settings, dense=dense, objective=objective, tied=tied,
-            vectors=self.recipe.vectors, progress=self.progress,
+            vectors=self.recipe.vectors, progress=self.progress, checkpoint=checkpoint,
         )  # fmt: skip
 
 

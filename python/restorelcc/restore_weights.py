@@ -3,7 +3,8 @@
     text -> refit -> how much of it, by held-out text -> tuning -> what changed
 
 Held-out rows of the text are neither calibrated nor trained on; nothing is kept that is worse on them than its start.
-Each step leaves a file in the work directory under the fingerprint of all that went into it, as in `restore`.
+Each step leaves a file in the work directory under the fingerprint of all that went into it, as in `restore`; a killed
+tuning goes on from the last measurement that it saved.
 """
 
 from __future__ import annotations
@@ -221,6 +222,7 @@ def _tune(given: _Given, model: Any, refit_stamp: str) -> TuningResult:
         result = tune(
             model, given.text, extra=own, biased=given.target.biased, fixed=fixed, dense=dense,
             objective=objective, settings=given.settings, progress=given.progress,
+            checkpoint=steps.checkpoint("tuning", stamp),
         )  # fmt: skip
         atomic_write_json(record, {key: value for key, value in vars(result).items() if key != "tensors"})
         save_tensors(path, "tuning", result.tensors)

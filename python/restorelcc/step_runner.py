@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .resume import is_finished, mark_finished
+from .training_checkpoint import TrainingCheckpoint
 
 __all__ = ["Steps"]
 
@@ -16,7 +17,12 @@ Value = TypeVar("Value")
 
 
 class Steps:
-    """Files of finished steps in a work directory, each beside the fingerprint of what went into it."""
+    """Files of finished steps in a work directory, each beside the fingerprint of what went into it.
+
+    save_seconds: from one save inside a step to the next.
+    """
+
+    save_seconds = 60.0
 
     def __init__(self, work: Path, timings: dict[str, float]) -> None:
         self.work, self.timings = work, timings
@@ -37,7 +43,16 @@ class Steps:
         path, mark = self.work / f"{name}.safetensors", self.work / f"{name}.json"
         with self.timed(name):
             if is_finished(mark, stamp, path, *beside):
-                return load(path)
-            value = make(path)
-            mark_finished(mark, stamp, path, *beside)
+                value = load(path)
+            else:
+                value = make(path)
+                mark_finished(mark, stamp, path, *beside)
+            TrainingCheckpoint.remove(self._within(name))
         return value
+
+    def checkpoint(self, name: str, stamp: str) -> TrainingCheckpoint:
+        """Where `make` of the step may save how far it is; `run` removes it when the step is finished."""
+        return TrainingCheckpoint(self._within(name), stamp, seconds=self.save_seconds)
+
+    def _within(self, name: str) -> Path:
+        return self.work / f"{name}.unfinished.safetensors"

@@ -29,6 +29,7 @@ from .distillation import distillation_losses
 from .lm_head import language_head
 from .text import ChoiceItem, load_choices
 from .training import TrainingResult, TrainingSettings, trained_heads
+from .training_checkpoint import TrainingCheckpoint
 from .training_loop import seeded_batches
 
 __all__ = ["TaskObjective", "choice_loss", "draw_examples", "read_examples", "train_for_task"]
@@ -119,13 +120,14 @@ def train_for_task(
     tied: int = 1,
     vectors: str = "free",
     progress: Progress | None = None,
+    checkpoint: TrainingCheckpoint | None = None,
 ) -> TrainingResult:
     """Trains β and b of the chosen heads on the items; what the result calls NLL is the objective on those held out.
 
     Args:
         model: the pruned model, its output projections `SparseLinear` afterwards (see `train_compensation`).
         examples: items, of which `settings.heldout_share` are held out.
-        components, heads, tied, vectors: as for `train_compensation`.
+        components, heads, tied, vectors, checkpoint: as for `train_compensation`.
         dense: the model before pruning, where the objective distils; asked once for every item.
 
     Raises:
@@ -169,4 +171,5 @@ def train_for_task(
     return trained_heads(
         model, components, heads, loss, seeded_batches(sizes, settings), measure, settings,
         tied=tied, tokens=train.tokens, kind="choices", vectors=vectors, progress=progress,
+        checkpoint=checkpoint,
     )  # fmt: skip

@@ -27,6 +27,7 @@ from .evaluation import token_nll
 from .lm_head import token_losses
 from .sites import ATTENTION, chained, model_sites
 from .text import TokenSet
+from .training_checkpoint import TrainingCheckpoint
 from .training_loop import TrainingSettings, batch_of, ceiling, fit, schedule, shuffled_rows
 
 __all__ = [
@@ -151,6 +152,7 @@ def train_compensation(
     tied: int = 1,
     vectors: str = "free",
     progress: Progress | None = None,
+    checkpoint: TrainingCheckpoint | None = None,
 ) -> TrainingResult:
     """Trains β and b of the chosen heads on `tokens` (loss where `tokens.labels` count).
 
@@ -161,6 +163,7 @@ def train_compensation(
         heads: bool [L, H], the heads that may change; [L, 1] of FFNs alone. With heads, all FFNs may change.
         tied: so many neighbouring heads share one vector (see `FoldTarget`); all of them change where one may.
         vectors: `free`, c = u (Σ β_i v_i + b), or `spanned`, c = u Σ β_i v_i.
+        checkpoint: where a killed run goes on from (see `fit`); its stamp covers all of the above.
 
     The same seed, threads, CPU and versions give the same bits.
 
@@ -180,7 +183,7 @@ def train_compensation(
     batches = [batch_of(train, rows) for rows in shuffled_rows(train, settings)]
     return trained_heads(
         model, components, heads, loss, batches, lambda: token_nll(model, heldout, batch=4).mean, settings,
-        tied=tied, tokens=train.tokens, kind="lm", vectors=vectors, progress=progress,
+        tied=tied, tokens=train.tokens, kind="lm", vectors=vectors, progress=progress, checkpoint=checkpoint,
     )  # fmt: skip
 
 
@@ -198,11 +201,12 @@ def trained_heads(
     kind: str,
     vectors: str = "free",
     progress: Progress | None = None,
+    checkpoint: TrainingCheckpoint | None = None,
 ) -> TrainingResult:
     """β and b of the chosen heads by any loss: the one path of `train_compensation` and `train_for_task`.
 
     Args:
-        model, components, heads, tied, vectors: see `train_compensation`.
+        model, components, heads, tied, vectors, checkpoint: see `train_compensation`.
         loss: mean loss of a batch, through the model. measure: the held-out loss of what the model holds.
         tokens: of one pass over the training rows; kind: of the loss; both are noted in the result.
     """
@@ -211,7 +215,7 @@ def trained_heads(
     chosen = _chosen_units(components, heads, tied)
     found = fit(
         lambda rate, steps: _Trainer(model, components, chosen, loss, tied, vectors == "free", rate, steps),
-        batches[: settings.steps], measure, settings, progress or SilentProgress(),
+        batches[: settings.steps], measure, settings, progress or SilentProgress(), checkpoint,
     )  # fmt: skip
     marks = {"train": kind, "learning_rate": repr(found.rate)}
     result = _installed(model, components, found.state, chosen, marks)

@@ -5,7 +5,8 @@
     state = the one with the lowest held-out NLL among the start and `evaluations` moments of the run
 
 So training never returns something worse, on the held-out part, than what it was given. What is trained, and by which
-loss, is the business of the `Trainer` that the caller makes.
+loss, is the business of the `Trainer` that the caller makes. With a `TrainingCheckpoint` a killed run, repeated, goes
+on from the last measurement that was saved, and ends with the same bits.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from .artifacts import Progress
 from .text import TokenSet
+from .training_checkpoint import Standing, TrainingCheckpoint
 
 __all__ = [
     "LoopResult", "Trainer", "TrainingSettings", "batch_of", "ceiling", "fit", "schedule",
@@ -71,7 +73,20 @@ class TrainingSettings:
 
 
 class Trainer(Protocol[Batch]):
-    """One run from the start: `step` learns from a batch, `install` puts what was learnt where `measure` sees it."""
+    """One run from the start: `step` learns from a batch, `install` puts what was learnt where `measure` sees it.
+
+    All that a step changes is in the leaves and the state of `optimiser`, and in `schedule`: a checkpoint saves these.
+    """
+
+    @property
+    def optimiser(self) -> torch.optim.Optimizer:
+        """Of this run alone."""
+        ...
+
+    @property
+    def schedule(self) -> torch.optim.lr_scheduler.LRScheduler:
+        """Of the optimiser's rates."""
+        ...
 
     def step(self, batch: Batch) -> float:
         """One update; returns the mean loss of the batch before it."""
@@ -81,7 +96,7 @@ class Trainer(Protocol[Batch]):
         """Makes the model what was learnt so far."""
         ...
 
-    def state(self) -> Any:
+    def state(self) -> list[Tensor]:
         """A copy of what was learnt so far."""
         ...
 
@@ -90,7 +105,7 @@ class Trainer(Protocol[Batch]):
 class LoopResult:
     """The best state, its held-out NLL and that of the start, in nats per token, and how it came about."""
 
-    state: Any
+    state: list[Tensor]
     before: float
     after: float
     rate: float
@@ -104,61 +119,81 @@ def fit(
     measure: Callable[[], float],
     settings: TrainingSettings,
     progress: Progress,
+    checkpoint: TrainingCheckpoint | None = None,
 ) -> LoopResult:
     """The best state of one run over `batches`.
 
     Args:
         start: makes a trainer of a rate and a number of steps, whose first `install` restores the start.
         measure: the held-out NLL of what is installed.
+        progress: gets one task, whose units are steps and measurements.
+        checkpoint: where the run is saved after each rate of the search and, when it is due, after a measurement; what
+            stands there of the same run is gone on from. The caller removes it when the result is safe.
 
     Raises:
         ValueError: a loss that is not finite.
     """
     first = start(0.0, 1)
     first.install()
-    before = measure()
-    best, best_state = before, first.state()
+    best_state = first.state()
+    saved = None if checkpoint is None else checkpoint.load(first.optimiser, best_state)
     del first
-    search = []
-    rates = settings.learning_rates
+    rates = settings.learning_rates if len(settings.learning_rates) > 1 else ()
     probe_steps = min(settings.search_steps, len(batches))
-    total = len(batches) + (probe_steps * len(rates) if len(rates) > 1 else 0)
+    every = max(1, math.ceil(len(batches) / settings.evaluations))
+    total = 1 + len(rates) * (probe_steps + 1) + len(batches) + math.ceil(len(batches) / every)
     with progress.task("training", total) as advance:
-        if len(rates) > 1:
-            for rate in rates:
-                trial = start(rate, probe_steps)
-                for batch in batches[:probe_steps]:
-                    trial.step(batch)
-                    advance(1)
-                trial.install()
-                search.append({"learning_rate": rate, "steps": probe_steps, "heldout_nll": ceiling(measure())})
-                del trial
+        if saved is None:
+            before = measure()
+            at = Standing(before, before, history=[{"step": 0.0, "heldout_nll": before}])
+            advance(1)
+        else:
+            at = saved.standing
+            best_state = saved.best() or best_state
+            advance(1 + len(at.search) * (probe_steps + 1) + at.step + at.step // every)
+        for rate in rates[len(at.search) :]:
+            trial = start(rate, probe_steps)
+            for batch in batches[:probe_steps]:
+                trial.step(batch)
+                advance(1)
+            trial.install()
+            at.search.append({"learning_rate": rate, "steps": probe_steps, "heldout_nll": ceiling(measure())})
+            advance(1)
+            del trial
+            if checkpoint is not None:
+                checkpoint.save(at)
         # every candidate that diverged has the same worst score; min() then takes the first, the smallest rate
-        rate = min(search, key=lambda row: row["heldout_nll"])["learning_rate"] if search else rates[0]
+        searched = min(at.search, key=lambda row: row["heldout_nll"]) if at.search else None
+        rate = settings.learning_rates[0] if searched is None else searched["learning_rate"]
 
         trainer = start(rate, len(batches))
-        history = [{"step": 0.0, "heldout_nll": before}]
-        every = max(1, math.ceil(len(batches) / settings.evaluations))
+        if saved is not None and at.step:
+            saved.put(trainer.optimiser, trainer.schedule)
+        del saved
         losses: list[float] = []
-        stale = 0
-        for index, batch in enumerate(batches, start=1):
-            losses.append(trainer.step(batch))
+        for batch in batches[at.step :]:
+            losses.append(loss := trainer.step(batch))
             advance(1)
-            if not math.isfinite(losses[-1]):
-                raise ValueError(f"the training loss became {losses[-1]} at step {index}; use a smaller learning rate")
-            if index % every and index != len(batches):
+            at.step += 1
+            if not math.isfinite(loss):
+                raise ValueError(f"the training loss became {loss} at step {at.step}; use a smaller learning rate")
+            if at.step % every and at.step != len(batches):
                 continue
             trainer.install()
             now = ceiling(measure())
-            history.append({"step": float(index), "train_nll": sum(losses) / len(losses), "heldout_nll": now})
+            advance(1)
+            at.history.append({"step": float(at.step), "train_nll": sum(losses) / len(losses), "heldout_nll": now})
             losses = []
-            if now < best:
-                best, best_state, stale = now, trainer.state(), 0
+            if now < at.best:
+                at.best, best_state, at.stale = now, trainer.state(), 0
             else:
-                stale += 1
-                if stale >= settings.patience:
+                at.stale += 1
+                if at.stale >= settings.patience:
                     break
-    return LoopResult(best_state, before, best, rate, history, search)
+            if checkpoint is not None and checkpoint.due() and at.step != len(batches):
+                better = at.best < at.before
+                checkpoint.save_run(at, trainer.optimiser, trainer.schedule, best_state if better else None)
+    return LoopResult(best_state, at.before, at.best, rate, at.history, at.search)
 
 
 def schedule(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:

@@ -26,6 +26,7 @@ from .packed import pack
 from .sparse_linear import SparseLinear
 from .text import TokenSet
 from .token_set import join_rows
+from .training_checkpoint import TrainingCheckpoint
 from .training_loop import TrainingSettings, batch_of, fit, schedule, shuffled_rows
 
 __all__ = ["TuningObjective", "TuningResult", "objective_loss", "teacher_states", "tune"]
@@ -151,6 +152,7 @@ def tune(
     objective: TuningObjective | None = None,
     settings: TrainingSettings | None = None,
     progress: Progress | None = None,
+    checkpoint: TrainingCheckpoint | None = None,
 ) -> TuningResult:
     """Trains the surviving weights of every projection, and its bias where it has one or may have one.
 
@@ -165,6 +167,8 @@ def tune(
         dense: the model before pruning, where the objective asks for it; asked once for every row, before anything is
             changed, so that it may be `model` itself.
         settings: rates are in units of a matrix's root mean square weight.
+        checkpoint: where a killed run goes on from (see `fit`); its stamp covers all of the above. On disk up to 16
+            bytes for every survivor.
 
     Memory: the model, and 24 bytes for every survivor. The same seed, threads, CPU and versions give the same bits.
 
@@ -187,7 +191,7 @@ def tune(
     task = _Task(model, _Survivors(model, biased, fixed), objective, train, states, given)
     found = fit(
         lambda rate, steps: _Trainer(task, rate, steps), shuffled_rows(train, settings)[: settings.steps],
-        lambda: token_nll(model, heldout, batch=4).mean, settings, progress,
+        lambda: token_nll(model, heldout, batch=4).mean, settings, progress, checkpoint,
     )  # fmt: skip
     tensors = task.survivors.tensors(found.state)
     return TuningResult(tensors, found.before, found.after, found.rate, found.history, found.search, train.tokens)

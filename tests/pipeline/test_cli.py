@@ -169,6 +169,29 @@ def test_eval_compares_on_the_same_windows(
     assert "CPython" in alone["text"]["name"]
 
 
+@pytest.mark.parametrize("told", [0, 4_430_000_000])
+def test_the_last_line_is_the_peak_memory_where_the_system_tells(
+    told: int, stories_path: Path, pruned: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("resident_memory", "restore"):
+        monkeypatch.setattr(f"restorelcc.{place}.peak_rss_bytes", lambda: told)
+    text = ("--window", "32", "--tokens", "512", "--quiet")
+    verbs = {
+        "half": ("prune", stories_path, "--method", "magnitude", "--pattern", "0.5"),
+        "small": ("prune", stories_path, "--method", "structured", "--pattern", "0.2", "--data", text_file, *text),
+        "back": ("restore", "--dense", stories_path, "--pruned", pruned, "--recipe", "fast", "--data", text_file, *text,
+                 "--set", "own_text=0"),
+        None: ("eval", pruned, "--text", text_file, *text),
+    }  # fmt: skip
+    for name, arguments in verbs.items():
+        printed = invoke(*arguments, *(() if name is None else ("--out", tmp_path / name))).stdout.splitlines()
+        assert printed, arguments
+        assert (printed[-1] == "peak memory 4.4 GB") == (told > 0), printed
+        assert sum("peak memory" in line for line in printed) == (told > 0), printed
+    assert succeed(*verbs[None])["peak_rss_bytes"] == told
+    assert succeed(*verbs["half"], "--out", tmp_path / "half", "--overwrite")["peak_rss_bytes"] == told
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
