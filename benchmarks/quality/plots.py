@@ -116,7 +116,7 @@ def series(found: Sequence[Point], axis: Axis) -> dict[str, list[tuple[Any, Poin
     """label -> (place, point) of points of one text whose configs differ in the axis alone; two places or more."""
     grouped: dict[str, dict[Any, Point]] = defaultdict(dict)
     keys: dict[str, dict[str, Any]] = {}
-    for point in sorted(found, key=lambda point: len(point.method)):  # of two names for one method the shorter
+    for point in found:  # in their order, which is then that of the legend
         place = axis.place(point.config)
         if place is None:
             continue
@@ -127,7 +127,9 @@ def series(found: Sequence[Point], axis: Axis) -> dict[str, list[tuple[Any, Poin
             rest["name"] = "compensate"  # `paper` is a compensation with settings of its own
         key = json.dumps(rest, sort_keys=True)
         keys[key] = rest
-        grouped[key].setdefault(place, point)
+        held = grouped[key].get(place)
+        if held is None or len(point.method) < len(held.method):  # of two names for one method the shorter
+            grouped[key][place] = point
     kept = {key: places for key, places in grouped.items() if len(places) > 1}
     told = iter(_labels([keys[key] for key in kept]))
     alone = {key: {point.method for point in places.values()} for key, places in kept.items()}
@@ -229,19 +231,21 @@ def draw_axis(path: Path, axis: Axis, panels: dict[str, dict[str, list[tuple[Any
     columns = min(PANEL_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     width = max(2.9, 0.5 * len(places) * (0.6 + 0.18 * len(labels))) if words else 2.9
-    with canvas(0.5 + width * columns, 0.7 + 2.4 * rows + 0.2 * math.ceil(len(labels) / 2)) as figure:
+    beside = max(1, int(width * columns / (0.6 + 0.075 * max(map(len, labels)))))  # inches of a name in the legend
+    lines = math.ceil(len(labels) / beside)
+    with canvas(0.5 + width * columns, 0.7 + 2.4 * rows + 0.2 * lines) as figure:
         axes = figure.subplots(rows, columns, squeeze=False)
         handles: dict[str, Any] = {}
         for index, panel in enumerate(axes.flat):
             if index >= len(panels):
                 panel.set_visible(False)
                 continue
-            text, found = list(panels.items())[index]
+            title, found = list(panels.items())[index]
             for label, row in found.items():
                 which = labels.index(label)
                 shift = (which - (len(labels) - 1) / 2) * 0.7 / max(1, len(labels)) if words else 0.0
                 # beside each other, so that intervals do not hide each other
-                aside = 1.015 ** (which - (len(labels) - 1) / 2)
+                aside = 1.03 ** (which - (len(labels) - 1) / 2)
                 xs = [places.index(place) + shift if words else float(place) * aside for place, _ in row]
                 values = [point.value for _, point in row]
                 spread = [[point.value - point.low for _, point in row], [point.high - point.value for _, point in row]]
@@ -251,13 +255,15 @@ def draw_axis(path: Path, axis: Axis, panels: dict[str, dict[str, list[tuple[Any
                     linewidth=1.3, elinewidth=1.1, capsize=2.5,
                 )  # fmt: skip
             panel.axhline(0, color=INK, linewidth=0.8)
-            panel.set_title(text, fontsize=9.5)
+            panel.set_title(title, fontsize=9.5)
             panel.grid(axis="y")
             if words:
-                long = max(len(str(place)) for place in places) > 9
-                panel.set_xticks(range(len(places)), [str(place).replace(", ", "\n") for place in places],
-                                 rotation=35 if long and axis.name != "sparsity" else 0,
-                                 ha="right" if long and axis.name != "sparsity" else "center")  # fmt: skip
+                panel.set_xticks(range(len(places)), [str(place) for place in places])
+                if axis.name != "sparsity" and max(len(str(place)) for place in places) > 9:
+                    # each on one line: beneath each other and turned, two lines of one run into the next place's
+                    panel.tick_params(axis="x", labelrotation=50)
+                    for text in panel.get_xticklabels():
+                        text.set(ha="right", rotation_mode="anchor")
                 panel.set_xlim(-0.6, len(places) - 0.4)
                 panel.tick_params(axis="x", length=0)
             else:
@@ -267,7 +273,8 @@ def draw_axis(path: Path, axis: Axis, panels: dict[str, dict[str, list[tuple[Any
                 panel.minorticks_off()
         figure.supxlabel(axis.label, fontsize=9)
         figure.supylabel("gap closed, %", fontsize=9)
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center",
+                      ncols=math.ceil(len(labels) / lines), frameon=False, fontsize=8)  # fmt: skip
         save(figure, path)
 
 

@@ -113,7 +113,12 @@ def compare(
     text_record = {
         "name": rows.name, "tokens": rows.tokens, "bytes": size, "windows": int(rows.ids.shape[0]), "window": window,
     }  # fmt: skip
-    result: dict[str, Any] = {"text": text_record, "models": models, "differences": [], "gap": None}
+    result: dict[str, Any] = {
+        "text": text_record, "noise": None, "models": models, "differences": [], "gap": None,
+    }  # fmt: skip
+    if noise is not None:  # running prose, which is read without --text, gets none
+        hit = [name for name, given in (("prompts", text), ("questions", choices)) if given is not None]
+        result["noise"] = {**asdict(noise), "on": hit}
     if tasks is not None:
         result["harness"] = {"version": tasks.version, "limit": tasks.settings.limit}
     for spec, other in zip(specs[1:], measured[1:], strict=True):
@@ -160,6 +165,10 @@ def summary(result: dict[str, Any]) -> list[str]:
     ]
     text = result["text"]
     lines.append(f"{text['name']}: {text['tokens']} predicted tokens in {text['windows']} windows of {text['window']}")
+    noise = result["noise"]
+    if noise is not None:
+        words = f"{100 * noise['rate']:.3g} % of the words of {' and '.join(noise['on'])}"
+        lines.append(f"noise: {noise['kind']}, {words}, seed {noise['seed']}")
     for row in result["models"]:
         note = f"  ({row['source']})" if row["source"] else ""
         line = f"{row['model']}: perplexity {row['perplexity']:.4g}, NLL {row['nll']:.4f} nats per token"

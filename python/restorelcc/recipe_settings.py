@@ -23,7 +23,7 @@ OF_COMPENSATIONS = (  # what recipes that change weights do not read, and what t
     "skip_first", "probe_tokens", "examples",
 )  # fmt: skip
 OF_WEIGHTS = ("refit", "tuning", "own_text", "biases")
-STEPS = ("refit", "tuning")
+DECIDING = ("refit", "tuning", "train", "components")  # what else is read follows from these
 PARTS = ("refit", "objective", "task")  # their fields are looked up too
 OPTIONS = ("sites", "probe", "heads", "components", "rank", "train", "fold", "positions", "examples")  # of `restore`
 NOT_SET = ("name", "seed", "objective", "task", "training")  # the seed is one for a whole run, the others no values
@@ -57,8 +57,8 @@ def _value(text: str) -> Value:
     return text
 
 
-def set_on_command_line(recipe: str, parts: Sequence[str]) -> Recipe:
-    """The recipe of that name with what `--set` says of it.
+def set_on_command_line(recipe: str, parts: Sequence[str], *, train: str | None = None) -> Recipe:
+    """The recipe of that name with what `--set` says of it; `train`: what its own option says, if anything.
 
     Raises:
         ValueError: as `parse_settings` and `with_settings`, or a key that has an option of its own.
@@ -67,7 +67,10 @@ def set_on_command_line(recipe: str, parts: Sequence[str]) -> Recipe:
     for key in settings:
         if key in OPTIONS:
             raise ValueError(f"{key} has an option of its own; write --{key} {settings[key]} in place of --set")
-    return with_settings(RECIPES[recipe], settings)
+    chosen = RECIPES[recipe]
+    if train is not None and not chosen.changes_weights:  # others refuse the option itself
+        chosen = replace(chosen, train=train)
+    return with_settings(chosen, settings)
 
 
 def with_settings(recipe: Recipe, settings: Mapping[str, Value], *, of: str | None = None) -> Recipe:
@@ -80,7 +83,7 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Value], *, of: str | No
             settings that leave out every step of a recipe that changes weights.
     """
     name, weights = of or recipe.name, recipe.changes_weights
-    for key, value in sorted(settings.items(), key=lambda item: item[0] not in STEPS):  # what is left out reads nothing
+    for key, value in sorted(settings.items(), key=lambda item: item[0] not in DECIDING):
         holder = _holder(recipe, key, name)
         target = recipe if holder is None else getattr(recipe, holder) or TrainingSettings()
         fitting = _typed(target, key, value, name)
@@ -99,22 +102,31 @@ def setting_names(recipe: Recipe) -> list[str]:
     unread = OF_COMPENSATIONS if recipe.changes_weights else OF_WEIGHTS
     if recipe.tuning is None:
         unread = (*unread, "biases")  # which tuning alone adds
+    if _closed_form(recipe):
+        unread = (*unread, "vectors")
+    if recipe.components in ("mean", "none"):
+        unread = (*unread, "rank")
     own = [name for name in _names(recipe) if name not in unread]
     parts = [getattr(recipe, part) for part in _parts(recipe)]
     return [*own, *(name for part in parts for name in _names(part)), *_of_training(recipe)]
 
 
 def _parts(recipe: Recipe) -> list[str]:
-    """Those that this recipe has and reads: an objective is one of the tuning."""
-    return [
-        part for part in PARTS
-        if getattr(recipe, part) is not None and (part != "objective" or recipe.tuning is not None)
-    ]  # fmt: skip
+    """Those that this recipe has and reads: an objective is one of the tuning, a task one of learning by choices."""
+    unread = [part for part, read in (("objective", recipe.tuning is not None), ("task", recipe.train == "choices"))
+              if not read]  # fmt: skip
+    return [part for part in PARTS if getattr(recipe, part) is not None and part not in unread]
+
+
+def _closed_form(recipe: Recipe) -> bool:
+    """Whether a compensation is computed and no more than scaled, so that nothing is trained."""
+    return not recipe.changes_weights and recipe.train == "none"
 
 
 def _of_training(recipe: Recipe) -> list[str]:
-    """A refit alone reads of the training only which rows are held out."""
-    return ["heldout_share"] if recipe.changes_weights and recipe.tuning is None else _names(TrainingSettings())
+    """A refit alone and the closed form read of the training only which rows are held out."""
+    trained = recipe.tuning is not None if recipe.changes_weights else not _closed_form(recipe)
+    return _names(TrainingSettings()) if trained else ["heldout_share"]
 
 
 def _holder(recipe: Recipe, key: str, name: str) -> str | None:
@@ -123,7 +135,8 @@ def _holder(recipe: Recipe, key: str, name: str) -> str | None:
     if key not in known:
         elsewhere = key in (*OF_COMPENSATIONS, *OF_WEIGHTS, *_names(TrainingSettings()))
         problem = "does not read" if elsewhere else "has no setting"
-        raise ValueError(f"{name} {problem} {key}; its settings are {', '.join(known)}")
+        where = " with train=none" if _closed_form(recipe) and ":" not in name else ""  # a variant's name says so
+        raise ValueError(f"{name}{where} {problem} {key}; its settings are {', '.join(known)}")
     if key in _names(recipe):
         return None
     for part in _parts(recipe):

@@ -157,6 +157,8 @@ def restore(
         if value not in allowed:
             raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
     check_vectors(chosen.vectors, chosen.components)
+    if chosen.train == "none" and chosen.components == "none":
+        raise ValueError("--components none leaves no directions, so no closed form; use --train lm, or another kind")
     if chosen.probe == "linear" and (data is None or Path(data).suffix.lower() != ".jsonl"):
         raise ValueError(
             "the linear probe tells right answers from wrong ones: give --data FILE.jsonl of text and label, or choose "

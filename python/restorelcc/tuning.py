@@ -45,7 +45,7 @@ class TuningObjective:
         if not 0 <= self.distill <= 1:
             raise ValueError(f"distill is {self.distill}; it must lie between 0 and 1")
         if not 0 <= self.hidden < float("inf"):
-            raise ValueError(f"hidden is {self.hidden}; it must be 0 or more")
+            raise ValueError(f"hidden is {self.hidden}; it must be a finite number, 0 or more")
 
     @property
     def needs_teacher(self) -> bool:

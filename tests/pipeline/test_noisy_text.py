@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_calls import invoke, refuse, succeed
 
 from restorelcc.noisy_text import NOISES, Noise
 from restorelcc.text import load_choices, load_text
@@ -66,3 +67,31 @@ def test_answers_stay_and_prompts_change(stories: Any, tmp_path: Path) -> None:
     assert item.query != "What do dogs like?"
     assert item.query.lower() == "what do dogs like?"
     assert item.choices == ("to run", "to fly")
+
+
+def test_eval_with_noise(stories_path: Path, tmp_path: Path) -> None:
+    """Other numbers than without it, the same ones twice, others again by another seed; and the answer says so."""
+    things = ("little cat", "happy dog", "big red ball", "brown bear")
+    rows, items = tmp_path / "rows.jsonl", tmp_path / "items.jsonl"
+    told = [{"text": f"Once upon a time there was a {thing} who liked to", "label": " play."} for thing in things]
+    asked = [{"query": f"Lily saw a {thing}. She", "choices": [" was", " zq"], "gold": 0} for thing in things]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in told))
+    items.write_text("".join(json.dumps(item) + "\n" for item in asked))
+    call = ("eval", stories_path, "--text", rows, "--choices", items, "--window", "64", "--quiet")
+    noisy = (*call, "--noise", "typos", "--noise-rate", "0.5")
+    clean, first, again = (succeed(*each) for each in (call, noisy, noisy))
+    assert clean["noise"] is None
+    assert first["noise"] == {"kind": "typos", "rate": 0.5, "seed": 0, "on": ["prompts", "questions"]}
+    assert first == again
+    other = succeed(*noisy, "--seed", "1")
+    assert other["noise"]["seed"] == 1
+    assert len({each["models"][0]["nll"] for each in (clean, first, other)}) == 3
+    assert first["models"][0]["nll"] > clean["models"][0]["nll"]  # of the same answers, behind prompts that are worse
+    assert first["text"]["tokens"] == clean["text"]["tokens"]
+    line = "noise: typos, 50 % of the words of prompts and questions, seed 0"
+    assert line in invoke(*noisy).stdout.splitlines()
+    assert "noise" not in invoke(*call).stdout
+    questions = ("eval", stories_path, *noisy[4:], "--tokens", "128")  # of the text without --text nothing is changed
+    assert succeed(*questions)["noise"]["on"] == ["questions"]
+    refuse("eval", stories_path, "--noise", "typos", words="noise is for prompts and questions; give --text")
+    refuse(*noisy[:-1], "1.5", words="the noise rate is 1.5; it is a share of the words, 0 to 1")

@@ -147,7 +147,8 @@ def test_every_layer_may_have_its_own_pattern(
         prune_model(random_model("llama"), None, method=method, pattern="0.1,0.2,0.3", calibration=tokens)
 
 
-def test_on_a_real_model_sparsegpt_beats_wanda_and_wanda_magnitude(stories: Any) -> None:
+@pytest.mark.parametrize("pattern", ["0.5", "2:4"])
+def test_on_a_real_model_sparsegpt_beats_wanda_and_wanda_magnitude(pattern: str, stories: Any) -> None:
     from restorelcc.evaluation import token_nll
     from restorelcc.text import write_own_text
 
@@ -155,9 +156,9 @@ def test_on_a_real_model_sparsegpt_beats_wanda_and_wanda_magnitude(stories: Any)
     calibration, held = text.split(0.3, seed=0)
     other, best = copy.deepcopy(stories.model), copy.deepcopy(stories.model)
     dense = token_nll(stories.model, held).mean
-    prune_model(stories.model, None, method="wanda", pattern="0.5", calibration=calibration)
-    prune_model(other, None, method="magnitude", pattern="0.5")
-    prune_model(best, None, method="sparsegpt", pattern="0.5", calibration=calibration)
+    prune_model(stories.model, None, method="wanda", pattern=pattern, calibration=calibration)
+    prune_model(other, None, method="magnitude", pattern=pattern)
+    prune_model(best, None, method="sparsegpt", pattern=pattern, calibration=calibration)
     found = [token_nll(model, held).mean for model in (best, stories.model, other)]
     assert dense < found[0] < found[1] < found[2]
 

@@ -16,6 +16,9 @@ from restorelcc.distillation import distillation_losses
 from restorelcc.lm_head import head_input
 from restorelcc.models import load_model, prunable_linears
 from restorelcc.packed import PackedWeight
+from restorelcc.pruning import prune_model
+from restorelcc.recipe_settings import set_on_command_line
+from restorelcc.restore import restore
 from restorelcc.sparse_linear import SparseLinear
 from restorelcc.text import TokenSet, write_own_text
 from restorelcc.training_loop import TrainingSettings
@@ -84,7 +87,7 @@ def test_teacher_states_are_what_enters_the_head(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("objective", "own"),
     [(TuningObjective(), 0), (TuningObjective(0.7, 0.5), 0), (TuningObjective(0.7), 2), (TuningObjective(1.0), 0),
-     (TuningObjective(0.3), 6)],
+     (TuningObjective(0.3), 6), (TuningObjective(0.0, 2.0), 0), (TuningObjective(1.0, 2.0), 2)],
 )  # fmt: skip
 def test_the_gradient_is_that_of_dense_autograd_under_the_mask(
     kind: str, objective: TuningObjective, own: int, tmp_path: Path
@@ -135,6 +138,36 @@ def test_the_gradient_is_that_of_dense_autograd_under_the_mask(
         assert float((module.bias.grad - linear.bias.grad).abs().max()) <= 1e-4 * bias_scale, name
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_optimiser_keeps_state_for_survivors_and_biases_alone(biased: bool, tmp_path: Path) -> None:
+    """Two numbers of Adam for each survivor and bias, and for the padding of the packed form, where both stay 0:
+
+    each row's float32 values end at a multiple of 4 (16 bytes), each matrix's with 16 more (64 bytes).
+    """
+    dense, _ = random_pair("llama-gqa", tmp_path)
+    model = load_model(dense).model
+    prune_model(model, method="magnitude", pattern="0.7")  # rows of a different number of survivors each
+    kept = {name: (linear.weight != 0).sum(1) for name, linear in prunable_linears(model)}
+    weights = sum(linear.weight.numel() for _, linear in prunable_linears(model))
+    survivors = tuning._Survivors(model, list(kept) if biased else [])
+    task = tuning._Task(model, survivors, TuningObjective(), ragged_tokens(96), None)
+    trainer = tuning._Trainer(task, 0.01, 3)
+    for rows in ([0, 1], [2], [3, 4]):
+        trainer.step(rows)
+
+    nnz = int(sum(count.sum() for count in kept.values()))
+    padding = sum(int((-count % 4).sum()) + 16 for count in kept.values())
+    biases = sum(len(count) for count in kept.values()) if biased else 0
+    states = list(trainer.optimiser.state.values())
+    assert padding > 16 * len(kept), "no row is padded, so this shows nothing"
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert sum(state[name].numel() for state in states) == nnz + padding + biases, name
+        assert sum(int((state[name] != 0).sum()) for state in states) <= nnz + biases, name
+    assert {name for state in states for name in state} == {"step", "exp_avg", "exp_avg_sq"}
+    assert nnz + padding + biases < 0.6 * weights
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
 @pytest.fixture(scope="module")
 def own_text(stories_pair: tuple[Path, Path]) -> TokenSet:
     """What the dense model writes itself: 24 windows of 64 tokens."""
@@ -159,6 +192,48 @@ def test_tuning_lowers_the_heldout_nll_and_keeps_the_mask(stories_pair: tuple[Pa
         assert not module.values.requires_grad
 
 
+@torch.no_grad()
+def hidden_distance(model: nn.Module, tokens: TokenSet, states: Tensor) -> float:
+    """‖h − h_d‖² / ‖h_d‖² over the tokens that are no padding."""
+    with head_input(model) as seen:
+        model(input_ids=tokens.ids, attention_mask=tokens.attention_mask)
+    real = tokens.attention_mask.bool()
+    theirs = states[real].double()
+    return float((seen[0][real].double() - theirs).square().sum() / theirs.square().sum())
+
+
+def test_the_distance_of_hidden_states_falls_by_its_weight(tmp_path: Path) -> None:
+    dense, pruned = random_pair("llama-gqa", tmp_path)
+    loaded = load_model(dense)
+    words = write_own_text(loaded.model, loaded.tokenizer, tokens=768, window=24, seed=0)
+    other = write_own_text(loaded.model, loaded.tokenizer, tokens=192, window=24, seed=1)
+    states = teacher_states(loaded.model, other)
+    found = {"pruned": hidden_distance(load_model(pruned).model, other, states)}
+    for hidden in (0.0, 4.0):
+        model = load_model(pruned).model
+        result = tune(model, words, dense=loaded.model, objective=TuningObjective(0.0, hidden), settings=SHORT)
+        assert result.heldout_after < result.heldout_before
+        found[f"{hidden:g}"] = hidden_distance(model, other, states)
+    assert found["4"] < 0.9 * found["pruned"], found
+    assert found["4"] < 0.9 * found["0"], found  # which the loss of the labels alone would not do
+
+
+def test_restore_takes_the_distance_of_hidden_states_as_a_setting(tmp_path: Path) -> None:
+    dense, pruned = random_pair("llama-gqa", tmp_path)
+    loaded = load_model(dense)
+    other = write_own_text(loaded.model, loaded.tokenizer, tokens=192, window=24, seed=1)
+    states = teacher_states(loaded.model, other)
+    found = []
+    for hidden in ("0", "4"):
+        recipe = set_on_command_line("best", ["refit=none", f"hidden={hidden}"])
+        out = tmp_path / f"hidden{hidden}"
+        report = restore(dense, pruned, out, recipe=recipe, tokens=768, window=24, training=SHORT)
+        assert report.settings["objective"] == {"distill": 1.0, "hidden": float(hidden)}  # no --data: all is own text
+        found.append(hidden_distance(load_model(out).model, other, states))
+    assert found[1] < 0.8 * hidden_distance(load_model(pruned).model, other, states), found
+    assert found[1] < 0.98 * found[0], found  # the distillation alone brings it down by a quarter
+
+
 def test_repeats_bit_for_bit_and_a_hopeless_rate_returns_the_start(
     stories_pair: tuple[Path, Path], own_text: TokenSet
 ) -> None:
@@ -180,5 +255,10 @@ def test_refused(tmp_path: Path) -> None:
         tune(load_model(pruned).model, tokens, objective=TuningObjective(0.5))
     with pytest.raises(ValueError, match=r"distill is 1\.5; it must lie between 0 and 1"):
         TuningObjective(1.5)
+    with pytest.raises(ValueError, match="distillation needs the dense model"):
+        tune(load_model(pruned).model, tokens, objective=TuningObjective(0.0, 0.5))
+    for hidden in (-0.5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"hidden is {hidden}; it must be a finite number, 0 or more"):
+            TuningObjective(0.0, hidden)
     with pytest.raises(ValueError, match="at least 2 rows"):
         tune(load_model(pruned).model, tokens.subset([0]))

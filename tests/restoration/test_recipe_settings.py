@@ -1,0 +1,46 @@
+"""Settings of a recipe by name: what nothing would read is refused in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from restorelcc.recipe_settings import Value, set_on_command_line, setting_names, with_settings
+from restorelcc.recipes import RECIPES
+from restorelcc.restore import restore
+
+
+@pytest.mark.parametrize("setting", ["learning_rates=0.02", "epochs=2", "steps=3", "evaluations=2", "vectors=spanned"])
+def test_the_closed_form_reads_no_training(setting: str) -> None:
+    key = setting.partition("=")[0]
+    with pytest.raises(ValueError, match=f"compensate with train=none does not read {key}; its settings are sites, "):
+        set_on_command_line("compensate", [setting], train="none")
+    assert set_on_command_line("compensate", [setting], train="lm").train == "lm"
+    kept = set_on_command_line("compensate", ["heldout_share=0.25"], train="none")
+    assert kept.training is not None
+    assert kept.training.heldout_share == 0.25
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "key"),
+    [
+        ("compensate", {"epochs": 2, "train": None}, "epochs"),
+        ("compensate", {"rank": 4, "components": "mean"}, "rank"),
+        ("compensate", {"rank": 4, "components": None}, "rank"),
+        ("task", {"train": "lm", "distill": 0.5}, "distill"),
+        ("fast", {"epochs": 2}, "epochs"),
+        ("best", {"tuning": None, "distill": 0.5}, "distill"),
+    ],
+)
+def test_what_another_setting_leaves_unread(recipe: str, settings: dict[str, Value], key: str) -> None:
+    """In whichever order they are written."""
+    for given in (settings, dict(reversed(settings.items()))):
+        with pytest.raises(ValueError, match=f"(does not read|has no setting) {key}; its settings are"):
+            with_settings(RECIPES[recipe], given)
+    assert key not in setting_names(with_settings(RECIPES[recipe], {k: v for k, v in settings.items() if k != key}))
+
+
+def test_components_none_without_training_are_refused_before_any_work() -> None:
+    with pytest.raises(ValueError, match="--components none leaves no directions, so no closed form; use --train lm"):
+        restore(Path("dense"), Path("pruned"), Path("out"), recipe="compensate", components="none", train="none")
