@@ -18,11 +18,10 @@ def test_a_part_counts_what_it_takes_alone() -> None:
 
     Mapped by hand: an allocator may serve an array from what earlier tests let go, and keep it afterwards.
     """
-    with watched_peak() as first:
-        with mmap.mmap(-1, MUCH, access=mmap.ACCESS_COPY) as taken:
-            for page in range(0, MUCH, mmap.PAGESIZE):
-                taken[page] = 1
-            with_it = resident_memory._status("VmRSS")
+    with watched_peak() as first, mmap.mmap(-1, MUCH, access=mmap.ACCESS_COPY) as taken:
+        for page in range(0, MUCH, mmap.PAGESIZE):
+            taken[page] = 1
+        with_it = resident_memory._status("VmRSS")
     if not first.own:
         pytest.skip("this system does not set the high-water mark back")
     assert first.peak > with_it - MUCH // 8
