@@ -268,14 +268,14 @@ def restore(dense: str, pruned: Path, out: Path, recipe: str, sites: str | None,
               help="Examples before each question.  [default: the task's own number, else 0]")  # fmt: skip
 @click.option("--harness-limit", type=click.IntRange(min=1), metavar="N", help="Only the first N items of each task.")
 @choice_option("--noise", NOISES, "On prompts and questions: typing errors, casing, words left out.")
-@click.option("--noise-rate", type=float, default=0.1, show_default=True, help="Share of words that noise hits.")
+@click.option("--noise-rate", type=float, help="Share of words that noise hits.  [default: 0.1]")
 @click.option("--compensation", metavar="NAME|none", help="Of MODEL, a packed one with several; default: its default.")
 @number_option("--tokens", 16384, "Tokens of text to use.")
 @number_option("--window", 512, "Tokens per window.", least=2)
 @seeded_options
 def evaluate(model: str, against: tuple[str, ...], text: Path | None, choices: Path | None, harness: str | None,
              harness_tasks: Path | None, harness_shots: int | None, harness_limit: int | None, noise: str,
-             noise_rate: float, compensation: str | None, tokens: int, window: int, seed: int, as_json: bool,
+             noise_rate: float | None, compensation: str | None, tokens: int, window: int, seed: int, as_json: bool,
              quiet: bool) -> None:  # fmt: skip
     """Perplexity (and multiple choice, and tasks of lm-evaluation-harness) of MODEL, compared on the same windows.
 
@@ -289,13 +289,15 @@ def evaluate(model: str, against: tuple[str, ...], text: Path | None, choices: P
 
     if harness is None and (harness_tasks, harness_shots, harness_limit) != (None, None, None):
         raise ValueError("--harness-tasks, --harness-shots and --harness-limit belong to --harness; name tasks with it")
+    if noise == "none" and noise_rate is not None:
+        raise ValueError("--noise-rate belongs to --noise; say which noise, or leave it out")
     names = tuple(dict.fromkeys(name.strip() for name in (harness or "").split(",") if name.strip()))
     result = compare(
         [model, *against], text=text, choices=choices,
         harness=None if harness is None else HarnessSettings(names, harness_tasks, harness_shots, harness_limit),
         tokens=tokens, window=window, seed=seed,
-        noise=None if noise == "none" else Noise(noise, noise_rate, seed), compensation=compensation,
-        progress=make_progress(quiet),
+        noise=None if noise == "none" else Noise(noise, 0.1 if noise_rate is None else noise_rate, seed),
+        compensation=compensation, progress=make_progress(quiet),
     )  # fmt: skip
     result["peak_rss_bytes"] = peak = resident_memory.peak_rss_bytes()
     emit(as_json, result, [*summary(result), *memory_lines(peak)])

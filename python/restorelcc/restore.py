@@ -52,7 +52,6 @@ __all__ = ["RestoreReport", "restore", "training_text"]
 TRAINERS = ("lm", "choices", "none")
 MAX_PAIRS = 500  # for the linear probe; its authors use as many
 SAMPLES = 512  # tokens whose lost activation an autoencoder learns from
-ALWAYS_SCORED = ("attribution", "random")  # cheap, and in need of nothing but the text
 
 
 def training_text(
@@ -125,10 +124,11 @@ def restore(
             projections, c to its FFNs); so does `task`, by the choices of a few multiple-choice items.
         sites, probe, heads, components, rank, train, fold_into, positions, skip_first, probe_tokens: of the recipes
             that learn c alone; the recipe's own choice by default. sites: where vectors are added, `attention`, `ffn`
-            or `both`. probe: which heads are worth it (see `probes.PROBES`); matters when `heads` is a share. heads:
-            `all`, or a share in (0, 1]. components, rank: see `lost_components`. train: `lm`, `choices` (recipe `task`
-            alone), or `none` for the line-searched closed form. fold_into: `o_proj` for a stock checkpoint, `none` for
-            an adapter directory. probe_tokens: of the text, for the head scores; each probe's own default otherwise.
+            or `both`. probe: which heads are worth it (see `probes.PROBES`); heads are scored when `heads` is a share,
+            or when a probe is asked for here. heads: `all`, or a share in (0, 1]. components, rank: see
+            `lost_components`. train: `lm`, `choices` (recipe `task` alone), or `none` for the line-searched closed
+            form. fold_into: `o_proj` for a stock checkpoint, `none` for an adapter directory. probe_tokens: of the
+            text, for the head scores; each probe's own default otherwise.
         examples: how many items of `data` recipe `task` learns from, drawn by `seed`; 100 by default.
         data: .txt or .jsonl; without it the dense model writes its own text. For `task` a .jsonl of multiple choice.
         training: of the compensation or the tuning; the recipe's own by default.
@@ -185,7 +185,7 @@ def restore(
     with only_call(place, out):
         job = _Job(
             dense, pruned, out, chosen, settings, Steps(place, report.timings), progress, report, data=data,
-            tokens=tokens, window=window, seed=seed, overwrite=overwrite,
+            tokens=tokens, window=window, seed=seed, overwrite=overwrite, scored="probe" in given,
         )  # fmt: skip
         job.run()
     return report
@@ -228,6 +228,7 @@ class _Job:
     window: int
     seed: int
     overwrite: bool
+    scored: bool  # heads, though all of them are taken
     examples: ChoiceSet | None = None
 
     def run(self) -> None:
@@ -324,9 +325,9 @@ class _Job:
         lost.save(steps.work / "components.safetensors")
 
         loaded = load_model(self.pruned)  # only now: the moments need two layers, not two models
-        kinds = dict.fromkeys((recipe.probe, *ALWAYS_SCORED)) if lost.place == ATTENTION else {}
-        scores = {kind: self._scores(kind, loaded, text, lost, stamp) for kind in kinds}
-        chosen = select_heads(scores[recipe.probe].scores if scores else lost.unit, recipe.heads)
+        scored = lost.place == ATTENTION and (self.scored or recipe.heads != "all")
+        scores = self._scores(recipe.probe, loaded, text, lost, stamp) if scored else None
+        chosen = select_heads(lost.unit if scores is None else scores.scores, recipe.heads)
         tied = target.tied if recipe.fold == "o_proj" else 1
         result = self._trained(loaded.model, text, lost, chosen, tied, stamp)
         with steps.timed("fold"):
@@ -341,8 +342,9 @@ class _Job:
         if recipe.train == "choices":
             report.heldout_unit = "choice loss and distillation, nats"
         report.heldout = {"pruned": result.heldout_before, "restored": result.heldout_after}
-        report.head_scores = {kind: value.scores.tolist() for kind, value in scores.items()}
-        report.score_units = {kind: value.unit for kind, value in scores.items()}
+        if scores is not None:
+            report.head_scores = {recipe.probe: scores.scores.tolist()}
+            report.score_units = {recipe.probe: scores.unit}
         report.selected = result.compensation.heads.tolist()
         report.history, report.search = result.history, result.search
 

@@ -95,3 +95,4 @@ def test_eval_with_noise(stories_path: Path, tmp_path: Path) -> None:
     assert succeed(*questions)["noise"]["on"] == ["questions"]
     refuse("eval", stories_path, "--noise", "typos", words="noise is for prompts and questions; give --text")
     refuse(*noisy[:-1], "1.5", words="the noise rate is 1.5; it is a share of the words, 0 to 1")
+    refuse(*call, "--noise-rate", "0.5", words="--noise-rate belongs to --noise")

@@ -119,16 +119,16 @@ def test_an_empty_answer_is_refused() -> None:
                     pairs=PairSet(positive, whole.negative))  # fmt: skip
 
 
-def test_restore_computes_what_was_asked_and_the_cheap_ones(stories_pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_restore_scores_heads_where_it_chooses_or_was_asked(stories_pair: tuple[Path, Path], tmp_path: Path) -> None:
     settings = TrainingSettings(learning_rates=(0.02,), batch_tokens=256, evaluations=1)
     common: dict[str, Any] = {
         "recipe": "compensate", "tokens": 512, "window": 64, "training": settings, "heads": 0.25,
         "work": tmp_path / "w",
     }  # fmt: skip
     report = restore(*stories_pair, tmp_path / "a", **common)
-    assert set(report.head_scores) == {"attribution", "random"}
+    assert set(report.head_scores) == {"attribution"}
     exact = restore(*stories_pair, tmp_path / "b", **common, probe="perplexity")
-    assert set(exact.head_scores) == {"attribution", "perplexity", "random"}
+    assert set(exact.head_scores) == {"perplexity"}
     scores = torch.tensor(exact.head_scores["perplexity"])
     assert torch.equal(torch.tensor(exact.selected), scores >= scores.flatten().sort().values[-10])
 

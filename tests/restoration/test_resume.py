@@ -35,7 +35,7 @@ def words(tmp_path: Path) -> Path:
 
 
 def run(pair: tuple[Path, Path], words: Path, out: Path, **more: Any) -> dict[str, torch.Tensor]:
-    restore(*pair, out, recipe="compensate", data=words, tokens=256, window=16, overwrite=True, **more)
+    restore(*pair, out, recipe="compensate", heads=0.5, data=words, tokens=256, window=16, overwrite=True, **more)
     return load_file(out / "compensation.safetensors")
 
 
@@ -56,7 +56,7 @@ def other_types(path: Path) -> None:
 
 @pytest.mark.parametrize("name", [
     "text.safetensors", "text.json", "moments.safetensors", "moments.json", "scores_attribution.safetensors",
-    "scores_random.json", "compensation.safetensors", "compensation.json", "training.json",
+    "scores_attribution.json", "compensation.safetensors", "compensation.json", "training.json",
 ])  # fmt: skip
 @pytest.mark.parametrize("damage", [flip, truncate, other_types, Path.unlink])
 def test_damaged_step_files_are_made_again(
