@@ -8,7 +8,8 @@ the names under which stock classes keep their layers and output projections. No
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from .packed import DENSE_DTYPES
 from .structure import Structure
 
 __all__ = [
-    "AttentionSite", "attention_sites", "check_pair", "decoder_layers", "ffn_outputs", "get_module", "prunable_linears",
-    "prunable_weights", "record_layer_calls", "replace_module",
+    "AttentionSite", "attention_sites", "check_pair", "decoder_layers", "ffn_outputs", "get_module", "layers_left_out",
+    "prunable_linears", "prunable_weights", "record_layer_calls", "replace_module",
 ]  # fmt: skip
 
 LAYERS = (
@@ -196,6 +197,27 @@ class _CallRecorder(nn.Module):
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         self.call = (args[1:], {key: value for key, value in kwargs.items() if key != "hidden_states"})
         return hidden
+
+
+class _Answering(_CallRecorder):
+    """Stands in for the last layer, and answers with `output`, whatever it is called with."""
+
+    output: Any = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.output
+
+
+@contextmanager
+def layers_left_out(model: Any) -> Iterator[Callable[[Any], None]]:
+    """Inside, a forward of `model` computes no layer; the last one gives what the yielded function was given."""
+    prefix, layers = decoder_layers(model)
+    last = _Answering(layers[-1])
+    replace_module(model, prefix, nn.ModuleList([*(_CallRecorder(layer) for layer in layers[:-1]), last]))
+    try:
+        yield lambda output: setattr(last, "output", output)
+    finally:
+        replace_module(model, prefix, layers)
 
 
 @torch.no_grad()

@@ -27,6 +27,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .tensor_memory import apart
+
 if TYPE_CHECKING:
     import rich.progress
 
@@ -325,9 +327,8 @@ def atomic_write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Ma
     Raises:
         OSError: no space left, said with the bytes needed and free; the old file, if any, is untouched.
     """
-    ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in ready.values())
-    with atomic_file(path, needed) as partial:
+    ready = apart({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    with atomic_file(path, sum(tensor.nbytes for tensor in ready.values())) as partial:
         save_file(ready, partial, metadata=dict(metadata))
 
 

@@ -22,8 +22,8 @@ from .text import ChoiceItem
 from .token_set import TokenSet, padding_id
 
 __all__ = [
-    "AccuracyGain", "ChoiceResult", "GapClosed", "NllResult", "accuracy_gain", "gap_closed", "greedy_samples",
-    "multiple_choice", "predicted_bytes", "token_nll",
+    "AccuracyGain", "ChoiceResult", "GapClosed", "NllResult", "accuracy_gain", "check_counted", "gap_closed",
+    "greedy_samples", "multiple_choice", "predicted_bytes", "row_sums", "token_nll",
 ]  # fmt: skip
 
 
@@ -72,18 +72,23 @@ def token_nll(model: Any, tokens: TokenSet, *, batch: int = 4, progress: Progres
     Raises:
         ValueError: no token counts, or rows longer than the model's context.
     """
-    if tokens.tokens == 0:
-        raise ValueError(f"no token of {tokens.name} is to be predicted; give longer text")
-    tokens.check_model(model)
+    check_counted(model, tokens)
     sums = []
     with (progress or SilentProgress()).task("perplexity", len(tokens)) as advance:
         for part in tokens.batches(batch):
-            sums.append(_row_sums(model, part))
+            sums.append(row_sums(model, part))
             advance(len(part))
     return NllResult(torch.cat(sums), (tokens.lengths - tokens.response_start).clamp(min=0))
 
 
-def _row_sums(model: Any, part: TokenSet) -> Tensor:
+def check_counted(model: Any, tokens: TokenSet) -> None:
+    """Raises ValueError when no token counts, or a row is longer than the model's context."""
+    if tokens.tokens == 0:
+        raise ValueError(f"no token of {tokens.name} is to be predicted; give longer text")
+    tokens.check_model(model)
+
+
+def row_sums(model: Any, part: TokenSet) -> Tensor:
     """Σ nll [n] float64 of one batch."""
     rows = (part.labels[:, 1:] != -100).nonzero()[:, 0]
     total = torch.zeros(len(part), dtype=torch.float64)

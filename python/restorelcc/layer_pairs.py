@@ -88,7 +88,7 @@ def stream_pairs(
     *,
     work: Path,
     stamp: str,
-    fields: Fields,
+    fields: Callable[[int], Fields],
     batch: int,
     task: str,
     progress: Progress,
@@ -96,10 +96,11 @@ def stream_pairs(
     """What `visit` returned for each layer, in order; read from the files that it is kept in until the end.
 
     Args:
-        visit: must `run` both layers over every batch; its tensors must be as `fields` says.
+        visit: must `run` both layers over every batch; its tensors must be as `fields` of the layer's index says.
         work: where hidden states and finished layers are kept; the caller removes it. `stamp`: of all that goes in.
 
-    Memory: two layers, the embeddings, `batch` rows of activations. Disk: four files of n·T·E float32.
+    Memory: two layers, the embeddings, `batch` rows of activations. Disk: four files of n·T·E float32. What is
+    returned is mapped from the layers' files, which may be removed meanwhile.
     """
     work.mkdir(parents=True, exist_ok=True)
     rows, length = tokens.ids.shape
@@ -122,7 +123,7 @@ def stream_pairs(
             advance(1)
     hidden.close()
     for index in range(count):
-        yield _read_layer(work, index, fields)
+        yield _read_layer(work, index, fields(index))
 
 
 def _layer_file(work: Path, index: int) -> Path:
@@ -133,14 +134,14 @@ def _read_layer(work: Path, index: int, fields: Fields) -> dict[str, Tensor]:
     return read_step_file(_layer_file(work, index), "layer", fields, name="layer", remedy="run it again")[0]
 
 
-def _finished_layers(work: Path, stamp: str, fields: Fields, hidden: _HiddenFiles) -> int:
+def _finished_layers(work: Path, stamp: str, fields: Callable[[int], Fields], hidden: _HiddenFiles) -> int:
     """Layers a killed call with the same fingerprint finished; everything else in `work` is of no use."""
     state = read_record(work / "progress.json")
     layers = state.get("layers")
     if state.get("fingerprint") == stamp and isinstance(layers, int) and hidden.whole():
         with suppress(ValueError):  # a damaged layer: begin again
             for index in range(layers):
-                _read_layer(work, index, fields)
+                _read_layer(work, index, fields(index))
             return layers
     for file in work.iterdir():
         file.unlink()

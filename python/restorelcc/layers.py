@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .architectures import decoder_layers, record_layer_calls, stored_tensor, tensor_files
-from .models import plain_errors
+from .models import load_model, plain_errors
 
 __all__ = ["LayerStream"]
 
@@ -53,7 +53,6 @@ class LayerStream:
         self.model = model.eval().requires_grad_(False)
         self.config = config
         self._files = tensor_files(self.path)
-        self.stored: dict[str, torch.dtype] = {}  # of the tensors read so far, in the file
         self.prefix, self._layers = decoder_layers(self.model)
         self.layer_count = len(self._layers)
         base = self.model.base_model
@@ -61,9 +60,32 @@ class LayerStream:
         for name, _ in list(base.named_parameters()):
             full = f"{base_name}.{name}"
             if not full.startswith(self.prefix + "."):
-                self._materialise(self.model, full, self._read(full))
+                self._materialise(self.model, full, self.read(full))
 
-    def _read(self, name: str) -> Tensor:
+    def read_head(self) -> None:
+        """Loads what stands outside of the base model too: the LM head, or the embedding that it is tied to."""
+        head, tied = self.model.get_output_embeddings(), getattr(self.config, "tie_word_embeddings", False)
+        for name, parameter in list(self.model.named_parameters()):
+            if not parameter.is_meta or name.startswith(self.prefix + "."):
+                continue
+            if name in self._files:
+                value = self.read(name)
+            elif tied and parameter is head.weight:
+                value = self.model.get_input_embeddings().weight
+            else:  # stored under an older name, as GPT-NeoX's head is: the stock loader knows it
+                value = load_model(self.path).model.get_parameter(name).to(self.dtype)
+            self._materialise(self.model, name, value)
+
+    def stored_dtype(self, name: str) -> torch.dtype:
+        """The type in which the file holds this parameter; its values are not read."""
+        return self._stored(name).dtype
+
+    def read(self, name: str) -> Tensor:
+        """The parameter as the file holds it, in the computation type."""
+        return self._stored(name).to(self.dtype)
+
+    def _stored(self, name: str) -> Tensor:
+        """Mapped, not read: pages come with their first use, and the system may take them back."""
         file = self._files.get(name)
         if file is None:
             raise ValueError(
@@ -77,8 +99,7 @@ class LayerStream:
                 f"{self.path} holds {name} of shape {list(value.shape)}, its config.json asks for {list(shape)}; "
                 "weights and configuration are not of the same model"
             )
-        self.stored[name] = value.dtype
-        return value.to(self.dtype)
+        return value
 
     @staticmethod
     def _materialise(root: nn.Module, name: str, value: Tensor) -> None:
@@ -97,7 +118,7 @@ class LayerStream:
         names = [name for name, _ in layer.named_parameters()]
         try:
             for name in names:
-                self._materialise(layer, name, self._read(f"{self.prefix}.{index}.{name}"))
+                self._materialise(layer, name, self.read(f"{self.prefix}.{index}.{name}"))
             yield layer
         finally:
             for name in names:

@@ -204,7 +204,7 @@ def collect_moments(
 
     with only_call(work, out):
         layers = [tensors_by_place(places, layer) for layer in stream_pairs(
-            streams, tokens, visit, work=work, stamp=stamp, fields=fields, batch=batch, task="moments",
+            streams, tokens, visit, work=work, stamp=stamp, fields=lambda _: fields, batch=batch, task="moments",
             progress=progress,
         )]  # fmt: skip
         metadata = {"fingerprint": stamp, "positions": positions, "skip_first": str(skip_first)}

@@ -16,7 +16,7 @@ dense residual stream. A bias that is there is solved for as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from .masked_least_squares import masked_least_squares
 from .models import attention_sites, decoder_layers
 from .projection_taps import projection_groups, tapped, tapping
 from .pruning import rounded_survivors
+from .step_file import Fields
 from .structure import Structure
 from .text import TokenSet
 
@@ -76,9 +77,10 @@ def refit(
             are then the kept rows of t; those of o_proj and down_proj are whole, so that the kept columns also take
             over what the removed ones gave.
 
-    The tensors are of the types that the pruned checkpoint stores. No zero of a weight changes, and none is added.
-    Memory: one layer of each model, the embeddings, x xᵀ and t xᵀ of one group of projections. Time: about 4.5 forward
-    passes of one model over the text, and up to `iterations` products of 2 N K² for each projection.
+    The tensors are of the types that the pruned checkpoint stores, and mapped from files in `work`, which may be
+    removed meanwhile. No zero of a weight changes, and none is added. Memory: one layer of each model, the embeddings,
+    x xᵀ and t xᵀ of one group of projections; docs/recipes.md has the formula. Time: about 4.5 forward passes of one
+    model over the text, and up to `iterations` products of 2 N K² for each projection.
 
     Raises:
         ValueError: models of different shape, text that is not for them, activations that are not finite, or layers
@@ -91,28 +93,24 @@ def refit(
     stamp = fingerprint(dense=Path(dense), pruned=Path(pruned), ids=tokens.fingerprint(), settings=asdict(settings))
 
     def visit(pair: LayerPair) -> dict[str, Tensor]:
-        return _LayerRefit(pair, sites[pair.index].name, streams[PRUNED].stored, structure, settings).run()
+        return _LayerRefit(pair, sites[pair.index].name, streams[PRUNED].stored_dtype, structure, settings).run()
 
-    prefix, layers = decoder_layers(streams[PRUNED].model)
-    found: dict[str, Tensor] = {}
     parts = stream_pairs(
-        streams, tokens, visit, work=work, stamp=stamp, fields=_fields(layers[0]),
+        streams, tokens, visit, work=work, stamp=stamp, fields=lambda index: _fields(streams[PRUNED], index),
         batch=settings.batch, task="refit", progress=progress or SilentProgress(),
     )  # fmt: skip
-    for index, part in enumerate(parts):
-        for name, value in part.items():
-            full = f"{prefix}.{index}.{name}"
-            found[full] = value.to(streams[PRUNED].stored.get(full, value.dtype))
-    return found
+    prefix = streams[PRUNED].prefix
+    return {f"{prefix}.{index}.{name}": value for index, part in enumerate(parts) for name, value in part.items()}
 
 
-def _fields(layer: nn.Module) -> dict[str, tuple[torch.dtype, str]]:
-    """What a layer's file holds: the refitted tensors as float32."""
+def _fields(pruned: LayerStream, index: int) -> Fields:
+    """What a layer's file holds: the refitted tensors, of the types that the pruned checkpoint stores."""
     fields = {}
-    for place, (name, linear) in enumerate(_linears(layer)):
-        fields[f"{name}.weight"] = (torch.float32, f"N{place} K{place}")
+    for place, (name, linear) in enumerate(_linears(decoder_layers(pruned.model)[1][index])):
+        full = f"{pruned.prefix}.{index}.{name}"
+        fields[f"{name}.weight"] = (pruned.stored_dtype(f"{full}.weight"), f"N{place} K{place}")
         if _has_bias(linear):
-            fields[f"{name}.bias"] = (torch.float32, f"N{place}")
+            fields[f"{name}.bias"] = (pruned.stored_dtype(f"{full}.bias"), f"N{place}")
     return fields
 
 
@@ -136,18 +134,24 @@ class _Sums:
 
     def add(self, x: Tensor, targets: dict[str, Tensor]) -> None:
         self.count += x.shape[0]
-        self.gram = self.gram + (x.T @ x).double()
+        self.gram = _added(self.gram, x.T @ x)
         self.x = self.x + x.double().sum(0)
         for name, t in targets.items():
-            self.cross[name] = self.cross.get(name, 0) + (t.T @ x).double()
+            self.cross[name] = _added(self.cross.get(name, 0), t.T @ x)
             self.t[name] = self.t.get(name, 0) + t.double().sum(0)
+
+
+def _added(total: Any, value: Tensor) -> Tensor:
+    """total + value in float64; a sum that is there already takes it in, since a second one of this size is dear."""
+    wide = value.double()
+    return total.add_(wide) if isinstance(total, Tensor) else total + wide
 
 
 class _LayerRefit:
     """One layer: its groups of projections in the order in which the stock layer calls them."""
 
     def __init__(
-        self, pair: LayerPair, site: str, stored: dict[str, torch.dtype],
+        self, pair: LayerPair, site: str, stored: Callable[[str], torch.dtype],
         structure: Structure | None, settings: RefitSettings,
     ) -> None:  # fmt: skip
         self.pair, self.stored, self.settings = pair, stored, settings
@@ -167,13 +171,16 @@ class _LayerRefit:
                 linear: Any = pruned.get_submodule(name)
                 weight, bias = self._solved(name, linear, sums)
                 linear.weight.copy_(weight)
-                made[f"{name}.weight"] = weight
+                made[f"{name}.weight"] = weight.to(self._stored(f"{name}.weight"))
                 if bias is not None:
                     linear.bias = nn.Parameter(bias, requires_grad=False)
-                    made[f"{name}.bias"] = bias
+                    made[f"{name}.bias"] = bias.to(self._stored(f"{name}.bias"))
         for batch in self.pair.batches():  # the dense one's output was handed on with the last group
             self.pair.run(PRUNED, batch)
         return made
+
+    def _stored(self, name: str) -> torch.dtype:
+        return self.stored(f"{self.pair.name}.{name}")
 
     def _adds_to_stream(self, batch: PairBatch) -> bool:
         """Whether h + y_attention + y_ffn is what the layer gives: not where outputs are scaled or normalised first."""
@@ -240,7 +247,7 @@ class _LayerRefit:
             )
         except ValueError as error:
             raise ValueError(f"{full} cannot be refitted: {error}") from error
-        dtype = self.stored.get(f"{full}.weight", torch.float32)
+        dtype = self._stored(f"{name}.weight")
         weight = rounded_survivors(solution.weight, start != 0, dtype)
         if not _has_bias(linear):
             return weight, None

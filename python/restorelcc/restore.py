@@ -75,10 +75,10 @@ def training_text(
     mark = cache.with_suffix(".json")
     if is_finished(mark, stamp, cache):
         return TokenSet.load(cache)
-    loaded = load_model(dense)
     if data is not None:
-        text = load_text(data, loaded.tokenizer, window=window, max_tokens=tokens, seed=seed)
+        text = load_text(data, load_tokenizer(dense), window=window, max_tokens=tokens, seed=seed)
     else:
+        loaded = load_model(dense)
         text = write_own_text(
             loaded.model, loaded.tokenizer, tokens=tokens, window=window, seed=seed, progress=progress
         )

@@ -21,14 +21,17 @@ from torch import Tensor
 from .artifacts import Progress, atomic_write_json, fingerprint, read_json
 from .evaluation import token_nll
 from .fold_target import FoldTarget, fold_target, skeleton_of, stored_config
+from .layers import LayerStream
 from .models import load_model
 from .own_text import tokens_beside, write_own_text
+from .pruning import rounded_survivors
 from .recipes import Recipe
 from .refit import refit
 from .restored_checkpoint import retargeted
 from .resume import is_finished, mark_finished
 from .sites import ATTENTION, FFN, model_sites
 from .step_runner import Steps
+from .streamed_nll import streamed_nll
 from .structure import Structure
 from .tensor_file import load_tensors, save_tensors
 from .token_set import TokenSet, join_rows
@@ -89,9 +92,7 @@ def restore_weights(
     """
     given = _Given(dense, pruned, text, recipe, settings, target, steps, structure, progress)
     _, heldout = text.split(settings.heldout_share, seed=settings.seed)
-    model = load_model(pruned, dtype=torch.float32).model
-    before = token_nll(model, heldout, batch=4).mean
-    found = {"pruned": before, "restored": before}
+    found: dict[str, float] = {}
     changed: dict[str, Tensor] = {}
     search: list[dict[str, float]] = []
     history: list[dict[str, float]] = []
@@ -99,10 +100,15 @@ def restore_weights(
     if recipe.refit is not None:
         solved, stamp = _refit(given)
         with steps.timed("refit scale"):
-            changed, search = _line_search(model, solved, heldout, before)
+            changed, search = _line_search(pruned, solved, heldout)
+        found["pruned"] = search[0]["heldout_nll"]
         found["refitted"] = found["restored"] = min(row["heldout_nll"] for row in search)
-        model = retargeted(load_model(pruned, dtype=torch.float32).model, changed, target)
-    if recipe.tuning is not None:
+    if recipe.tuning is not None:  # which trains the whole model; the refit never has it in memory
+        model = load_model(pruned, dtype=torch.float32).model
+        if recipe.refit is None:
+            found["pruned"] = token_nll(model, heldout, batch=4).mean
+        else:
+            model = retargeted(model, changed, target)
         result = _tune(given, model, stamp)
         changed, history, search = result.tensors, result.history, [*search, *result.search]
         found["restored"] = result.heldout_after
@@ -134,7 +140,7 @@ def _refit(given: _Given) -> tuple[dict[str, Tensor], str]:
         )  # fmt: skip
         save_tensors(path, "refit", solved)
         shutil.rmtree(layers)
-        return solved
+        return load_tensors(path, "refit")
 
     return steps.run("refit", stamp, make, lambda path: load_tensors(path, "refit")), stamp
 
@@ -172,37 +178,40 @@ def _own_text(given: _Given) -> TokenSet | None:
 
 
 def _line_search(
-    model: Any, solved: Mapping[str, Tensor], heldout: TokenSet, before: float
+    pruned: Path, solved: Mapping[str, Tensor], heldout: TokenSet
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """The best w° + s (w − w°): all of it where that is better than nothing, else the best of some scales, 0 included.
 
     A weight that is refitted by a part is no solution of anything, so parts are tried only where the whole fails.
+    Layer by layer: neither the model nor a second copy of what was solved is in memory, but for the part that is kept.
     """
-    start = _values(model, solved)
-    search = [{"refit_scale": 0.0, "heldout_nll": before}]
+
+    def measured(scale: float) -> dict[str, float]:
+        def changed(name: str, start: Tensor) -> Tensor:
+            return start if scale == 0 or name not in solved else _between(start, solved[name], scale)
+
+        return {"refit_scale": scale, "heldout_nll": streamed_nll(pruned, heldout, changed=changed).mean}
+
+    search = [measured(0.0)]
     for scale in (1.0, *SCALES):
-        scaled = {name: start[name] + scale * (value.float() - start[name]) for name, value in solved.items()}
-        _install(model, scaled)
-        search.append({"refit_scale": scale, "heldout_nll": ceiling(token_nll(model, heldout, batch=4).mean)})
-        if scale == 1.0 and search[-1]["heldout_nll"] < before:
+        search.append(measured(scale))
+        search[-1]["heldout_nll"] = ceiling(search[-1]["heldout_nll"])
+        if scale == 1.0 and search[-1]["heldout_nll"] < search[0]["heldout_nll"]:
             return dict(solved), search
     best = min(search, key=lambda row: (row["heldout_nll"], row["refit_scale"]))["refit_scale"]
-    return {name: start[name] + best * (value.float() - start[name]) for name, value in solved.items()}, search
+    stream = LayerStream(pruned)
+    return {name: _kept(stream.read(name), value, best) for name, value in solved.items()}, search
 
 
-def _values(model: Any, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters of these names, float32; zero for a bias that the model has not."""
-    held = dict(model.named_parameters())
-    return {
-        name: held[name].detach().float().clone() if name in held else torch.zeros_like(value, dtype=torch.float32)
-        for name, value in names.items()
-    }
+def _kept(start: Tensor, solved: Tensor, scale: float) -> Tensor:
+    """As `_between`; a weight that the refit turned round, which a half of it would cancel, stays a survivor."""
+    made = _between(start, solved, scale)
+    return rounded_survivors(made, (start != 0) & (solved != 0), made.dtype)
 
 
-def _install(model: Any, values: Mapping[str, Tensor]) -> None:
-    for name, value in values.items():
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(value, requires_grad=False))
+def _between(start: Tensor, solved: Tensor, scale: float) -> Tensor:
+    """start + scale (solved − start), float32."""
+    return start + scale * (solved.float() - start)
 
 
 def _tune(given: _Given, model: Any, refit_stamp: str) -> TuningResult:

@@ -36,7 +36,8 @@ class FoldReport:
 def retargeted(model: Any, changed: Mapping[str, Tensor], target: FoldTarget) -> nn.Module:
     """`model` as the class of `target`, with the tensors in `changed`; biases that nobody set are zero.
 
-    May be `model` itself. The tensors take the type of the parameter they replace, or of the model.
+    May be `model` itself. The tensors take the type of the parameter they replace, or of the model; those that have it
+    become parameters as they are, mapped where they are, so that nothing of this size is copied.
 
     Raises:
         ValueError: a tensor of another shape, or of no parameter of the target.
@@ -52,11 +53,13 @@ def retargeted(model: Any, changed: Mapping[str, Tensor], target: FoldTarget) ->
                 "it was made for another model"
             )
         dtype = state[name].dtype
-        if name.endswith(".weight"):
+        if name.endswith(".weight") and value.dtype != dtype:
             value = rounded_survivors(value.float(), value != 0, dtype)
         state[name] = value.to(dtype)
     if not target.new_parameters:
-        model.load_state_dict(state)
+        for name in changed:
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(state[name], requires_grad=False))
         return model  # type: ignore[no-any-return]
     from transformers import AutoModelForCausalLM
 

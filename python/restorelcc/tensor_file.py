@@ -21,7 +21,9 @@ def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path, kind: str) -> dict[str, Tensor]:
-    """name -> tensor. Whether names and shapes fit a model, the caller finds out (see `retargeted`).
+    """name -> tensor, mapped from the file: pages come with their first use, and the system may take them back.
+
+    Whether names and shapes fit a model, the caller finds out (see `retargeted`).
 
     Raises:
         ValueError: missing, damaged, of another kind or version, or holding NaN or infinity.
