@@ -235,7 +235,7 @@ def restore(dense: str, pruned: Path, out: Path, recipe: str, sites: str | None,
     from restorelcc.recipe_settings import set_on_command_line
     from restorelcc.restore import restore as run
 
-    chosen = set_on_command_line(recipe, settings, train=train)
+    chosen = set_on_command_line(recipe, settings, train=train, heads=heads, probe=probe)
     refuse_existing(out, overwrite, dense, pruned)
     progress = make_progress(quiet)
     work = out.with_name(out.name + ".work")

@@ -22,6 +22,7 @@ OF_COMPENSATIONS = (  # what recipes that change weights do not read, and what t
     "sites", "probe", "probe_outputs", "heads", "components", "rank", "vectors", "train", "fold", "positions",
     "skip_first", "probe_tokens", "examples",
 )  # fmt: skip
+OF_SCORES = ("probe_tokens", "probe_outputs")
 OF_WEIGHTS = ("refit", "tuning", "own_text", "biases")
 DECIDING = ("refit", "tuning", "train", "components")  # what else is read follows from these
 PARTS = ("refit", "objective", "task")  # their fields are looked up too
@@ -57,19 +58,28 @@ def _value(text: str) -> Value:
     return text
 
 
-def set_on_command_line(recipe: str, parts: Sequence[str], *, train: str | None = None) -> Recipe:
-    """The recipe of that name with what `--set` says of it; `train`: what its own option says, if anything.
+def set_on_command_line(
+    recipe: str, parts: Sequence[str], *, train: str | None = None, heads: str | None = None, probe: str | None = None
+) -> Recipe:
+    """The recipe of that name with what `--set` says of it; train, heads, probe: what their own options say, if
+    anything.
 
     Raises:
-        ValueError: as `parse_settings` and `with_settings`, or a key that has an option of its own.
+        ValueError: as `parse_settings` and `with_settings`, a key that has an option of its own, or one of scores of
+            heads where none are made (see `restore`).
     """
     settings = parse_settings(parts, "--set")
-    for key in settings:
+    for key, value in settings.items():
         if key in OPTIONS:
-            raise ValueError(f"{key} has an option of its own; write --{key} {settings[key]} in place of --set")
+            said = "none" if value is None else value
+            raise ValueError(f"{key} has an option of its own; write --{key} {said} in place of --set")
     chosen = RECIPES[recipe]
-    if train is not None and not chosen.changes_weights:  # others refuse the option itself
-        chosen = replace(chosen, train=train)
+    if not chosen.changes_weights:  # others refuse the options themselves
+        given: dict[str, Any] = {"train": train, "heads": heads, "probe": probe}
+        chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
+        for key in OF_SCORES:
+            if key in settings and probe is None and chosen.heads == "all":
+                raise ValueError(f"{key} is of the scores of heads, and all are taken unscored; add --heads SHARE")
     return with_settings(chosen, settings)
 
 

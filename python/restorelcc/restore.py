@@ -159,6 +159,8 @@ def restore(
     check_vectors(chosen.vectors, chosen.components)
     if chosen.train == "none" and chosen.components == "none":
         raise ValueError("--components none leaves no directions, so no closed form; use --train lm, or another kind")
+    if chosen.rank is not None and chosen.components in ("mean", "none"):
+        raise ValueError(f"components {chosen.components} have no rank to choose; leave --rank out")
     if chosen.probe == "linear" and (data is None or Path(data).suffix.lower() != ".jsonl"):
         raise ValueError(
             "the linear probe tells right answers from wrong ones: give --data FILE.jsonl of text and label, or choose "

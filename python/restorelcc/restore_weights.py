@@ -139,10 +139,13 @@ def _refit(given: _Given) -> tuple[dict[str, Tensor], str]:
             progress=given.progress,
         )  # fmt: skip
         save_tensors(path, "refit", solved)
-        shutil.rmtree(layers)
         return load_tensors(path, "refit")
 
-    return steps.run("refit", stamp, make, lambda path: load_tensors(path, "refit")), stamp
+    found = steps.run("refit", stamp, make, lambda path: load_tensors(path, "refit"))
+    # only behind the mark: a call killed before it goes on from the layers; and nothing is mapped from them any more,
+    # which a network file system would keep in the folder
+    shutil.rmtree(layers, ignore_errors=True)
+    return found, stamp
 
 
 def _calibration(given: _Given) -> TokenSet:
@@ -225,13 +228,14 @@ def _tune(given: _Given, model: Any, refit_stamp: str) -> TuningResult:
         objective=asdict(objective), biased=given.target.biased, fixed=fixed, threads=torch.get_num_threads(),
     )  # fmt: skip
     record = steps.work / "tuning.report.json"
+    leave = 2 * sum(parameter.nbytes for parameter in model.parameters())  # for the step's file and for OUT
 
     def make(path: Path) -> TuningResult:
         dense = load_model(given.dense, dtype=torch.float32).model if objective.needs_teacher else None
         result = tune(
             model, given.text, extra=own, biased=given.target.biased, fixed=fixed, dense=dense,
             objective=objective, settings=given.settings, progress=given.progress,
-            checkpoint=steps.checkpoint("tuning", stamp),
+            checkpoint=steps.checkpoint("tuning", stamp, leave=leave),
         )  # fmt: skip
         atomic_write_json(record, {key: value for key, value in vars(result).items() if key != "tensors"})
         save_tensors(path, "tuning", result.tensors)

@@ -50,9 +50,12 @@ class Steps:
             TrainingCheckpoint.remove(self._within(name))
         return value
 
-    def checkpoint(self, name: str, stamp: str) -> TrainingCheckpoint:
-        """Where `make` of the step may save how far it is; `run` removes it when the step is finished."""
-        return TrainingCheckpoint(self._within(name), stamp, seconds=self.save_seconds)
+    def checkpoint(self, name: str, stamp: str, *, leave: int = 0) -> TrainingCheckpoint:
+        """Where `make` of the step may save how far it is; `run` removes it when the step is finished.
+
+        leave: bytes of the disk that it must not take.
+        """
+        return TrainingCheckpoint(self._within(name), stamp, seconds=self.save_seconds, leave=leave)
 
     def _within(self, name: str) -> Path:
         return self.work / f"{name}.unfinished.safetensors"

@@ -82,9 +82,12 @@ class Saved:
 class TrainingCheckpoint:
     """A file in which one run is saved from time to time."""
 
-    def __init__(self, path: Path, stamp: str, *, seconds: float = 60.0) -> None:
-        """stamp: fingerprint of all that goes into the run. seconds: from one save, or from now, to the next."""
-        self.path, self.stamp, self.seconds = path, stamp, seconds
+    def __init__(self, path: Path, stamp: str, *, seconds: float = 60.0, leave: int = 0) -> None:
+        """stamp: fingerprint of all that goes into the run. seconds: from one save, or from now, to the next.
+
+        leave: bytes that stay free for the result. What is saved must not take the room of what it is saved for.
+        """
+        self.path, self.stamp, self.seconds, self.leave = path, stamp, seconds, leave
         self._last = time.monotonic()
 
     def due(self) -> bool:
@@ -98,7 +101,10 @@ class TrainingCheckpoint:
     def save_run(
         self, standing: Standing, optimiser: Optimizer, schedule: LRScheduler, best: Sequence[Tensor] | None
     ) -> None:
-        """All of a run. best: None where that is the start. Where there is no room the run goes on without."""
+        """All of a run. best: None where that is the start. Where there is no room the run goes on without.
+
+        While one save replaces another both are on the disk.
+        """
         tensors = {f"leaf.{index}": leaf for index, leaf in enumerate(_leaves(optimiser))}
         for index, state in optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{key}": value for key, value in state.items()}
@@ -112,7 +118,7 @@ class TrainingCheckpoint:
             "kind": _KIND, "version": _VERSION, "stamp": self.stamp, "record": record,
             "crc32": str(_checksum(record, tensors)),
         }  # fmt: skip
-        needed = sum(tensor.nbytes for tensor in tensors.values())
+        needed = sum(tensor.nbytes for tensor in tensors.values()) + (self.leave if tensors else 0)
         with suppress(OSError), atomic_file(self.path, needed) as partial:  # a full disk is no reason to stop training
             write_aligned(partial, tensors, metadata)
 

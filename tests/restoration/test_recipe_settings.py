@@ -44,3 +44,27 @@ def test_what_another_setting_leaves_unread(recipe: str, settings: dict[str, Val
 def test_components_none_without_training_are_refused_before_any_work() -> None:
     with pytest.raises(ValueError, match="--components none leaves no directions, so no closed form; use --train lm"):
         restore(Path("dense"), Path("pruned"), Path("out"), recipe="compensate", components="none", train="none")
+
+
+@pytest.mark.parametrize("components", ["mean", "none"])
+def test_a_rank_of_components_without_one_is_refused_before_any_work(components: str) -> None:
+    with pytest.raises(ValueError, match=f"components {components} have no rank to choose; leave --rank out"):
+        restore(Path("dense"), Path("pruned"), Path("out"), recipe="compensate", components=components, rank=3)
+
+
+@pytest.mark.parametrize("setting", ["probe_tokens=64", "probe_outputs=dense"])
+def test_settings_of_scores_that_nobody_makes_are_refused(setting: str) -> None:
+    key = setting.partition("=")[0]
+    for recipe, heads in (("compensate", None), ("task", None), ("paper", "all")):
+        with pytest.raises(ValueError, match=f"{key} is of the scores of heads, and all are taken unscored; add --hea"):
+            set_on_command_line(recipe, [setting], heads=heads)
+    assert set_on_command_line("compensate", [setting], heads="0.5").heads == "0.5"
+    assert set_on_command_line("compensate", [setting], probe="linear").probe == "linear"
+    assert set_on_command_line("paper", [setting]).heads == 0.25
+    with pytest.raises(ValueError, match=f"best does not read {key}"):
+        set_on_command_line("best", [setting])
+
+
+def test_what_has_an_option_is_named_as_it_is_written() -> None:
+    with pytest.raises(ValueError, match="train has an option of its own; write --train none in place of --set"):
+        set_on_command_line("compensate", ["train=none"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,15 @@ from safetensors import safe_open
 from test_moments import ragged_tokens
 from torch import Tensor, nn
 
-from restorelcc import restore_weights
+from restorelcc import restore_weights, step_runner
 from restorelcc.evaluation import token_nll
 from restorelcc.fold_target import FoldTarget
 from restorelcc.models import load_model, prunable_linears, save_checkpoint
 from restorelcc.recipes import RECIPES
-from restorelcc.refit import refit
+from restorelcc.refit import _LayerRefit, refit
 from restorelcc.restore import restore
 from restorelcc.restored_checkpoint import retargeted
+from restorelcc.resume import mark_finished
 from restorelcc.streamed_nll import streamed_nll
 from restorelcc.tensor_file import load_tensors, save_tensors
 
@@ -121,6 +123,48 @@ def test_a_refit_is_stored_in_the_types_of_the_checkpoint_and_handed_on_mapped(
     assert {name: types[name] for name in names} == {name: {"BF16"} for name in names}
     assert any(name.endswith(".bias") for name in found[0])
     assert all(mapped(step, tensor) for tensor in found[0].values())
+
+
+def test_killed_before_its_mark_a_refit_goes_on_from_its_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And when these are removed nothing is mapped from them, for a network file system would keep such files."""
+    dense, pruned = random_pair("llama-gqa", tmp_path)
+    layers = tmp_path / "out.work" / "refit.layers"
+
+    class Killed(BaseException):
+        pass
+
+    def killed(mark: Path, *rest: Any) -> None:
+        if mark.name == "refit.json":
+            raise Killed
+        mark_finished(mark, *rest)
+
+    def again() -> None:
+        restore(dense, pruned, tmp_path / "out", recipe="fast", data=words(tmp_path), tokens=512, window=16)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(step_runner, "mark_finished", killed)
+        with pytest.raises(Killed):
+            again()
+    refitted: list[int] = []
+    run = _LayerRefit.run
+
+    def noted(layer: _LayerRefit) -> dict[str, Tensor]:
+        refitted.append(layer.pair.index)
+        return run(layer)
+
+    monkeypatch.setattr(_LayerRefit, "run", noted)
+    remove = shutil.rmtree
+
+    def removed(path: Any, **options: Any) -> None:
+        assert str(layers) not in Path("/proc/self/maps").read_text()
+        remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    again()
+    assert refitted == []
+    assert not layers.exists()
 
 
 def test_types_that_differ_inside_one_checkpoint_stay_as_they_are(tmp_path: Path) -> None:

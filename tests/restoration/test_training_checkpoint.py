@@ -22,12 +22,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from restorelcc import training, tuning
+from restorelcc import artifacts, training, tuning
 from restorelcc.artifacts import SilentProgress
 from restorelcc.recipes import RECIPES
 from restorelcc.restore import restore
 from restorelcc.step_runner import Steps
-from restorelcc.training_checkpoint import TrainingCheckpoint
+from restorelcc.training_checkpoint import Standing, TrainingCheckpoint
 from restorelcc.training_loop import LoopResult, TrainingSettings, fit, schedule
 
 SETTINGS = TrainingSettings(learning_rates=(0.02, 0.05), search_steps=3, evaluations=8, patience=4)
@@ -206,6 +206,23 @@ def test_where_nothing_can_be_written_it_trains_all_the_same(tmp_path: Path) -> 
     assert equal(run(tmp_path / "file" / "run"), run(None))
 
 
+@pytest.mark.parametrize(("free", "saved"), [(1000 + 300 - 1, False), (1000 + 300, True)])
+def test_it_leaves_the_room_of_the_result(
+    free: int, saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """75 float32 numbers, not stepped yet: 300 bytes."""
+    optimiser = torch.optim.Adam([torch.zeros(75, requires_grad=True)])
+    checkpoint = TrainingCheckpoint(tmp_path / "run", "this run", leave=1000)
+    monkeypatch.setattr(artifacts, "_free_bytes", lambda _: free)
+    checkpoint.save_run(Standing(1.0, 1.0, step=1), optimiser, schedule(optimiser, 2), None)
+    assert (tmp_path / "run").exists() == saved
+    monkeypatch.setattr(artifacts, "_free_bytes", lambda _: 0)
+    checkpoint.save(Standing(1.0, 1.0, search=[{"learning_rate": 0.5}]))
+    found = checkpoint.load(optimiser, [torch.zeros(75)])
+    assert found is not None, "the numbers alone take next to nothing"
+    assert found.standing.search
+
+
 # ---- in restore --------------------------------------------------------------------------------------------------
 
 QUICK: dict[str, Any] = {
@@ -313,6 +330,34 @@ def test_restore_goes_on_inside_its_training(
     assert counted.of(lambda: call("other", seed=1)) == made, "of another seed, so not of this run"
     assert same(tmp_path / "other", tmp_path / "seed 1")
     assert not same(tmp_path / "other", tmp_path / "whole")
+
+
+def test_on_a_disk_with_room_for_the_result_alone_tuning_ends_with_it(
+    pair: tuple[Path, Path], words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Steps, "save_seconds", 0.0)
+    saves: list[bool] = []
+    stock = TrainingCheckpoint.save_run
+
+    def save(checkpoint: TrainingCheckpoint, *rest: Any) -> None:
+        stock(checkpoint, *rest)
+        saves.append(any("adam" in name for name in load_file(checkpoint.path)))
+
+    monkeypatch.setattr(TrainingCheckpoint, "save_run", save)
+
+    def taken(*places: Path) -> int:
+        return sum(file.stat().st_size for place in places for file in place.rglob("*") if file.is_file())
+
+    restore(*pair, tmp_path / "whole", recipe=RECIPE, data=words, **QUICK)
+    assert saves
+    assert all(saves)
+    saves.clear()
+    disk = taken(tmp_path, *pair) + taken(tmp_path / "whole", tmp_path / "whole.work") + 20_000
+    monkeypatch.setattr(artifacts, "_free_bytes", lambda _: disk - taken(tmp_path, *pair))
+    restore(*pair, tmp_path / "tight", recipe=RECIPE, data=words, **QUICK)
+    assert saves
+    assert not any(saves)
+    assert same(tmp_path / "tight", tmp_path / "whole")
 
 
 KILLED = """
