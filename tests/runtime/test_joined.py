@@ -136,8 +136,9 @@ def test_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
         outputs[0].mul_(2.0)  # some stock classes write into what a projection returned
         sum((y**2).sum() for y in outputs).backward()
         found.append([x.grad, *(member.bias.grad for member in members if member.bias is not None)])
-    for joined, apart in zip(*found, strict=True):
-        torch.testing.assert_close(joined, apart)
+    for joined, apart in zip(*found, strict=True):  # sums in another order: an error of the largest, not of each
+        largest = float(apart.abs().max())
+        torch.testing.assert_close(joined, apart, rtol=0, atol=1e-6 * largest)
 
 
 def test_a_gradient_of_the_values_reaches_the_member(monkeypatch: pytest.MonkeyPatch) -> None:
