@@ -38,12 +38,12 @@ from restorelcc.training_loop import TrainingSettings
 Made = tuple[Any, dict[str, Any]]  # the model, and notes
 ENDS = ("dense", "pruned")
 PEERS: dict[str, dict[str, Any]] = {  # name -> its settings, by default
-    "lora": {"rank": 8, "rate": peers.RATE, "own_text": 0.0, "distill": 0.0},
-    "dora": {"rank": 8, "rate": peers.RATE, "own_text": 0.0, "distill": 0.0},
-    "lofit": {"heads": 0.1, "l1": 5e-4, "own_text": 0.0, "distill": 0.0},
+    "lora": {"rank": 8, "rate": peers.RATE, "own_text": 0.0, "scripts": 0.0, "distill": 0.0},
+    "dora": {"rank": 8, "rate": peers.RATE, "own_text": 0.0, "scripts": 0.0, "distill": 0.0},
+    "lofit": {"heads": 0.1, "l1": 5e-4, "own_text": 0.0, "scripts": 0.0, "distill": 0.0},
     "flap-bias": {"where": "output", "inputs": "dense", "scale": 1.0, "skip_first": 1},
     "eora": {"rank": 32, "skip_first": 0},
-    "dense-lora": {"rank": 8, "rate": peers.RATE, "own_text": 0.0, "distill": 0.0},
+    "dense-lora": {"rank": 8, "rate": peers.RATE, "own_text": 0.0, "scripts": 0.0, "distill": 0.0},
 }
 SHARED = ("tokens", "epochs")  # settings that every method takes
 
@@ -127,17 +127,17 @@ class Methods:
             Path(self.options.data), tokenizer, window=self.options.window, max_tokens=self._tokens(variant), seed=seed
         )
 
-    def _own_text(self, train: TokenSet, share: float, seed: int) -> TokenSet | None:
+    def _own_text(self, train: TokenSet, share: float, scripts: float, seed: int) -> TokenSet | None:
         """What the dense model writes itself, as that share of all text; the same text as the recipes'."""
         tokens = tokens_beside(train, share)
         if tokens == 0:
             return None
-        cache = self.work / f"own-{seed}-{tokens}-{train.ids.shape[1]}.safetensors"
+        cache = self.work / f"own-{seed}-{tokens}-{train.ids.shape[1]}-{scripts:g}.safetensors"
         if not cache.is_file():
             dense = load_model(self.dense)
             self.work.mkdir(parents=True, exist_ok=True)
             write_own_text(
-                dense.model, dense.tokenizer, tokens=tokens, window=int(train.ids.shape[1]), seed=seed
+                dense.model, dense.tokenizer, tokens=tokens, window=int(train.ids.shape[1]), scripts=scripts, seed=seed
             ).save(cache)
         return TokenSet.load(cache)
 
@@ -173,7 +173,7 @@ class Methods:
         settings = replace(settings, seed=seed)
         text = self._text(variant, load_tokenizer(self.dense), seed)
         train, _ = text.split(settings.heldout_share, seed=seed)
-        own = self._own_text(train, recipe.own_text, seed)
+        own = self._own_text(train, recipe.own_text, recipe.scripts, seed)
         model, result = tuned_dense(self.dense, text, recipe, settings, extra=own)
         return model, {
             "heldout": {"pruned": result.heldout_before, "restored": result.heldout_after}, "search": result.search,
@@ -193,8 +193,9 @@ class Methods:
                 loaded.model, dense, text, heldout_share=share, seed=seed, **given
             )
         distill = float(given.pop("distill"))
+        own, scripts = float(given.pop("own_text")), float(given.pop("scripts"))
         extra = peers.Extra(
-            self._own_text(train, float(given.pop("own_text")), seed), distill,
+            self._own_text(train, own, scripts, seed), distill,
             load_model(self.dense, dtype=torch.float32).model if distill > 0 else None,
         )  # fmt: skip
         if variant.name == "lofit":

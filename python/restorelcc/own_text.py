@@ -1,10 +1,13 @@
 """Text that a model writes itself: calibration and training text without any data.
 
     x_1 ~ uniform over the tokens,   x_{t+1} ~ softmax(logits(x_1..x_t) / temperature)     stock generate(), sampling
+    x_1..x_k letters of one script, drawn at random, in a share of the rows; then the same
 
 As in LLM-QAT (Liu et al., arXiv 2305.17888, section 2.1). What comes is as mixed as what the model was trained on:
 prose, code, lists, other languages, fragments. That is worth more than how well it reads: weights refitted to answers
-to requests, or to continuations of "The" and "In 1994,", serve text of that kind alone (docs/findings.md).
+to requests, or to continuations of "The" and "In 1994,", serve text of that kind alone (docs/findings.md). A model that
+seldom writes other scripts than Latin hardly ever would from one token, and a refit to text without them costs them
+more than pruning did; so some rows begin with a run of their letters.
 """
 
 from __future__ import annotations
@@ -20,6 +23,14 @@ from .windows import prefix_ids
 
 __all__ = ["tokens_beside", "write_own_text"]
 
+# First and last letter; whether words stand apart.
+SCRIPTS = {
+    "Han": (0x4E00, 0x9FA5, False), "Cyrillic": (0x430, 0x44F, True), "Arabic": (0x627, 0x64A, True),
+    "Devanagari": (0x915, 0x939, True), "Hiragana": (0x3041, 0x3093, False), "Hangul": (0xAC00, 0xD7A3, True),
+    "Greek": (0x3B1, 0x3C9, True), "Hebrew": (0x5D0, 0x5EA, True), "Thai": (0xE01, 0xE2E, False),
+}  # fmt: skip
+
+_RUN = 48  # tokens of random letters, or a quarter of the window
 _SHORTEST = 8  # tokens; shorter rows say nothing and are dropped
 _ROUNDS_WITHOUT_TEXT = 4
 
@@ -33,6 +44,7 @@ def write_own_text(
     batch: int | None = None,
     seed: int = 0,
     temperature: float = 1.0,
+    scripts: float = 0.0,
     progress: Progress | None = None,
 ) -> TokenSet:
     """Text sampled from `model`, at least `tokens` predicted tokens of it.
@@ -45,9 +57,11 @@ def write_own_text(
             values, at most 128.
         seed: the text is a function of the model, the arguments and this; the global generator is left as it was.
         temperature: of the sampling; 1 is the model's own distribution.
+        scripts: share of the rows that begin with random letters of one of `SCRIPTS`, those that the tokenizer can
+            tell apart in turn; 0 for none.
 
     Returns:
-        TokenSet whose response_start lies behind the random token, which nothing foretells.
+        TokenSet whose response_start lies behind what was drawn at random, which nothing foretells.
 
     Raises:
         ValueError: sizes or a temperature that are not positive, a window beyond the model's context, or a model that
@@ -65,32 +79,39 @@ def write_own_text(
             f"tokens={tokens}, batch={batch}, temperature={temperature}: need tokens >= 1, batch >= 1 and a positive "
             "temperature"
         )
+    if not 0 <= scripts <= 1:
+        raise ValueError(f"scripts is {scripts}; it is a share of the rows, 0 to 1")
     limit = context_of(model)
     if limit is not None and window > limit:
         raise ValueError(f"rows of {window} tokens, but the model's context is {limit}; use a smaller window")
     starts = _starts(model, tokenizer)
-    begin = len(starts[0])
     order = torch.randperm(len(starts), generator=torch.Generator().manual_seed(seed)).tolist()
+    runs = _Runs(tokenizer, min(_RUN, window // 4), seed)
     rows: list[list[int]] = []
+    begins: list[int] = []
     missing, asked, idle = tokens, 0, 0
     with (progress or SilentProgress()).task("writing text", tokens) as advance, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         while missing > 0:
             mean = (tokens - missing) / asked if missing < tokens else 0.75 * window  # predicted tokens a row
             count = min(batch, int(missing / mean) + 2)
-            picked = [starts[order[(asked + index) % len(order)]] for index in range(count)]
+            scripted = runs.draw(round(scripts * count))
+            picked = [starts[order[(asked + index) % len(order)]] for index in range(count - len(scripted))]
             asked += count
             before = missing
-            for row in _continue(model, tokenizer, picked, window, temperature):
-                if missing > 0 and len(row) >= _SHORTEST:
-                    rows.append(row)
-                    missing -= len(row) - begin
+            for group in (scripted, picked):
+                for row in _continue(model, tokenizer, group, window, temperature):
+                    begin = len(group[0])
+                    if missing > 0 and len(row) >= max(_SHORTEST, begin + 1):
+                        rows.append(row)
+                        begins.append(begin)
+                        missing -= len(row) - begin
             advance(before - max(missing, 0))
             idle = idle + 1 if missing == before else 0
             if idle == _ROUNDS_WITHOUT_TEXT:
                 raise ValueError(f"the model ended {idle} rounds of texts at once; give text in a file instead")
     return TokenSet.from_rows(
-        rows, pad=padding_id(tokenizer), name="text written by the dense model", starts=[begin] * len(rows)
+        rows, pad=padding_id(tokenizer), name="text written by the dense model", starts=begins
     )
 
 
@@ -122,11 +143,52 @@ def _starts(model: Any, tokenizer: Any) -> list[list[int]]:
     return [[*prefix, token] for token in range(known) if token not in marks]
 
 
+class _Runs:
+    """Beginnings of rows: `length` tokens of random letters of one script, behind what stands before every text.
+
+    Scripts that the tokenizer does not know, or does not tell apart letter from letter, are left out.
+    """
+
+    def __init__(self, tokenizer: Any, length: int, seed: int) -> None:
+        self.tokenizer, self.length, self.prefix = tokenizer, length, prefix_ids(tokenizer)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.scripts = [script for script in SCRIPTS.values() if self._known(*script[:2])]
+        self.drawn = 0
+
+    def draw(self, count: int) -> list[list[int]]:
+        """The next `count` of them, each of the script behind that of the one before; none where none is known."""
+        runs = []
+        for _ in range(count if self.scripts else 0):
+            runs.append([*self.prefix, *self._run(*self.scripts[self.drawn % len(self.scripts)])])
+            self.drawn += 1
+        return runs
+
+    def _run(self, first: int, last: int, apart: bool) -> list[int]:
+        text, ids = "", []
+        while len(ids) < self.length:
+            letters = torch.randint(first, last + 1, (self._between(2, 7),), generator=self.generator).tolist()
+            text += "".join(map(chr, letters)) + (" " if apart else "")
+            ids = self._ids(text)
+        return ids[: self.length]
+
+    def _between(self, least: int, most: int) -> int:
+        return int(torch.randint(least, most + 1, (1,), generator=self.generator))
+
+    def _known(self, first: int, last: int) -> bool:
+        pair = [self._ids(chr(code)) for code in (first, last)]
+        return pair[0] != pair[1] and all(ids and self.tokenizer.unk_token_id not in ids for ids in pair)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+
 @torch.no_grad()
 def _continue(
     model: Any, tokenizer: Any, starts: list[list[int]], window: int, temperature: float
 ) -> list[list[int]]:
     """Rows of at most `window` tokens, each with its start: one stock generate(); all starts are of one length."""
+    if not starts:
+        return []
     ids, ends = torch.tensor(starts), _end_ids(model)
     with quiet_transformers():
         out = model.generate(

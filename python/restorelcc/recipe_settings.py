@@ -23,7 +23,7 @@ OF_COMPENSATIONS = (  # what recipes that change weights do not read, and what t
     "skip_first", "probe_tokens", "examples",
 )  # fmt: skip
 OF_SCORES = ("probe_tokens", "probe_outputs")
-OF_WEIGHTS = ("refit", "tuning", "own_text", "biases")
+OF_WEIGHTS = ("refit", "tuning", "own_text", "scripts", "biases")
 DECIDING = ("refit", "tuning", "train", "components")  # what else is read follows from these
 PARTS = ("refit", "objective", "task")  # their fields are looked up too
 OPTIONS = ("sites", "probe", "heads", "components", "rank", "train", "fold", "positions", "examples")  # of `restore`

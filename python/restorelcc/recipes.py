@@ -30,6 +30,8 @@ PROBE_OUTPUTS = ("pruned", "dense")
 class Recipe:
     """refit, tuning: None leaves the step out. own_text: share that the dense model writes of what they learn from.
 
+    scripts: share of the rows of own text that begin with random letters of one script (see `write_own_text`).
+
     biases: where tuning adds biases that the pruned model has not: all (every projection whose stock class can have
     one), outputs (the last projections of attention and FFN alone; where the class has one switch for all, the
     others stay zero, which packing leaves out) or none.
@@ -46,6 +48,7 @@ class Recipe:
     objective: TuningObjective | None = None
     tuning: TrainingSettings | None = None
     own_text: float = 0.5
+    scripts: float = 0.0
     biases: str = "all"
     sites: str = "attention"
     probe: str = "attribution"
@@ -68,6 +71,8 @@ class Recipe:
             raise ValueError(f"biases is {self.biases}; it must be one of {', '.join(BIASES)}")
         if not 0 <= self.own_text < 1:
             raise ValueError(f"own_text is {self.own_text}; it is a share of all text, 0 or more and below 1")
+        if not 0 <= self.scripts <= 1:
+            raise ValueError(f"scripts is {self.scripts}; it is a share of the rows of own text, 0 to 1")
         for name, least in (("skip_first", 0), ("probe_tokens", 1), ("rank", 1)):
             count = getattr(self, name)
             if count is not None and count < least:

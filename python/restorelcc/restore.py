@@ -62,16 +62,18 @@ def training_text(
     window: int,
     seed: int,
     cache: Path,
+    scripts: float = 0.0,
     progress: Progress | None = None,
 ) -> TokenSet:
     """The text to calibrate and train on: `data`, or text that the dense model writes itself.
 
-    The dense model's own text is seeded, and cached at `cache`.
+    The dense model's own text is seeded, and cached at `cache`. scripts: of it, see `write_own_text`.
 
     Raises:
         ValueError: text that is empty or shorter than a window.
     """
-    stamp = fingerprint(dense=Path(dense), data=data, tokens=tokens, window=window, seed=seed)
+    more = {"scripts": scripts} if scripts else {}
+    stamp = fingerprint(dense=Path(dense), data=data, tokens=tokens, window=window, seed=seed, **more)
     mark = cache.with_suffix(".json")
     if is_finished(mark, stamp, cache):
         return TokenSet.load(cache)
@@ -80,7 +82,7 @@ def training_text(
     else:
         loaded = load_model(dense)
         text = write_own_text(
-            loaded.model, loaded.tokenizer, tokens=tokens, window=window, seed=seed, progress=progress
+            loaded.model, loaded.tokenizer, tokens=tokens, window=window, seed=seed, scripts=scripts, progress=progress
         )
     text.save(cache)
     mark_finished(mark, stamp, cache)
@@ -175,6 +177,11 @@ def restore(
         raise ValueError(
             f"--sites ffn gives each layer one vector and its heads none, so no share of {chosen.heads} can be chosen; "
             "use --heads all, or --sites both"
+        )
+    if chosen.scripts and data is not None and chosen.own_text == 0:
+        raise ValueError(
+            f"scripts is {chosen.scripts}, of the rows that the dense model writes, and own_text=0 asks for none; "
+            "leave one of them out"
         )
     dense, pruned, out = Path(dense), Path(pruned), Path(out)
     refuse_inputs(out, dense, pruned, *([Path(data)] if data is not None else []))
@@ -272,7 +279,8 @@ class _Job:
         if self.recipe.examples is None:
             return training_text(
                 self.dense, data=self.data, tokens=self.tokens, window=self.window, seed=self.seed,
-                cache=self.steps.work / "text.safetensors", progress=self.progress,
+                cache=self.steps.work / "text.safetensors", scripts=0.0 if self.data else self.recipe.scripts,
+                progress=self.progress,
             )  # fmt: skip
         assert self.data is not None
         tokenizer = load_tokenizer(self.dense)
@@ -299,6 +307,7 @@ class _Job:
         report.heldout, report.history, report.search = found.heldout, found.history, found.search
         report.settings |= {
             "refit": None if recipe.refit is None else asdict(recipe.refit), "own_text": recipe.own_text,
+            "scripts": recipe.scripts,
             "objective": None if recipe.objective is None else asdict(recipe.objective),
         }  # fmt: skip
 

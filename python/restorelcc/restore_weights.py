@@ -166,15 +166,19 @@ def _own_text(given: _Given) -> TokenSet | None:
         return None
     window, seed = int(given.text.ids.shape[1]), given.settings.seed
     cache = given.steps.work / "own_text.safetensors"
-    mark, stamp = cache.with_suffix(".json"), fingerprint(dense=given.dense, tokens=tokens, window=window, seed=seed)
+    mark, scripts = cache.with_suffix(".json"), given.recipe.scripts
+    stamp = fingerprint(
+        dense=given.dense, tokens=tokens, window=window, seed=seed, **({"scripts": scripts} if scripts else {})
+    )
     if is_finished(mark, stamp, cache):
         given.steps.timings.setdefault("own text", 0.0)  # asked for twice; what the first call took stays
         return TokenSet.load(cache)
     with given.steps.timed("own text"):
         loaded = load_model(given.dense)
         own = write_own_text(
-            loaded.model, loaded.tokenizer, tokens=tokens, window=window, seed=seed, progress=given.progress
-        )
+            loaded.model, loaded.tokenizer, tokens=tokens, window=window, seed=seed, scripts=scripts,
+            progress=given.progress,
+        )  # fmt: skip
         own.save(cache)
         mark_finished(mark, stamp, cache)
     return own

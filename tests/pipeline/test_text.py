@@ -12,7 +12,7 @@ import pytest
 import torch
 from development_data import shared
 
-from restorelcc.own_text import rows_at_once
+from restorelcc.own_text import SCRIPTS, rows_at_once
 from restorelcc.prose import prose_paragraphs
 from restorelcc.text import TokenSet, load_choices, load_text, prose_windows, write_own_text
 
@@ -213,6 +213,35 @@ def test_own_text_from_random_tokens(stories: Any) -> None:
     assert len(set(starts)) == len(starts) > 10
     assert not set(starts) & set(stories.tokenizer.all_special_ids)
     assert write(1).fingerprint() == rows.fingerprint() != write(2).fingerprint()
+
+
+def test_own_text_from_letters_of_every_script(stories: Any) -> None:
+    """Half of the rows begin with a run of one script's letters, each script in turn; nothing foretells the run."""
+
+    def write(seed: int) -> TokenSet:
+        model, tokenizer = stories.model, stories.tokenizer
+        return write_own_text(model, tokenizer, tokens=1600, window=96, batch=40, seed=seed, scripts=0.5)
+
+    rows = write(1)
+    run = 96 // 4
+    begins = rows.response_start.tolist()
+    assert set(begins) == {2, 1 + run}
+    runs = [ids[1 : 1 + run] for ids, begin in zip(rows.ids.tolist(), begins, strict=True) if begin == 1 + run]
+    assert len(runs) >= len(SCRIPTS)
+    for ids, (first, last, _) in zip(runs, SCRIPTS.values(), strict=False):
+        texts = [stories.tokenizer.decode(ids[: run - cut]) for cut in range(4)]  # a letter's bytes may be cut
+        letters = max([[ord(letter) for letter in text if letter.isalpha()] for text in texts], key=len)
+        assert len(letters) >= 4
+        assert all(first <= letter <= last for letter in letters)
+    assert write(1).fingerprint() == rows.fingerprint() != write(2).fingerprint()
+
+
+def test_scripts_that_a_tokenizer_does_not_know_are_left_out(random_model: Any, tokenizer: Any) -> None:
+    model = random_model("llama")
+    rows = write_own_text(model, tokenizer, tokens=100, window=40, batch=16, scripts=1)
+    assert len(set(rows.response_start.tolist())) == 1
+    with pytest.raises(ValueError, match=r"scripts is 1\.5; it is a share of the rows, 0 to 1"):
+        write_own_text(model, tokenizer, tokens=100, window=40, scripts=1.5)
 
 
 def test_rows_at_once_follow_the_model(random_model: Any) -> None:

@@ -24,6 +24,7 @@ from restorelcc.moments import Moments
 from restorelcc.probes import HeadScores
 from restorelcc.recipes import RECIPES
 from restorelcc.restore import restore
+from restorelcc.text import TokenSet
 from restorelcc.training import TrainingSettings
 
 SMALL: dict[str, Any] = {
@@ -323,6 +324,20 @@ def test_weights_are_restored_by_default_with_text_and_without(
         assert report.settings["own_text"] == own_text
         assert report.heldout["refitted"] < report.heldout["pruned"]
         assert "tuning" in report.timings
+
+
+def test_own_text_of_other_scripts_is_learnt_from(stories_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Rows that begin with letters of a script: of the own text beside data, and of the whole text without."""
+    words = tmp_path / "words.txt"
+    words.write_text("Once upon a time there was a little dog who liked to play in the park. " * 40)
+    recipe = replace(RECIPES["fast"], scripts=0.5)
+    for name, data, file in (("a", words, "own_text.safetensors"), ("b", None, "text.safetensors")):
+        report = restore(*stories_pair, tmp_path / name, data=data, recipe=recipe, tokens=512, window=32)
+        rows = TokenSet.load(tmp_path / f"{name}.work" / file)
+        assert set(rows.response_start.tolist()) == {2, 1 + 32 // 4}
+        assert report.settings["scripts"] == 0.5
+    with pytest.raises(ValueError, match=r"scripts is 0\.5, of the rows that the dense model writes, and own_text=0"):
+        restore(*stories_pair, tmp_path / "c", data=words, recipe=replace(recipe, own_text=0.0))
 
 
 def test_options_of_another_recipe_are_refused(stories_pair: tuple[Path, Path], tmp_path: Path) -> None:
