@@ -164,7 +164,8 @@ class _Runs:
         return runs
 
     def _run(self, first: int, last: int, apart: bool) -> list[int]:
-        text, ids = "", []
+        text = ""
+        ids: list[int] = []
         while len(ids) < self.length:
             letters = torch.randint(first, last + 1, (self._between(2, 7),), generator=self.generator).tolist()
             text += "".join(map(chr, letters)) + (" " if apart else "")
