@@ -1,17 +1,18 @@
 """Text that a model writes itself: calibration and training text without any data.
 
     x_1 ~ uniform over the tokens,   x_{t+1} ~ softmax(logits(x_1..x_t) / temperature)     stock generate(), sampling
-    x_1..x_k letters of one script, drawn at random, in a share of the rows; then the same
+    x_1..x_16 ~ uniform over the tokens of one script, in a share of the rows; then the same
 
 As in LLM-QAT (Liu et al., arXiv 2305.17888, section 2.1). What comes is as mixed as what the model was trained on:
 prose, code, lists, other languages, fragments. That is worth more than how well it reads: weights refitted to answers
 to requests, or to continuations of "The" and "In 1994,", serve text of that kind alone (docs/findings.md). A model that
-seldom writes other scripts than Latin hardly ever would from one token, and a refit to text without them costs them
-more than pruning did; so some rows begin with a run of their letters.
+seldom writes another script than Latin goes back to it from a single token of another, and a refit to text without a
+script can cost it more than pruning did; so a share of the rows may begin with a run of tokens of one other script.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 import torch
@@ -23,14 +24,8 @@ from .windows import prefix_ids
 
 __all__ = ["tokens_beside", "write_own_text"]
 
-# First and last letter; whether words stand apart.
-SCRIPTS = {
-    "Han": (0x4E00, 0x9FA5, False), "Cyrillic": (0x430, 0x44F, True), "Arabic": (0x627, 0x64A, True),
-    "Devanagari": (0x915, 0x939, True), "Hiragana": (0x3041, 0x3093, False), "Hangul": (0xAC00, 0xD7A3, True),
-    "Greek": (0x3B1, 0x3C9, True), "Hebrew": (0x5D0, 0x5EA, True), "Thai": (0xE01, 0xE2E, False),
-}  # fmt: skip
-
-_RUN = 48  # tokens of random letters, or a quarter of the window
+_RUN = 16  # tokens of one script that a row begins with, or a quarter of the window
+_FEWEST = 16  # tokens of a script, for it to count
 _SHORTEST = 8  # tokens; shorter rows say nothing and are dropped
 _ROUNDS_WITHOUT_TEXT = 4
 
@@ -57,8 +52,8 @@ def write_own_text(
             values, at most 128.
         seed: the text is a function of the model, the arguments and this; the global generator is left as it was.
         temperature: of the sampling; 1 is the model's own distribution.
-        scripts: share of the rows that begin with random letters of one of `SCRIPTS`, those that the tokenizer can
-            tell apart in turn; 0 for none.
+        scripts: share of the rows that begin with random tokens of one script, any but the commonest of the vocabulary
+            that has 16 tokens or more; 0 for none.
 
     Returns:
         TokenSet whose response_start lies behind what was drawn at random, which nothing foretells.
@@ -86,7 +81,7 @@ def write_own_text(
         raise ValueError(f"rows of {window} tokens, but the model's context is {limit}; use a smaller window")
     starts = _starts(model, tokenizer)
     order = torch.randperm(len(starts), generator=torch.Generator().manual_seed(seed)).tolist()
-    runs = _Runs(tokenizer, min(_RUN, window // 4), seed)
+    runs = _Runs(tokenizer, starts, min(_RUN, window // 4), seed) if scripts else None
     rows: list[list[int]] = []
     begins: list[int] = []
     missing, asked, idle = tokens, 0, 0
@@ -95,7 +90,7 @@ def write_own_text(
         while missing > 0:
             mean = (tokens - missing) / asked if missing < tokens else 0.75 * window  # predicted tokens a row
             count = min(batch, int(missing / mean) + 2)
-            scripted = runs.draw(round(scripts * count))
+            scripted = [] if runs is None else runs.draw(round(scripts * count))
             picked = [starts[order[(asked + index) % len(order)]] for index in range(count - len(scripted))]
             asked += count
             before = missing
@@ -144,43 +139,39 @@ def _starts(model: Any, tokenizer: Any) -> list[list[int]]:
 
 
 class _Runs:
-    """Beginnings of rows: `length` tokens of random letters of one script, behind what stands before every text.
+    """Beginnings of rows: `length` tokens of one script, behind what stands before every text."""
 
-    Scripts that the tokenizer does not know, or does not tell apart letter from letter, are left out.
-    """
-
-    def __init__(self, tokenizer: Any, length: int, seed: int) -> None:
-        self.tokenizer, self.length, self.prefix = tokenizer, length, prefix_ids(tokenizer)
+    def __init__(self, tokenizer: Any, starts: list[list[int]], length: int, seed: int) -> None:
+        self.prefix, self.length = starts[0][:-1], length
         self.generator = torch.Generator().manual_seed(seed)
-        self.scripts = [script for script in SCRIPTS.values() if self._known(*script[:2])]
-        self.drawn = 0
+        self.scripts = _other_scripts(tokenizer, [start[-1] for start in starts])
 
     def draw(self, count: int) -> list[list[int]]:
-        """The next `count` of them, each of the script behind that of the one before; none where none is known."""
+        """So many of them, each of a script drawn at random; none where there is but one script."""
         runs = []
         for _ in range(count if self.scripts else 0):
-            runs.append([*self.prefix, *self._run(*self.scripts[self.drawn % len(self.scripts)])])
-            self.drawn += 1
+            tokens = self.scripts[self._below(len(self.scripts), 1)[0]]
+            runs.append([*self.prefix, *(tokens[index] for index in self._below(len(tokens), self.length))])
         return runs
 
-    def _run(self, first: int, last: int, apart: bool) -> list[int]:
-        text = ""
-        ids: list[int] = []
-        while len(ids) < self.length:
-            letters = torch.randint(first, last + 1, (self._between(2, 7),), generator=self.generator).tolist()
-            text += "".join(map(chr, letters)) + (" " if apart else "")
-            ids = self._ids(text)
-        return ids[: self.length]
+    def _below(self, limit: int, count: int) -> list[int]:
+        drawn: list[int] = torch.randint(limit, (count,), generator=self.generator).tolist()
+        return drawn
 
-    def _between(self, least: int, most: int) -> int:
-        return int(torch.randint(least, most + 1, (1,), generator=self.generator))
 
-    def _known(self, first: int, last: int) -> bool:
-        pair = [self._ids(chr(code)) for code in (first, last)]
-        return pair[0] != pair[1] and all(ids and self.tokenizer.unk_token_id not in ids for ids in pair)
+def _other_scripts(tokenizer: Any, tokens: list[int]) -> list[list[int]]:
+    """The tokens of each script but the commonest one, where it has `_FEWEST` or more: letters of that script alone.
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+    A letter's script is the first word of its Unicode name: CYRILLIC SMALL LETTER A, CJK UNIFIED IDEOGRAPH-4E00.
+    """
+    found: dict[str, list[int]] = {}
+    for token in tokens:
+        text = tokenizer.decode([token]).strip()
+        names = {unicodedata.name(letter, "").partition(" ")[0] for letter in text}
+        if text.isalpha() and len(names) == 1:
+            found.setdefault(names.pop(), []).append(token)
+    commonest = max(found, key=lambda name: len(found[name]), default="")
+    return [held for name, held in sorted(found.items()) if name != commonest and len(held) >= _FEWEST]
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from development_data import shared
 
-from restorelcc.own_text import SCRIPTS, rows_at_once
+from restorelcc.own_text import rows_at_once
 from restorelcc.prose import prose_paragraphs
 from restorelcc.text import TokenSet, load_choices, load_text, prose_windows, write_own_text
 
@@ -215,33 +216,45 @@ def test_own_text_from_random_tokens(stories: Any) -> None:
     assert write(1).fingerprint() == rows.fingerprint() != write(2).fingerprint()
 
 
-def test_own_text_from_letters_of_every_script(stories: Any) -> None:
-    """Half of the rows begin with a run of one script's letters, each script in turn; nothing foretells the run."""
+def test_own_text_from_tokens_of_other_scripts(stories: Any) -> None:
+    """Half of the rows begin with a run of tokens of one script that is not the commonest; nothing foretells the run."""
+    tokenizer = scripted_tokenizer()
 
-    def write(seed: int) -> TokenSet:
-        model, tokenizer = stories.model, stories.tokenizer
-        return write_own_text(model, tokenizer, tokens=1600, window=96, batch=40, seed=seed, scripts=0.5)
+    def write(seed: int, scripts: float = 0.5) -> TokenSet:
+        return write_own_text(stories.model, tokenizer, tokens=1600, window=96, batch=40, seed=seed, scripts=scripts)
 
     rows = write(1)
-    run = 96 // 4
     begins = rows.response_start.tolist()
-    assert set(begins) == {2, 1 + run}
-    runs = [ids[1 : 1 + run] for ids, begin in zip(rows.ids.tolist(), begins, strict=True) if begin == 1 + run]
-    assert len(runs) >= len(SCRIPTS)
-    for ids, (first, last, _) in zip(runs, SCRIPTS.values(), strict=False):
-        texts = [stories.tokenizer.decode(ids[: run - cut]) for cut in range(4)]  # a letter's bytes may be cut
-        letters = max([[ord(letter) for letter in text if letter.isalpha()] for text in texts], key=len)
-        assert len(letters) >= 4
-        assert all(first <= letter <= last for letter in letters)
+    assert set(begins) == {1, 16}
+    runs = [ids[:16] for ids, begin in zip(rows.ids.tolist(), begins, strict=True) if begin == 16]
+    assert len(runs) >= 8
+    letters = ["".join(tokenizer.convert_ids_to_tokens(run)) for run in runs]
+    assert {unicodedata.name(text[0]).split()[0] for text in letters} == {"CYRILLIC", "GREEK"}  # no run of 3 Hebrew ones
+    assert all(len({unicodedata.name(letter).split()[0] for letter in text}) == 1 for text in letters)
+    assert len({tuple(run) for run in runs}) == len(runs)
     assert write(1).fingerprint() == rows.fingerprint() != write(2).fingerprint()
-
-
-def test_scripts_that_a_tokenizer_does_not_know_are_left_out(random_model: Any, tokenizer: Any) -> None:
-    model = random_model("llama")
-    rows = write_own_text(model, tokenizer, tokens=100, window=40, batch=16, scripts=1)
-    assert len(set(rows.response_start.tolist())) == 1
+    assert set(write(1, scripts=0.0).response_start.tolist()) == {1}
     with pytest.raises(ValueError, match=r"scripts is 1\.5; it is a share of the rows, 0 to 1"):
-        write_own_text(model, tokenizer, tokens=100, window=40, scripts=1.5)
+        write(1, scripts=1.5)
+
+
+def scripted_tokenizer() -> Any:
+    """Letters as words: 26 Latin, 20 Cyrillic, 17 Greek and 3 Hebrew ones."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    scripts = ((0x61, 26), (0x430, 20), (0x3B1, 17), (0x5D0, 3))
+    letters = [chr(first + step) for first, count in scripts for step in range(count)]
+    vocabulary = {letter: index for index, letter in enumerate(["<unk>", "<pad>", *letters])}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, "<unk>")), unk_token="<unk>", pad_token="<pad>"
+    )
+
+
+def test_a_vocabulary_of_one_script_has_no_other(random_model: Any, tokenizer: Any) -> None:
+    rows = write_own_text(random_model("llama"), tokenizer, tokens=100, window=40, batch=16, scripts=1)
+    assert len(set(rows.response_start.tolist())) == 1
 
 
 def test_rows_at_once_follow_the_model(random_model: Any) -> None:

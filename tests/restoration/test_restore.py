@@ -19,6 +19,7 @@ from restoration_models import random_pair
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from restorelcc import own_text
 from restorelcc.models import load_model, save_checkpoint
 from restorelcc.moments import Moments
 from restorelcc.probes import HeadScores
@@ -318,16 +319,19 @@ def test_weights_are_restored_by_default_with_text_and_without(
     words = tmp_path / "words.txt"
     words.write_text("Once upon a time there was a little dog who liked to play in the park. " * 40)
     common: dict[str, Any] = {"tokens": 512, "window": 32, "training": settings}
-    for name, data, own_text in (("a", words, 0.667), ("b", None, 0.0)):
+    for name, data, share in (("a", words, 0.667), ("b", None, 0.0)):
         report = restore(*stories_pair, tmp_path / name, data=data, **common)
         assert report.recipe == "best"
-        assert report.settings["own_text"] == own_text
+        assert report.settings["own_text"] == share
         assert report.heldout["refitted"] < report.heldout["pruned"]
         assert "tuning" in report.timings
 
 
-def test_own_text_of_other_scripts_is_learnt_from(stories_pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """Rows that begin with letters of a script: of the own text beside data, and of the whole text without."""
+def test_own_text_of_other_scripts_is_learnt_from(
+    stories_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that begin with a run of one script: of the own text beside data, and of the whole text without."""
+    monkeypatch.setattr(own_text, "_other_scripts", lambda *_: [list(range(300, 330)), list(range(340, 360))])
     words = tmp_path / "words.txt"
     words.write_text("Once upon a time there was a little dog who liked to play in the park. " * 40)
     recipe = replace(RECIPES["fast"], scripts=0.5)
