@@ -102,6 +102,8 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Value], *, of: str | No
         except ValueError as error:  # out of range, which the field's own class says
             raise ValueError(f"{key}={value} of {name}: {error}") from error
         recipe = changed if holder is None else replace(recipe, **{holder: changed})
+    if settings.get("own_text") == 0 and settings.get("scripts"):
+        raise ValueError(f"scripts of {name} is of the rows of own text, and own_text=0 asks for none; leave one out")
     if weights and not recipe.changes_weights:
         raise ValueError(f"{name} leaves nothing to do: it has neither refit nor tuning; keep one of them")
     return recipe

@@ -178,11 +178,6 @@ def restore(
             f"--sites ffn gives each layer one vector and its heads none, so no share of {chosen.heads} can be chosen; "
             "use --heads all, or --sites both"
         )
-    if chosen.scripts and data is not None and chosen.own_text == 0:
-        raise ValueError(
-            f"scripts is {chosen.scripts}, of the rows that the dense model writes, and own_text=0 asks for none; "
-            "leave one of them out"
-        )
     dense, pruned, out = Path(dense), Path(pruned), Path(out)
     refuse_inputs(out, dense, pruned, *([Path(data)] if data is not None else []))
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not overwrite):

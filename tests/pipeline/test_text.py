@@ -217,7 +217,7 @@ def test_own_text_from_random_tokens(stories: Any) -> None:
 
 
 def test_own_text_from_tokens_of_other_scripts(stories: Any) -> None:
-    """Half of the rows begin with a run of tokens of one script that is not the commonest; nothing foretells the run."""
+    """Half of the rows begin with a run of tokens of one script that is not the commonest; nothing foretells it."""
     tokenizer = scripted_tokenizer()
 
     def write(seed: int, scripts: float = 0.5) -> TokenSet:
@@ -229,7 +229,7 @@ def test_own_text_from_tokens_of_other_scripts(stories: Any) -> None:
     runs = [ids[:16] for ids, begin in zip(rows.ids.tolist(), begins, strict=True) if begin == 16]
     assert len(runs) >= 8
     letters = ["".join(tokenizer.convert_ids_to_tokens(run)) for run in runs]
-    assert {unicodedata.name(text[0]).split()[0] for text in letters} == {"CYRILLIC", "GREEK"}  # no run of 3 Hebrew ones
+    assert {unicodedata.name(text[0]).split()[0] for text in letters} == {"CYRILLIC", "GREEK"}  # Hebrew has but three
     assert all(len({unicodedata.name(letter).split()[0] for letter in text}) == 1 for text in letters)
     assert len({tuple(run) for run in runs}) == len(runs)
     assert write(1).fingerprint() == rows.fingerprint() != write(2).fingerprint()

@@ -68,3 +68,11 @@ def test_settings_of_scores_that_nobody_makes_are_refused(setting: str) -> None:
 def test_what_has_an_option_is_named_as_it_is_written() -> None:
     with pytest.raises(ValueError, match="train has an option of its own; write --train none in place of --set"):
         set_on_command_line("compensate", ["train=none"])
+
+
+def test_scripts_of_own_text_that_is_not_asked_for() -> None:
+    with pytest.raises(ValueError, match="scripts of fast is of the rows of own text, and own_text=0 asks for none"):
+        set_on_command_line("fast", ["scripts=0.25", "own_text=0"])
+    assert set_on_command_line("fast", ["own_text=0"]).own_text == 0
+    with pytest.raises(ValueError, match=r"scripts=2 of best: scripts is 2\.0; it is a share of the rows of own text"):
+        set_on_command_line("best", ["scripts=2"])

@@ -340,8 +340,6 @@ def test_own_text_of_other_scripts_is_learnt_from(
         rows = TokenSet.load(tmp_path / f"{name}.work" / file)
         assert set(rows.response_start.tolist()) == {2, 1 + 32 // 4}
         assert report.settings["scripts"] == 0.5
-    with pytest.raises(ValueError, match=r"scripts is 0\.5, of the rows that the dense model writes, and own_text=0"):
-        restore(*stories_pair, tmp_path / "c", data=words, recipe=replace(recipe, own_text=0.0))
 
 
 def test_options_of_another_recipe_are_refused(stories_pair: tuple[Path, Path], tmp_path: Path) -> None:
