@@ -222,7 +222,7 @@ def test_the_last_line_is_the_peak_memory_where_the_system_tells(
         (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--set", "epochs"],
          "'epochs' of --set is no setting; write KEY=VALUE"),
         (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--set", "epoch=1"],
-         "best has no setting epoch; its settings are refit, tuning, own_text, biases, ridge"),
+         "best has no setting epoch; its settings are refit, tuning, own_text, scripts, biases, ridge"),
         (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--set", "own_text=1"],
          "own_text=1 of best: own_text is 1.0; it is a share"),
         (["restore", "--dense", "MODEL", "--pruned", "PRUNED", "--out", "OUT", "--recipe", "compensate", "--set",
