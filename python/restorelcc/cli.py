@@ -296,7 +296,7 @@ def evaluate(model: str, against: tuple[str, ...], text: Path | None, choices: P
         [model, *against], text=text, choices=choices,
         harness=None if harness is None else HarnessSettings(names, harness_tasks, harness_shots, harness_limit),
         tokens=tokens, window=window, seed=seed,
-        noise=None if noise == "none" else Noise(noise, 0.1 if noise_rate is None else noise_rate, seed),
+        noise=None if noise == "none" else Noise(noise, Noise.rate if noise_rate is None else noise_rate, seed),
         compensation=compensation, progress=make_progress(quiet),
     )  # fmt: skip
     result["peak_rss_bytes"] = peak = resident_memory.peak_rss_bytes()

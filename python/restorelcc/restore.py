@@ -72,8 +72,7 @@ def training_text(
     Raises:
         ValueError: text that is empty or shorter than a window.
     """
-    more = {"scripts": scripts} if scripts else {}
-    stamp = fingerprint(dense=Path(dense), data=data, tokens=tokens, window=window, seed=seed, **more)
+    stamp = fingerprint(dense=Path(dense), data=data, tokens=tokens, window=window, seed=seed, scripts=scripts)
     mark = cache.with_suffix(".json")
     if is_finished(mark, stamp, cache):
         return TokenSet.load(cache)

@@ -167,9 +167,7 @@ def _own_text(given: _Given) -> TokenSet | None:
     window, seed = int(given.text.ids.shape[1]), given.settings.seed
     cache = given.steps.work / "own_text.safetensors"
     mark, scripts = cache.with_suffix(".json"), given.recipe.scripts
-    stamp = fingerprint(
-        dense=given.dense, tokens=tokens, window=window, seed=seed, **({"scripts": scripts} if scripts else {})
-    )
+    stamp = fingerprint(dense=given.dense, tokens=tokens, window=window, seed=seed, scripts=scripts)
     if is_finished(mark, stamp, cache):
         given.steps.timings.setdefault("own text", 0.0)  # asked for twice; what the first call took stays
         return TokenSet.load(cache)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from restoration_models import random_pair
 from safetensors.torch import load_file
 
 from restorelcc import moments as moments_module
@@ -20,18 +19,6 @@ from restorelcc.moments import Moments, collect_moments
 from restorelcc.restore import restore
 from restorelcc.resume import is_finished, mark_finished, only_call, read_record
 from restorelcc.text import TokenSet
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return random_pair("llama-gqa", tmp_path_factory.mktemp("pair"))
-
-
-@pytest.fixture
-def words(tmp_path: Path) -> Path:
-    path = tmp_path / "words.txt"
-    path.write_text(" ".join(f"w{3 + (7 * i + i * i // 5) % 90}" for i in range(400)))
-    return path
 
 
 def run(pair: tuple[Path, Path], words: Path, out: Path, **more: Any) -> dict[str, torch.Tensor]:

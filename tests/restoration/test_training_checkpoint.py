@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from restoration_models import random_pair
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -232,18 +231,6 @@ QUICK: dict[str, Any] = {
     ),
 }  # fmt: skip
 RECIPE = replace(RECIPES["best"], refit=None, own_text=0.0)
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return random_pair("llama-gqa", tmp_path_factory.mktemp("pair"))
-
-
-@pytest.fixture
-def words(tmp_path: Path) -> Path:
-    path = tmp_path / "words.txt"
-    path.write_text(" ".join(f"w{3 + (7 * i + i * i // 5) % 90}" for i in range(600)))
-    return path
 
 
 @pytest.fixture
