@@ -8,7 +8,7 @@ import pytest
 import torch
 from ffn_sites import IDS, down_projections, exact_logits, float_logits, some_vectors
 from restoration_models import ARCHITECTURES, FOLDABLE, random_pair, small_config
-from test_fold import stock_logits
+from stock_process import stock_logits
 from test_moments import ragged_tokens
 from torch import Tensor
 
@@ -123,7 +123,7 @@ def test_a_stock_process_computes_the_same(kind: str, sites: str, name: str, tmp
     compensation = some_vectors(pruned, sites)
     fold(pruned, compensation, tmp_path / "restored")
     exact = exact_logits(pruned, compensation)
-    got, found = stock_logits(tmp_path / "restored", IDS, tmp_path)
+    got, found, _ = stock_logits(tmp_path / "restored", IDS)
     assert found == name
     assert float((got - exact).abs().max()) <= 1e-5 * float(exact.abs().max())
 
@@ -245,9 +245,7 @@ def _held(model: torch.nn.Module, place: str) -> list[Tensor]:
     return [module.comp if place == "attention" else module.shift for module in modules]
 
 
-def test_a_share_of_heads_leaves_every_ffn(
-    stories_pair: tuple[Path, Path], words: TokenSet, lost: Components
-) -> None:
+def test_a_share_of_heads_leaves_every_ffn(stories_pair: tuple[Path, Path], words: TokenSet, lost: Components) -> None:
     heads = torch.zeros(5, 8, dtype=torch.bool)
     heads[2, 3] = True
     quick = TrainingSettings(learning_rates=(0.05,), batch_tokens=256, evaluations=1, steps=2)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from restoration_models import FOLDABLE, random_pair, small_config
+from stock_process import stock_logits
 from torch import Tensor
 
 from restorelcc.adapter import save_adapter
@@ -20,28 +19,6 @@ from restorelcc.loading import load
 from restorelcc.models import attention_sites, load_model, save_checkpoint
 from restorelcc.restore import restore
 from restorelcc.training_loop import TrainingSettings
-
-STOCK_PROCESS = """
-import sys, torch
-from transformers import AutoModelForCausalLM
-ids = torch.load(sys.argv[2])
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32, local_files_only=True).eval()
-with torch.no_grad():
-    torch.save(model(input_ids=ids).logits, sys.argv[3])
-assert not any(name.startswith("restorelcc") for name in sys.modules), "stock means stock"
-print(type(model).__name__)
-"""
-
-
-def stock_logits(checkpoint: Path, ids: Tensor, folder: Path) -> tuple[Tensor, str]:
-    """(logits, class name) computed by a process that never imports restorelcc."""
-    torch.save(ids, folder / "ids.pt")
-    done = subprocess.run(
-        [sys.executable, "-c", STOCK_PROCESS, str(checkpoint), str(folder / "ids.pt"), str(folder / "logits.pt")],
-        capture_output=True, text=True, check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return torch.load(folder / "logits.pt"), done.stdout.split()[-1]
 
 
 def some_compensation(path: Path, scale: float = 0.5, seed: int = 1) -> Compensation:
@@ -86,7 +63,7 @@ def test_a_stock_process_computes_the_same(kind: str, tmp_path: Path) -> None:
     hooked = apply_compensation(load_model(pruned).model, compensation)
     with torch.no_grad():
         want = hooked(input_ids=ids).logits
-    got, name = stock_logits(tmp_path / "restored", ids, tmp_path)
+    got, name, _ = stock_logits(tmp_path / "restored", ids)
     assert name == "LlamaForCausalLM"
     assert float((got - want).abs().max()) <= budget(want)
 
@@ -99,7 +76,7 @@ def test_real_model_in_a_stock_process(stories_pair: tuple[Path, Path], tmp_path
     hooked = apply_compensation(load_model(pruned).model, compensation)
     with torch.no_grad():
         want = hooked(input_ids=ids).logits
-    got, _ = stock_logits(tmp_path / "restored", ids, tmp_path)
+    got, *_ = stock_logits(tmp_path / "restored", ids)
     assert float((got - want).abs().max()) <= budget(want)
     config = json.loads((tmp_path / "restored" / "config.json").read_text())
     assert config["attention_bias"] is True
@@ -126,7 +103,7 @@ def test_heads_that_share_values_share_a_vector_in_their_bias(tmp_path: Path) ->
     with torch.no_grad():
         want, unchanged = hooked(input_ids=ids).logits, plain(input_ids=ids).logits
     assert float((want - unchanged).abs().max()) > 100 * budget(want)
-    got, name = stock_logits(tmp_path / "restored", ids, tmp_path)
+    got, name, _ = stock_logits(tmp_path / "restored", ids)
     assert name == "Qwen2ForCausalLM"
     assert float((got - want).abs().max()) <= budget(want)
     with pytest.raises(ValueError, match="2 heads share each value projection's bias"):

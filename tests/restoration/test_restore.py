@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -103,14 +101,24 @@ def default_vectors(stories_pair: tuple[Path, Path], tmp_path_factory: pytest.Te
 
 
 KILLED = """
-import sys
+import os, signal, sys, time
 from pathlib import Path
 from restorelcc.recipes import RECIPES
 from restorelcc.restore import restore
 from restorelcc.training import TrainingSettings
+
 dense, pruned, out = map(Path, sys.argv[1:4])
-restore(dense, pruned, out, recipe="compensate", tokens=1536, window=64,
-        training=TrainingSettings(learning_rates=(0.02, 0.05), search_steps=2, batch_tokens=256, evaluations=3))
+for awaited in sys.argv[4:]:  # a child for each, of a process that has imported everything and begun nothing
+    child = os.fork()
+    if child == 0:
+        restore(dense, pruned, out, recipe="compensate", tokens=1536, window=64,
+                training=TrainingSettings(learning_rates=(0.02, 0.05), search_steps=2, batch_tokens=256, evaluations=3))
+        os._exit(0)
+    while not (found := Path(f"{out}.work", awaited).exists()) and os.waitpid(child, os.WNOHANG)[0] == 0:
+        time.sleep(0.002)
+    assert found, f"the call ended before {awaited}"
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 """
 
 
@@ -118,15 +126,10 @@ def test_killed_at_each_step_it_resumes_bit_for_bit(stories_pair: tuple[Path, Pa
     """SIGKILL as soon as each step's file appears, again and again, then one undisturbed call."""
     restore(*stories_pair, tmp_path / "whole", **SMALL)
     out = tmp_path / "killed"
-    work = tmp_path / "killed.work"
-    command = [sys.executable, "-c", KILLED, *map(str, stories_pair), str(out)]
+    awaited = ("moments.safetensors.work/progress.json", "moments.json", "compensation.json")
+    command = [sys.executable, "-c", KILLED, *map(str, stories_pair), str(out), *awaited]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    for awaited in ("moments.safetensors.work/progress.json", "moments.json", "compensation.json"):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
-        while process.poll() is None and not (work / awaited).exists():
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    subprocess.run(command, env=environment, check=True)
     restore(*stories_pair, out, **SMALL, overwrite=True)
     for name, value in tensors(tmp_path / "whole").items():
         assert torch.equal(value, tensors(out)[name]), name

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from restoration_models import random_pair
+from stock_process import stock_logits
 from test_moments import ragged_tokens
 from test_refit import inputs_of, put
 from torch import Tensor, nn
@@ -376,23 +375,11 @@ def test_means_help(real_pair: tuple[Path, Path, Any]) -> None:
 def test_a_stock_process_loads_it(real_pair: tuple[Path, Path, Any]) -> None:
     """Nothing of ours in that process: the same logits, and physically fewer weights."""
     dense, small, held = real_pair
-    ids = held.ids[:1, :20].tolist()
-    program = (
-        "import json, sys, torch\n"
-        "from transformers import AutoModelForCausalLM\n"
-        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
-        "out = model(input_ids=torch.tensor(json.loads(sys.argv[2]))).logits\n"
-        "assert not any('restorelcc' in name for name in sys.modules)\n"
-        "print(json.dumps([out[0, -1].tolist(), sum(p.numel() for p in model.parameters())]))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", program, str(small), json.dumps(ids)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    logits, parameters = json.loads(done.stdout.strip().splitlines()[-1])
+    ids = held.ids[:1, :20]
+    logits, _, parameters = stock_logits(small, ids)
     with torch.no_grad():
-        wanted = load_model(small).model(input_ids=torch.tensor(ids)).logits[0, -1]
-    torch.testing.assert_close(torch.tensor(logits), wanted, rtol=1e-5, atol=1e-5)
+        wanted = load_model(small).model(input_ids=ids).logits
+    torch.testing.assert_close(logits, wanted, rtol=1e-5, atol=1e-5)
     assert parameters < 0.85 * sum(p.numel() for p in load_model(dense).model.parameters())
 
 
