@@ -29,14 +29,14 @@ from .probes import PROBES, select_heads
 from .pruning import sparsity_table
 from .recipes import DEFAULT, RECIPES, Recipe
 from .resident_memory import peak_rss_bytes
-from .restore_compensation import restore_compensation, write_compensation
+from .restore_compensation import check_compensation, restore_compensation, write_compensation
 from .restore_report import RestoreReport
 from .restore_weights import restore_weights, weights_target
 from .restored_checkpoint import write_restored
 from .resume import is_finished, mark_finished, only_call
 from .sites import FFN, SITES, places_of
 from .step_runner import Steps
-from .structure import carried_files, read_structure, refuse_structured
+from .structure import carried_files, read_structure
 from .task_training import read_examples
 from .text import TokenSet, load_text, write_own_text
 from .token_set import padding_id
@@ -129,8 +129,9 @@ def restore(
         work: where the steps leave their files; `out` + ".work" by default.
 
     Raises:
-        ValueError: unknown choices, choices that the recipe does not read, models that do not fit each other, a pruned
-            model without zeros, NaN weights, or text that is too short. Nothing is written to `out` then.
+        ValueError: unknown choices, choices that the recipe does not read, a rank above the head size (or the width of
+            the FFNs' outputs), models that do not fit each other, a pruned model without zeros, NaN weights, or text
+            that is too short. Nothing is written to `out` then.
     """
     asked = {
         "sites": sites, "probe": probe, "heads": heads, "components": components, "rank": rank, "train": train,
@@ -232,7 +233,7 @@ class _Job:
         report, steps, recipe = self.report, self.steps, self.recipe
         with steps.timed("check"):
             if not recipe.changes_weights:
-                refuse_structured(self.pruned, f"recipe {recipe.name}")
+                check_compensation(self.pruned, recipe)
             check_pair(self.dense, self.pruned, read_structure(self.pruned))
             target = self._target()
             report.sparsity = sparsity_table(self.pruned)

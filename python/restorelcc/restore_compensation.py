@@ -19,22 +19,23 @@ from .adapter import save_adapter
 from .artifacts import Progress, atomic_write_json, fingerprint, read_json
 from .choice_rows import ChoiceSet
 from .compensation import Compensation
-from .components import Components, lost_components
+from .components import Components, check_rank, lost_components
 from .fold import fold
-from .fold_target import FoldTarget
-from .models import LoadedModel, load_model
+from .fold_target import FoldTarget, skeleton_of, stored_config
+from .models import LoadedModel, load_model, plain_errors
 from .moments import Moments, collect_moments
 from .pairs import contrastive_pairs
 from .probes import HeadScores, head_scores, probe_tokens, select_heads
 from .recipes import Recipe
-from .sites import ATTENTION
+from .sites import ATTENTION, places_of
 from .step_runner import Steps
+from .structure import refuse_structured
 from .task_training import TaskObjective, train_for_task
 from .token_set import TokenSet
 from .training import TrainingResult, TrainingSettings, closed_form, train_compensation
 from .training_checkpoint import TrainingCheckpoint
 
-__all__ = ["LearnedCompensation", "restore_compensation", "write_compensation"]
+__all__ = ["LearnedCompensation", "check_compensation", "restore_compensation", "write_compensation"]
 
 MAX_PAIRS = 500  # for the linear probe; its authors use as many
 SAMPLES = 512  # tokens whose lost activation an autoencoder learns from
@@ -71,6 +72,21 @@ class _Given:
     def directions(self) -> list[Any]:
         """All that decides the components, beside the moments."""
         return [self.recipe.components, self.recipe.rank, self.seed]
+
+
+def check_compensation(pruned: Path, recipe: Recipe) -> None:
+    """Refuses, by the configuration of the pruned model alone, what would end only behind the first steps.
+
+    Raises:
+        ValueError: heads or channels were removed, or a unit has fewer directions than the recipe's rank.
+    """
+    refuse_structured(pruned, f"recipe {recipe.name}")
+    if recipe.rank is None:
+        return
+    config = stored_config(pruned)
+    with plain_errors(pruned):
+        skeleton = skeleton_of(config)
+    check_rank(skeleton, places_of(recipe.sites), recipe.rank)
 
 
 def restore_compensation(
