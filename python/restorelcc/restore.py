@@ -118,11 +118,11 @@ def restore(
             projections, c to its FFNs); so does `task`, by the choices of a few multiple-choice items.
         sites, probe, heads, components, rank, train, fold_into, positions, skip_first, probe_tokens: of the recipes
             that learn c alone; the recipe's own choice by default. sites: where vectors are added, `attention`, `ffn`
-            or `both`. probe: which heads are worth it (see `probes.PROBES`); heads are scored when `heads` is a share,
-            or when a probe is asked for here. heads: `all`, or a share in (0, 1]. components, rank: see
-            `lost_components`. train: `lm`, `choices` (recipe `task` alone), or `none` for the line-searched closed
-            form. fold_into: `o_proj` for a stock checkpoint, `none` for an adapter directory. probe_tokens: of the
-            text, for the head scores; each probe's own default otherwise.
+            (there no head is scored) or `both`. probe: which heads are worth it (see `probes.PROBES`); heads are scored
+            when `heads` is a share, or when a probe is asked for here. heads: `all`, or a share in (0, 1]. components,
+            rank: see `lost_components`. train: `lm`, `choices` (recipe `task` alone), or `none` for the line-searched
+            closed form. fold_into: `o_proj` for a stock checkpoint, `none` for an adapter directory. probe_tokens: of
+            the text, for the head scores; each probe's own default otherwise.
         examples: how many items of `data` recipe `task` learns from, drawn by `seed`; 100 by default.
         data: .txt or .jsonl; without it the dense model writes its own text. For `task` a .jsonl of multiple choice.
         training: of the compensation or the tuning; the recipe's own by default.
@@ -170,6 +170,12 @@ def restore(
         raise ValueError(
             f"--sites ffn gives each layer one vector and its heads none, so no share of {chosen.heads} can be chosen; "
             "use --heads all, or --sites both"
+        )
+    unread = [name for name in ("probe", "probe_tokens") if name in given]
+    if chosen.sites == FFN and unread:
+        raise ValueError(
+            "--sites ffn gives each layer one vector and its heads none, so no head is scored and nothing reads "
+            f"{', '.join(unread)}; leave that out, or use --sites both"
         )
     dense, pruned, out = Path(dense), Path(pruned), Path(out)
     refuse_inputs(out, dense, pruned, *([Path(data)] if data is not None else []))

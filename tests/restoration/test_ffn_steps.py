@@ -205,6 +205,10 @@ def test_choices_of_sites(stories_pair: tuple[Path, Path], tmp_path: Path) -> No
         restore(*stories_pair, tmp_path / "out", **SMALL, sites="mlp")
     with pytest.raises(ValueError, match=r"no share of 0\.25 can be chosen; use --heads all, or --sites both"):
         restore(*stories_pair, tmp_path / "out", **SMALL, sites="ffn", heads=0.25)
+    with pytest.raises(ValueError, match="no head is scored and nothing reads probe; leave that out, or use --sites b"):
+        restore(*stories_pair, tmp_path / "out", **SMALL, sites="ffn", probe="adaptive")
+    with pytest.raises(ValueError, match="nothing reads probe, probe_tokens"):
+        restore(*stories_pair, tmp_path / "out", **SMALL, sites="ffn", probe="random", probe_tokens=64)
     with pytest.raises(ValueError, match="recipe fast makes no compensation, so it reads no sites"):
         restore(*stories_pair, tmp_path / "out", recipe="fast", sites="both")
     assert not list(tmp_path.iterdir())
