@@ -100,7 +100,7 @@ def restore_weights(
     if recipe.refit is not None:
         solved, stamp = _refit(given)
         with steps.timed("refit scale"):
-            changed, search = _line_search(pruned, solved, heldout)
+            changed, search = _line_search(pruned, solved, heldout, progress)
         found["pruned"] = search[0]["heldout_nll"]
         found["refitted"] = found["restored"] = min(row["heldout_nll"] for row in search)
     if recipe.tuning is not None:  # which trains the whole model; the refit never has it in memory
@@ -183,7 +183,7 @@ def _own_text(given: _Given) -> TokenSet | None:
 
 
 def _line_search(
-    pruned: Path, solved: Mapping[str, Tensor], heldout: TokenSet
+    pruned: Path, solved: Mapping[str, Tensor], heldout: TokenSet, progress: Progress
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """The best w° + s (w − w°): all of it where that is better than nothing, else the best of some scales, 0 included.
 
@@ -197,12 +197,16 @@ def _line_search(
 
         return {"refit_scale": scale, "heldout_nll": streamed_nll(pruned, heldout, changed=changed).mean}
 
-    search = [measured(0.0)]
-    for scale in (1.0, *SCALES):
-        search.append(measured(scale))
-        search[-1]["heldout_nll"] = ceiling(search[-1]["heldout_nll"])
-        if scale == 1.0 and search[-1]["heldout_nll"] < search[0]["heldout_nll"]:
-            return dict(solved), search
+    with progress.task("refit scale", 2 + len(SCALES)) as advance:
+        search = [measured(0.0)]
+        advance(1)
+        for scale in (1.0, *SCALES):
+            search.append(measured(scale))
+            search[-1]["heldout_nll"] = ceiling(search[-1]["heldout_nll"])
+            advance(1)
+            if scale == 1.0 and search[-1]["heldout_nll"] < search[0]["heldout_nll"]:
+                advance(len(SCALES))  # no part is measured
+                return dict(solved), search
     best = min(search, key=lambda row: (row["heldout_nll"], row["refit_scale"]))["refit_scale"]
     stream = LayerStream(pruned)
     return {name: _kept(stream.read(name), value, best) for name, value in solved.items()}, search

@@ -126,7 +126,7 @@ def fit(
     Args:
         start: makes a trainer of a rate and a number of steps, whose first `install` restores the start.
         measure: the held-out NLL of what is installed.
-        progress: gets one task, whose units are steps and measurements.
+        progress: gets one task, whose units are steps and measurements; what patience spares counts as made.
         checkpoint: where the run is saved after each rate of the search and, when it is due, after a measurement; what
             stands there of the same run is gone on from. The caller removes it when the result is safe.
 
@@ -189,6 +189,8 @@ def fit(
             else:
                 at.stale += 1
                 if at.stale >= settings.patience:
+                    left = len(batches) - at.step  # steps that are not made, and their measurements: the bar ends full
+                    advance(left + math.ceil(left / every))
                     break
             if checkpoint is not None and checkpoint.due() and at.step != len(batches):
                 better = at.best < at.before

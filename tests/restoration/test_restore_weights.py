@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gc
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from test_moments import ragged_tokens
 from torch import Tensor, nn
 
 from restorelcc import restore_weights, step_runner
+from restorelcc.artifacts import SilentProgress
 from restorelcc.evaluation import token_nll
 from restorelcc.fold_target import FoldTarget
 from restorelcc.models import load_model, prunable_linears, save_checkpoint
@@ -246,3 +250,23 @@ def test_a_survivor_that_a_part_of_the_refit_would_cancel_stays_one(
         dense, pruned, tmp_path / "out", recipe=RECIPES["fast"], data=words(tmp_path), tokens=512, window=16
     )
     assert report.fold["matrices_compared"] == 14
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_the_bar_of_the_scales_ends_full(helps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the whole refit is taken, or each part of it measured as well."""
+    _, pruned = random_pair("llama-gqa", tmp_path)
+    nll = iter([3.0, 2.0 if helps else 4.0, 5.0, 6.0, 7.0])
+    monkeypatch.setattr(restore_weights, "streamed_nll", lambda *_, **__: SimpleNamespace(mean=next(nll)))
+    bars: list[tuple[str, int, list[int]]] = []
+
+    class Told(SilentProgress):
+        @contextmanager
+        def task(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+            bars.append((description, total, []))
+            yield bars[-1][2].append
+
+    _, search = restore_weights._line_search(pruned, {}, ragged_tokens(96), Told())
+    assert [row["refit_scale"] for row in search] == ([0.0, 1.0] if helps else [0.0, 1.0, 0.75, 0.5, 0.25])
+    (description, total, advances), = bars
+    assert (description, total, sum(advances)) == ("refit scale", 5, 5)
