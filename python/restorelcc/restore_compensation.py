@@ -8,6 +8,7 @@ collection of moments goes on behind its last layer, a killed training from the 
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -143,13 +144,18 @@ def _moments(given: _Given) -> tuple[Moments, str]:
         **({} if recipe.sites == ATTENTION else {"sites": recipe.sites}),
     )  # fmt: skip
 
+    layers = given.steps.work / "moments.safetensors.work"
+
     def make(path: Path) -> Moments:
         return collect_moments(
-            given.dense, given.pruned, given.text, out=path, sites=recipe.sites, positions=recipe.positions,
-            skip_first=recipe.skip_first, samples=samples, seed=given.seed, progress=given.progress,
+            given.dense, given.pruned, given.text, out=path, work=layers, sites=recipe.sites,
+            positions=recipe.positions, skip_first=recipe.skip_first, samples=samples, seed=given.seed,
+            progress=given.progress,
         )  # fmt: skip
 
-    return given.steps.run("moments", stamp, make, Moments.load), stamp
+    found = given.steps.run("moments", stamp, make, Moments.load)
+    shutil.rmtree(layers, ignore_errors=True)  # only behind the mark: a call killed before it goes on from the layers
+    return found, stamp
 
 
 def _scores(given: _Given, loaded: LoadedModel, lost: Components, moments_stamp: str) -> HeadScores:
