@@ -35,7 +35,7 @@ from .streamed_nll import streamed_nll
 from .structure import Structure
 from .tensor_file import load_tensors, save_tensors
 from .token_set import TokenSet, join_rows
-from .training_loop import TrainingSettings, ceiling
+from .training_loop import TrainingSettings, ceiling, check_start
 from .tuning import TuningResult, tune
 
 __all__ = ["RestoredWeights", "fixed_biases", "restore_weights", "weights_target"]
@@ -88,7 +88,7 @@ def restore_weights(
         structure: what the pruned model kept, where heads or channels were removed.
 
     Raises:
-        ValueError: what `refit` and `tune` refuse.
+        ValueError: what `refit` and `tune` refuse, or a pruned model whose held-out NLL is NaN or infinite.
     """
     given = _Given(dense, pruned, text, recipe, settings, target, steps, structure, progress)
     _, heldout = text.split(settings.heldout_share, seed=settings.seed)
@@ -189,6 +189,9 @@ def _line_search(
 
     A weight that is refitted by a part is no solution of anything, so parts are tried only where the whole fails.
     Layer by layer: neither the model nor a second copy of what was solved is in memory, but for the part that is kept.
+
+    Raises:
+        ValueError: the NLL of the pruned model itself is NaN or infinite.
     """
 
     def measured(scale: float) -> dict[str, float]:
@@ -199,6 +202,7 @@ def _line_search(
 
     with progress.task("refit scale", 2 + len(SCALES)) as advance:
         search = [measured(0.0)]
+        check_start(search[0]["heldout_nll"], f"the pruned model {pruned}")
         advance(1)
         for scale in (1.0, *SCALES):
             search.append(measured(scale))

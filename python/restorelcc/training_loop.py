@@ -25,7 +25,7 @@ from .text import TokenSet
 from .training_checkpoint import Standing, TrainingCheckpoint
 
 __all__ = [
-    "LoopResult", "Trainer", "TrainingSettings", "batch_of", "ceiling", "fit", "schedule",
+    "LoopResult", "Trainer", "TrainingSettings", "batch_of", "ceiling", "check_start", "fit", "schedule",
     "seeded_batches", "shuffled_rows",
 ]  # fmt: skip
 
@@ -131,7 +131,7 @@ def fit(
             stands there of the same run is gone on from. The caller removes it when the result is safe.
 
     Raises:
-        ValueError: a loss that is not finite.
+        ValueError: a loss that is not finite, of the start or while training.
     """
     first = start(0.0, 1)
     first.install()
@@ -144,7 +144,7 @@ def fit(
     total = 1 + len(rates) * (probe_steps + 1) + len(batches) + math.ceil(len(batches) / every)
     with progress.task("training", total) as advance:
         if saved is None:
-            before = measure()
+            before = check_start(measure(), "the model to start from")
             at = Standing(before, before, history=[{"step": 0.0, "heldout_nll": before}])
             advance(1)
         else:
@@ -205,6 +205,20 @@ def schedule(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_sch
         optimiser,
         lambda step: min(1.0, (step + 1) / warmup) * (0.55 + 0.45 * math.cos(math.pi * min(1.0, step / max(1, steps)))),
     )
+
+
+def check_start(loss: float, model: str) -> float:
+    """The held-out loss of `model`, which all others are compared with, as it is.
+
+    Raises:
+        ValueError: it is NaN or infinite; a comparison with it would choose anything.
+    """
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"{model} has a held-out loss of {loss} before anything is changed, so nothing can be compared with it; "
+            "its embeddings, norms or LM head hold NaN or infinity, or its activations overflow: make it again"
+        )
+    return loss
 
 
 def ceiling(nll: float) -> float:
