@@ -15,6 +15,7 @@ Of an FFN the same of ΔY: one unit a layer, of the width of its output.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from .moments import Moments
 from .sites import ATTENTION, FFN, Placed, chained, fields_by_place, model_sites, places_of, prefix, tensors_by_place
 from .step_file import Fields, read_step_file
 
-__all__ = ["COMPONENTS", "Components", "lost_components"]
+__all__ = ["COMPONENTS", "Components", "check_rank", "lost_components"]
 
 COMPONENTS = ("svd", "autoencoder", "mean", "random", "none")
 AUTOENCODER_RANK = 16
@@ -117,6 +118,17 @@ def lost_components(
     return chained([_of_one_place(part, kind, rank, seed, progress) for part in moments.parts])
 
 
+def check_rank(model: nn.Module, places: Sequence[str], rank: int) -> None:
+    """Raises ValueError where a unit of `model`, which may be a skeleton without storage, has fewer directions."""
+    for site in (site for place in places for site in model_sites(model, place)):
+        _check_rank(rank, site.size, site.place)
+
+
+def _check_rank(rank: int, size: int, place: str) -> None:
+    if not 1 <= rank <= size:
+        raise ValueError(f"rank {rank} is outside 1..{size}, the {_SIZES[place]}; choose one inside, or leave it out")
+
+
 def _of_one_place(moments: Moments, kind: str, rank: int | None, seed: int, progress: Progress | None) -> Components:
     mean, head_dim = moments.mean, moments.gram.shape[-1]
     layers, heads = moments.rms.shape
@@ -133,8 +145,7 @@ def _of_one_place(moments: Moments, kind: str, rank: int | None, seed: int, prog
         unit_mean = torch.where(length[..., None] > 0, mean / length.clamp(min=1e-300)[..., None], 0.0)
         return _along(kind, unit_mean[..., None, :], moments)
     rank = (min(AUTOENCODER_RANK, head_dim) if kind == "autoencoder" else head_dim) if rank is None else rank
-    if not 1 <= rank <= head_dim:
-        raise ValueError(f"rank {rank} is outside 1..{head_dim}, the {_SIZES[moments.place]}")
+    _check_rank(rank, head_dim, moments.place)
     if kind == "random":
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randn(layers, heads, head_dim, rank, generator=generator, dtype=mean.dtype)

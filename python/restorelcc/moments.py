@@ -145,6 +145,7 @@ def collect_moments(
     tokens: TokenSet,
     *,
     out: Path,
+    work: Path | None = None,
     sites: str = ATTENTION,
     positions: str = "all",
     skip_first: int = 1,
@@ -159,9 +160,10 @@ def collect_moments(
     Args:
         dense, pruned: checkpoint directories with the same shapes.
         tokens: the text, ids [n, T].
-        out: the moments file; its scratch (hidden states, finished layers) stands in `out` + ".work" and is
-            removed at the end. A killed call, repeated with the same arguments, goes on at the layer where
-            it stopped and gives the same bits.
+        out: the moments file. A killed call, repeated with the same arguments, goes on at the layer where it stopped
+            and gives the same bits.
+        work: a directory of this step alone for its scratch (hidden states, finished layers), which the caller removes;
+            by default `out` + ".work", which is removed at the end.
         sites: attention, ffn or both: one pass over the text gives both.
         positions, skip_first: see `counted_positions`.
         samples: tokens whose ΔZ is kept (at most all that count), drawn by `seed`: 4·L·H·D bytes each (4·L·E).
@@ -184,7 +186,7 @@ def collect_moments(
         raise ValueError(f"{dense} and {pruned} differ in layers, heads or head size; prune a copy of the same model")
 
     out = Path(out)
-    work = out.with_name(out.name + ".work")
+    kept, work = work is not None, work or out.with_name(out.name + ".work")
     stamp = fingerprint(dense=Path(dense), pruned=Path(pruned), ids=tokens.fingerprint(), positions=positions,
                         skip_first=skip_first, batch=batch, dtype=str(dtype), samples=[samples, seed],
                         **({} if sites == ATTENTION else {"sites": sites}))  # fmt: skip
@@ -221,9 +223,10 @@ def collect_moments(
             ))  # fmt: skip
         moments = chained(records)
         moments.save(out)
-        for file in work.iterdir():
-            file.unlink()
-        work.rmdir()
+        if not kept:
+            for file in work.iterdir():
+                file.unlink()
+            work.rmdir()
     return moments
 
 

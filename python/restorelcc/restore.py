@@ -1,7 +1,7 @@
 """The whole restoration, step by step; each step leaves a file that the next reads and a repeated call reuses.
 
     recipes best, fast            text → refit → tuning → stock checkpoint                       (`restore_weights`)
-    recipes compensate, paper     text → moments → components → head scores → training → fold
+    recipes compensate, paper     text → moments → components → head scores → training → fold  (`restore_compensation`)
     recipe task                   the same, text and training from items of the task → adapter directory
 
 A step's file carries the fingerprint of everything that went into it (checkpoints by content, text, settings).
@@ -17,41 +17,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .adapter import save_adapter
-from .artifacts import Progress, SilentProgress, atomic_write_json, fingerprint, read_json, refuse_inputs, versions
+from .artifacts import Progress, SilentProgress, atomic_write_json, fingerprint, refuse_inputs, versions
 from .choice_rows import ChoiceSet
-from .compensation import Compensation
-from .components import COMPONENTS, Components, lost_components
-from .fold import FOLDS, fold
+from .components import COMPONENTS
+from .fold import FOLDS
 from .fold_target import FoldTarget, fold_target
 from .models import check_pair, load_model, load_tokenizer
-from .moments import POSITIONS, Moments, collect_moments
-from .pairs import contrastive_pairs
-from .probes import PROBES, HeadScores, head_scores, select_heads
-from .probes import probe_tokens as probe_tokens_of
+from .moments import POSITIONS
+from .probes import PROBES, select_heads
 from .pruning import sparsity_table
 from .recipes import DEFAULT, RECIPES, Recipe
 from .resident_memory import peak_rss_bytes
+from .restore_compensation import check_compensation, restore_compensation, write_compensation
 from .restore_report import RestoreReport
 from .restore_weights import restore_weights, weights_target
 from .restored_checkpoint import write_restored
 from .resume import is_finished, mark_finished, only_call
-from .sites import ATTENTION, FFN, SITES, places_of
+from .sites import FFN, SITES, places_of
 from .step_runner import Steps
-from .structure import carried_files, read_structure, refuse_structured
-from .task_training import TaskObjective, read_examples, train_for_task
+from .structure import carried_files, read_structure
+from .task_training import read_examples
 from .text import TokenSet, load_text, write_own_text
 from .token_set import padding_id
-from .training import TrainingResult, TrainingSettings, check_vectors, closed_form, train_compensation
-from .training_checkpoint import TrainingCheckpoint
+from .training import TrainingSettings, check_vectors
 
 __all__ = ["RestoreReport", "restore", "training_text"]
 
 TRAINERS = ("lm", "choices", "none")
-MAX_PAIRS = 500  # for the linear probe; its authors use as many
-SAMPLES = 512  # tokens whose lost activation an autoencoder learns from
 
 
 def training_text(
@@ -125,19 +118,20 @@ def restore(
             projections, c to its FFNs); so does `task`, by the choices of a few multiple-choice items.
         sites, probe, heads, components, rank, train, fold_into, positions, skip_first, probe_tokens: of the recipes
             that learn c alone; the recipe's own choice by default. sites: where vectors are added, `attention`, `ffn`
-            or `both`. probe: which heads are worth it (see `probes.PROBES`); heads are scored when `heads` is a share,
-            or when a probe is asked for here. heads: `all`, or a share in (0, 1]. components, rank: see
-            `lost_components`. train: `lm`, `choices` (recipe `task` alone), or `none` for the line-searched closed
-            form. fold_into: `o_proj` for a stock checkpoint, `none` for an adapter directory. probe_tokens: of the
-            text, for the head scores; each probe's own default otherwise.
+            (there no head is scored) or `both`. probe: which heads are worth it (see `probes.PROBES`); heads are scored
+            when `heads` is a share, or when a probe is asked for here. heads: `all`, or a share in (0, 1]. components,
+            rank: see `lost_components`. train: `lm`, `choices` (recipe `task` alone), or `none` for the line-searched
+            closed form. fold_into: `o_proj` for a stock checkpoint, `none` for an adapter directory. probe_tokens: of
+            the text, for the head scores; each probe's own default otherwise.
         examples: how many items of `data` recipe `task` learns from, drawn by `seed`; 100 by default.
         data: .txt or .jsonl; without it the dense model writes its own text. For `task` a .jsonl of multiple choice.
         training: of the compensation or the tuning; the recipe's own by default.
         work: where the steps leave their files; `out` + ".work" by default.
 
     Raises:
-        ValueError: unknown choices, choices that the recipe does not read, models that do not fit each other, a pruned
-            model without zeros, NaN weights, or text that is too short. Nothing is written to `out` then.
+        ValueError: unknown choices, choices that the recipe does not read, a rank above the head size (or the width of
+            the FFNs' outputs), models that do not fit each other, a pruned model without zeros, NaN weights, or text
+            that is too short. Nothing is written to `out` then.
     """
     asked = {
         "sites": sites, "probe": probe, "heads": heads, "components": components, "rank": rank, "train": train,
@@ -176,6 +170,12 @@ def restore(
         raise ValueError(
             f"--sites ffn gives each layer one vector and its heads none, so no share of {chosen.heads} can be chosen; "
             "use --heads all, or --sites both"
+        )
+    unread = [name for name in ("probe", "probe_tokens") if name in given]
+    if chosen.sites == FFN and unread:
+        raise ValueError(
+            "--sites ffn gives each layer one vector and its heads none, so no head is scored and nothing reads "
+            f"{', '.join(unread)}; leave that out, or use --sites both"
         )
     dense, pruned, out = Path(dense), Path(pruned), Path(out)
     refuse_inputs(out, dense, pruned, *([Path(data)] if data is not None else []))
@@ -239,7 +239,7 @@ class _Job:
         report, steps, recipe = self.report, self.steps, self.recipe
         with steps.timed("check"):
             if not recipe.changes_weights:
-                refuse_structured(self.pruned, f"recipe {recipe.name}")
+                check_compensation(self.pruned, recipe)
             check_pair(self.dense, self.pruned, read_structure(self.pruned))
             target = self._target()
             report.sparsity = sparsity_table(self.pruned)
@@ -306,43 +306,25 @@ class _Job:
         }  # fmt: skip
 
     def _compensate(self, text: TokenSet, target: FoldTarget) -> None:
-        report, steps, recipe = self.report, self.steps, self.recipe
+        report, recipe = self.report, self.recipe
         if recipe.fold == "o_proj" and target.kind == "adapter":
             report.warnings.append(f"No stock checkpoint can hold this compensation: {target.reason}.")
-        samples = SAMPLES if recipe.components == "autoencoder" else 0
-        stamp = fingerprint(
-            dense=self.dense, pruned=self.pruned, text=text.fingerprint(), positions=self.recipe.positions,
-            skip_first=self.recipe.skip_first, samples=samples,
-            **({} if recipe.sites == ATTENTION else {"sites": recipe.sites}),
+        found = restore_compensation(
+            self.dense, self.pruned, text, recipe, self.settings, target, self.steps, data=self.data,
+            window=self.window, seed=self.seed, scored=self.scored, examples=self.examples,
+            drawn=report.text.get("examples"), progress=self.progress,
         )  # fmt: skip
-        moments = steps.run(
-            "moments", stamp,
-            lambda path: collect_moments(
-                self.dense, self.pruned, text, out=path, sites=recipe.sites, positions=recipe.positions,
-                skip_first=recipe.skip_first,
-                samples=samples, seed=self.seed, progress=self.progress,
-            ),
-            Moments.load,
-        )  # fmt: skip
-        lost = lost_components(
-            moments, kind=recipe.components, rank=recipe.rank, seed=self.seed, progress=self.progress
-        )
-        lost.save(steps.work / "components.safetensors")
-
-        loaded = load_model(self.pruned)  # only now: the moments need two layers, not two models
-        scored = lost.place == ATTENTION and (self.scored or recipe.heads != "all")
-        scores = self._scores(recipe.probe, loaded, text, lost, stamp) if scored else None
-        chosen = select_heads(lost.unit if scores is None else scores.scores, recipe.heads)
-        tied = target.tied if recipe.fold == "o_proj" else 1
-        result = self._trained(loaded.model, text, lost, chosen, tied, stamp)
-        with steps.timed("fold"):
-            report.fold = _write(self.pruned, result.compensation, self.out, target, recipe.fold, self.overwrite)
+        result, scores = found.result, found.scores
+        with self.steps.timed("fold"):
+            report.fold = write_compensation(
+                self.pruned, result.compensation, self.out, target, recipe.fold, overwrite=self.overwrite
+            )
         report.settings |= {
             "sites": recipe.sites, "probe": recipe.probe, "probe_outputs": recipe.probe_outputs, "heads": recipe.heads,
             "components": recipe.components,
             "rank": recipe.rank, "vectors": recipe.vectors, "train": recipe.train,
-            "fold": recipe.fold, "positions": self.recipe.positions, "skip_first": self.recipe.skip_first,
-            "probe_tokens": self.recipe.probe_tokens, "examples": recipe.examples, "source": loaded.source.note,
+            "fold": recipe.fold, "positions": recipe.positions, "skip_first": recipe.skip_first,
+            "probe_tokens": recipe.probe_tokens, "examples": recipe.examples, "source": found.source,
         }  # fmt: skip
         if recipe.train == "choices":
             report.heldout_unit = "choice loss and distillation, nats"
@@ -352,93 +334,3 @@ class _Job:
             report.score_units = {recipe.probe: scores.unit}
         report.selected = result.compensation.heads.tolist()
         report.history, report.search = result.history, result.search
-
-    @property
-    def _directions(self) -> list[Any]:
-        """All that decides the components, beside the moments."""
-        return [self.recipe.components, self.recipe.rank, self.seed]
-
-    def _scores(self, kind: str, loaded: Any, text: TokenSet, lost: Components, stamp: str) -> HeadScores:
-        count = probe_tokens_of(kind) if self.recipe.probe_tokens is None else self.recipe.probe_tokens
-        pairs, answers = None, "pruned"
-        if kind == "linear":
-            assert self.data is not None
-            answers = self.recipe.probe_outputs
-            pairs = contrastive_pairs(
-                self.data, loaded.tokenizer, window=self.window, max_pairs=MAX_PAIRS, seed=self.seed
-            )
-
-        def make(path: Path) -> HeadScores:
-            dense = load_model(self.dense, dtype=loaded.model.dtype).model if answers == "dense" else None
-            scores = head_scores(
-                kind, loaded.model, text.first(count), lost, seed=self.seed, scratch=self.steps.work, pairs=pairs,
-                dense=dense, progress=self.progress,
-            )  # fmt: skip
-            scores.save(path)
-            return scores
-
-        own = fingerprint(
-            moments=stamp, probe=kind, components=self._directions, seed=self.seed, tokens=count,
-            pairs=None if pairs is None else pairs.fingerprint(),
-            **({} if answers == "pruned" else {"answers": answers}),
-        )  # fmt: skip
-        return self.steps.run(f"scores_{kind}", own, make, HeadScores.load)
-
-    def _trained(self, model: Any, text: TokenSet, lost: Components, chosen: Tensor, tied: int, stamp: str
-    ) -> TrainingResult:
-        settings = self.settings
-        record = self.steps.work / "training.json"
-        own = fingerprint(
-            moments=stamp, heads=chosen.tolist(), components=self._directions, tied=tied, train=self.recipe.train,
-            settings=asdict(settings), threads=torch.get_num_threads(), task=_plain(self.recipe.task),
-            examples=self.report.text.get("examples"), data=self.data if self.examples is not None else None,
-            **({} if self.recipe.vectors == "free" else {"vectors": self.recipe.vectors}),
-        )  # fmt: skip
-        checkpoint = self.steps.checkpoint("compensation", own)
-
-        def make(path: Path) -> TrainingResult:
-            if self.recipe.train == "choices":
-                result = self._trained_for_task(model, lost, chosen, tied, checkpoint)
-            elif self.recipe.train == "lm":
-                result = train_compensation(
-                    model, text, lost, chosen, settings, tied=tied, vectors=self.recipe.vectors,
-                    progress=self.progress, checkpoint=checkpoint,
-                )  # fmt: skip
-            else:
-                result = closed_form(
-                    model, text, lost, chosen, heldout_share=settings.heldout_share, tied=tied, seed=settings.seed,
-                    progress=self.progress,
-                )  # fmt: skip
-            atomic_write_json(record, {key: value for key, value in vars(result).items() if key != "compensation"})
-            result.compensation.save(path)
-            return result
-
-        return self.steps.run(
-            "compensation", own, make, lambda path: TrainingResult(Compensation.load(path), **read_json(record)), record
-        )
-
-    def _trained_for_task(
-        self, model: Any, lost: Components, chosen: Tensor, tied: int, checkpoint: TrainingCheckpoint
-    ) -> TrainingResult:
-        assert self.examples is not None
-        objective = self.recipe.task or TaskObjective()
-        dense = load_model(self.dense).model if objective.distill else None
-        return train_for_task(
-            model, self.examples, lost, chosen, self.settings, dense=dense, objective=objective, tied=tied,
-            vectors=self.recipe.vectors, progress=self.progress, checkpoint=checkpoint,
-        )  # fmt: skip
-
-
-def _plain(objective: TaskObjective | None) -> dict[str, float] | None:
-    return None if objective is None else asdict(objective)
-
-
-def _write(
-    pruned: Path, compensation: Compensation, out: Path, target: FoldTarget, fold_into: str, overwrite: bool
-) -> dict[str, Any]:
-    if fold_into == "none" or target.kind == "adapter":
-        save_adapter(pruned, compensation, out, overwrite=overwrite)
-        return {"kind": "adapter", "reason": target.reason if fold_into != "none" else "asked for by --fold none"}
-    return asdict(fold(pruned, compensation, out, overwrite=overwrite))
-
-

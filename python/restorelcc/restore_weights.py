@@ -35,7 +35,7 @@ from .streamed_nll import streamed_nll
 from .structure import Structure
 from .tensor_file import load_tensors, save_tensors
 from .token_set import TokenSet, join_rows
-from .training_loop import TrainingSettings, ceiling
+from .training_loop import TrainingSettings, ceiling, check_start
 from .tuning import TuningResult, tune
 
 __all__ = ["RestoredWeights", "fixed_biases", "restore_weights", "weights_target"]
@@ -88,7 +88,7 @@ def restore_weights(
         structure: what the pruned model kept, where heads or channels were removed.
 
     Raises:
-        ValueError: what `refit` and `tune` refuse.
+        ValueError: what `refit` and `tune` refuse, or a pruned model whose held-out NLL is NaN or infinite.
     """
     given = _Given(dense, pruned, text, recipe, settings, target, steps, structure, progress)
     _, heldout = text.split(settings.heldout_share, seed=settings.seed)
@@ -100,7 +100,7 @@ def restore_weights(
     if recipe.refit is not None:
         solved, stamp = _refit(given)
         with steps.timed("refit scale"):
-            changed, search = _line_search(pruned, solved, heldout)
+            changed, search = _line_search(pruned, solved, heldout, progress)
         found["pruned"] = search[0]["heldout_nll"]
         found["refitted"] = found["restored"] = min(row["heldout_nll"] for row in search)
     if recipe.tuning is not None:  # which trains the whole model; the refit never has it in memory
@@ -183,12 +183,15 @@ def _own_text(given: _Given) -> TokenSet | None:
 
 
 def _line_search(
-    pruned: Path, solved: Mapping[str, Tensor], heldout: TokenSet
+    pruned: Path, solved: Mapping[str, Tensor], heldout: TokenSet, progress: Progress
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """The best w° + s (w − w°): all of it where that is better than nothing, else the best of some scales, 0 included.
 
     A weight that is refitted by a part is no solution of anything, so parts are tried only where the whole fails.
     Layer by layer: neither the model nor a second copy of what was solved is in memory, but for the part that is kept.
+
+    Raises:
+        ValueError: the NLL of the pruned model itself is NaN or infinite.
     """
 
     def measured(scale: float) -> dict[str, float]:
@@ -197,12 +200,17 @@ def _line_search(
 
         return {"refit_scale": scale, "heldout_nll": streamed_nll(pruned, heldout, changed=changed).mean}
 
-    search = [measured(0.0)]
-    for scale in (1.0, *SCALES):
-        search.append(measured(scale))
-        search[-1]["heldout_nll"] = ceiling(search[-1]["heldout_nll"])
-        if scale == 1.0 and search[-1]["heldout_nll"] < search[0]["heldout_nll"]:
-            return dict(solved), search
+    with progress.task("refit scale", 2 + len(SCALES)) as advance:
+        search = [measured(0.0)]
+        check_start(search[0]["heldout_nll"], f"the pruned model {pruned}")
+        advance(1)
+        for scale in (1.0, *SCALES):
+            search.append(measured(scale))
+            search[-1]["heldout_nll"] = ceiling(search[-1]["heldout_nll"])
+            advance(1)
+            if scale == 1.0 and search[-1]["heldout_nll"] < search[0]["heldout_nll"]:
+                advance(len(SCALES))  # no part is measured
+                return dict(solved), search
     best = min(search, key=lambda row: (row["heldout_nll"], row["refit_scale"]))["refit_scale"]
     stream = LayerStream(pruned)
     return {name: _kept(stream.read(name), value, best) for name, value in solved.items()}, search

@@ -28,7 +28,7 @@ from .lm_head import token_losses
 from .sites import ATTENTION, chained, model_sites
 from .text import TokenSet
 from .training_checkpoint import TrainingCheckpoint
-from .training_loop import TrainingSettings, batch_of, ceiling, fit, schedule, shuffled_rows
+from .training_loop import TrainingSettings, batch_of, ceiling, check_start, fit, schedule, shuffled_rows
 
 __all__ = [
     "SCALES", "VECTORS", "TrainingResult", "TrainingSettings", "check_vectors", "closed_form", "summed_nll",
@@ -240,8 +240,8 @@ def closed_form(
     the candidates.
 
     Raises:
-        ValueError: fewer than two rows, components or text of another model, components without directions, or scales
-            without 0.
+        ValueError: fewer than two rows, components or text of another model, components without directions, scales
+            without 0, or a model whose held-out NLL is NaN or infinite.
     """
     if 0.0 not in scales:
         raise ValueError(f"scales are {tuple(scales)}; 0 must be among them, so that nothing can get worse")
@@ -261,7 +261,10 @@ def closed_form(
         for scale in scales:
             for part, vectors in zip(components.parts, full, strict=True):
                 install_vectors(model, part.place, scale * vectors)
-            search.append({"scale": float(scale), "heldout_nll": ceiling(token_nll(model, heldout, batch=4).mean)})
+            nll = token_nll(model, heldout, batch=4).mean
+            if scale == 0:
+                check_start(nll, "the model to start from")
+            search.append({"scale": float(scale), "heldout_nll": ceiling(nll)})
             advance(1)
     before = next(row["heldout_nll"] for row in search if row["scale"] == 0.0)
     best = min(search, key=lambda row: (row["heldout_nll"], row["scale"]))

@@ -25,7 +25,7 @@ from .text import TokenSet
 from .training_checkpoint import Standing, TrainingCheckpoint
 
 __all__ = [
-    "LoopResult", "Trainer", "TrainingSettings", "batch_of", "ceiling", "fit", "schedule",
+    "LoopResult", "Trainer", "TrainingSettings", "batch_of", "ceiling", "check_start", "fit", "schedule",
     "seeded_batches", "shuffled_rows",
 ]  # fmt: skip
 
@@ -126,12 +126,12 @@ def fit(
     Args:
         start: makes a trainer of a rate and a number of steps, whose first `install` restores the start.
         measure: the held-out NLL of what is installed.
-        progress: gets one task, whose units are steps and measurements.
+        progress: gets one task, whose units are steps and measurements; what patience spares counts as made.
         checkpoint: where the run is saved after each rate of the search and, when it is due, after a measurement; what
             stands there of the same run is gone on from. The caller removes it when the result is safe.
 
     Raises:
-        ValueError: a loss that is not finite.
+        ValueError: a loss that is not finite, of the start or while training.
     """
     first = start(0.0, 1)
     first.install()
@@ -144,7 +144,7 @@ def fit(
     total = 1 + len(rates) * (probe_steps + 1) + len(batches) + math.ceil(len(batches) / every)
     with progress.task("training", total) as advance:
         if saved is None:
-            before = measure()
+            before = check_start(measure(), "the model to start from")
             at = Standing(before, before, history=[{"step": 0.0, "heldout_nll": before}])
             advance(1)
         else:
@@ -189,6 +189,8 @@ def fit(
             else:
                 at.stale += 1
                 if at.stale >= settings.patience:
+                    left = len(batches) - at.step  # steps that are not made, and their measurements: the bar ends full
+                    advance(left + math.ceil(left / every))
                     break
             if checkpoint is not None and checkpoint.due() and at.step != len(batches):
                 better = at.best < at.before
@@ -203,6 +205,20 @@ def schedule(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_sch
         optimiser,
         lambda step: min(1.0, (step + 1) / warmup) * (0.55 + 0.45 * math.cos(math.pi * min(1.0, step / max(1, steps)))),
     )
+
+
+def check_start(loss: float, model: str) -> float:
+    """The held-out loss of `model`, which all others are compared with, as it is.
+
+    Raises:
+        ValueError: it is NaN or infinite; a comparison with it would choose anything.
+    """
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"{model} has a held-out loss of {loss} before anything is changed, so nothing can be compared with it; "
+            "its embeddings, norms or LM head hold NaN or infinity, or its activations overflow: make it again"
+        )
+    return loss
 
 
 def ceiling(nll: float) -> float:

@@ -205,8 +205,30 @@ def test_choices_of_sites(stories_pair: tuple[Path, Path], tmp_path: Path) -> No
         restore(*stories_pair, tmp_path / "out", **SMALL, sites="mlp")
     with pytest.raises(ValueError, match=r"no share of 0\.25 can be chosen; use --heads all, or --sites both"):
         restore(*stories_pair, tmp_path / "out", **SMALL, sites="ffn", heads=0.25)
+    with pytest.raises(ValueError, match="no head is scored and nothing reads probe; leave that out, or use --sites b"):
+        restore(*stories_pair, tmp_path / "out", **SMALL, sites="ffn", probe="adaptive")
+    with pytest.raises(ValueError, match="nothing reads probe, probe_tokens"):
+        restore(*stories_pair, tmp_path / "out", **SMALL, sites="ffn", probe="random", probe_tokens=64)
     with pytest.raises(ValueError, match="recipe fast makes no compensation, so it reads no sites"):
         restore(*stories_pair, tmp_path / "out", recipe="fast", sites="both")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("sites", "said"), [
+    ("attention", r"rank 65 is outside 1\.\.8, the head size"), ("both", r"rank 65 is outside 1\.\.8, the head size"),
+    ("ffn", r"rank 65 is outside 1\.\.64, the width of the FFN's output; choose one inside, or leave it out"),
+])  # fmt: skip
+def test_a_rank_that_no_unit_has_is_refused_before_any_work(
+    sites: str, said: str, stories_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: Any) -> None:
+        raise AssertionError("the weights are read")
+
+    monkeypatch.setattr("restorelcc.restore.check_pair", read)
+    with pytest.raises(ValueError, match=said):
+        restore(*stories_pair, tmp_path / "out", **SMALL, sites=sites, rank=65)
+    with pytest.raises(AssertionError, match="the weights are read"):
+        restore(*stories_pair, tmp_path / "out", **SMALL, sites=sites, rank=64 if sites == "ffn" else 8)
     assert not list(tmp_path.iterdir())
 
 

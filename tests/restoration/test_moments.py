@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from restoration_models import ARCHITECTURES, random_pair
 from torch import Tensor
 
+from restorelcc import step_runner
 from restorelcc.components import lost_components
 from restorelcc.models import attention_sites, load_model
-from restorelcc.moments import collect_moments, counted_positions
+from restorelcc.moments import Moments, collect_moments, counted_positions
+from restorelcc.restore import restore
+from restorelcc.resume import mark_finished
 from restorelcc.text import TokenSet
+from restorelcc.training import TrainingSettings
 
 
 def ragged_tokens(vocab: int, *, rows: int = 5, length: int = 19, seed: int = 0) -> TokenSet:
@@ -139,6 +145,49 @@ def test_a_killed_collection_goes_on_at_its_layer(
     assert torch.equal(whole.gram, resumed.gram)
     assert torch.equal(whole.total, resumed.total)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["killed.safetensors", "whole.safetensors"]
+
+
+def test_killed_before_their_mark_moments_are_not_collected_again(
+    stories_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from restorelcc import moments as module
+
+    work = tmp_path / "out.work"
+    ran: list[int] = []
+    real = module._one_layer
+
+    class Killed(BaseException):
+        pass
+
+    def noted(pair: Any, *rest: Any) -> Any:
+        ran.append(pair.index)
+        return real(pair, *rest)
+
+    def killed(mark: Path, *rest: Any) -> None:
+        if mark.name == "moments.json":
+            assert ran == [0, 1, 2, 3, 4]
+            raise Killed
+        mark_finished(mark, *rest)
+
+    def again() -> None:
+        settings = TrainingSettings(learning_rates=(0.02,), batch_tokens=256, evaluations=1)
+        restore(*stories_pair, tmp_path / "out", recipe="compensate", tokens=512, window=32, training=settings)
+
+    monkeypatch.setattr(module, "_one_layer", noted)
+    with monkeypatch.context() as patched:
+        patched.setattr(step_runner, "mark_finished", killed)
+        with pytest.raises(Killed):
+            again()
+    first = Moments.load(work / "moments.safetensors")
+    (work / "moments.safetensors").unlink()
+    again()
+    assert ran == [0, 1, 2, 3, 4]
+    assert torch.equal(Moments.load(work / "moments.safetensors").gram, first.gram)
+    assert not (work / "moments.safetensors.work").exists()
+    (work / "moments.safetensors.work").mkdir()  # as a call leaves it that is killed behind the mark
+    shutil.rmtree(tmp_path / "out")
+    again()
+    assert not (work / "moments.safetensors.work").exists()
 
 
 def test_other_text_starts_clean(stories_pair: tuple[Path, Path], tmp_path: Path) -> None:

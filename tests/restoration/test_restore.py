@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from restorelcc import own_text
+from restorelcc.artifacts import fingerprint
 from restorelcc.models import load_model, save_checkpoint
 from restorelcc.moments import Moments
 from restorelcc.probes import HeadScores
@@ -135,6 +136,31 @@ def test_killed_at_each_step_it_resumes_bit_for_bit(stories_pair: tuple[Path, Pa
         assert torch.equal(value, tensors(out)[name]), name
     left = [path.name for path in tmp_path.iterdir()]
     assert sorted(left) == ["killed", "killed.work", "whole", "whole.work"], "no partial directory may stay"
+
+
+def test_steps_are_marked_by_what_goes_into_them_alone(stories_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Names and stamps of the files: where they change, work directories of earlier versions are computed again."""
+    dense, pruned = stories_pair
+    report = restore(dense, pruned, tmp_path / "out", **SMALL, probe="attribution", heads=0.5)
+    work = tmp_path / "out.work"
+    text = TokenSet.load(work / "text.safetensors")
+    moments = fingerprint(
+        dense=dense, pruned=pruned, text=text.fingerprint(), positions="all", skip_first=1, samples=0
+    )
+    expected = {
+        "moments": moments,
+        "scores_attribution": fingerprint(
+            moments=moments, probe="attribution", components=["svd", None, 0], seed=0, tokens=4096, pairs=None
+        ),
+        "compensation": fingerprint(
+            moments=moments, heads=report.selected, components=["svd", None, 0], tied=1, train="lm",
+            settings=asdict(SMALL["training"]), threads=torch.get_num_threads(), task=None, examples=None, data=None,
+        ),
+    }  # fmt: skip
+    assert {name: json.loads((work / f"{name}.json").read_text())["fingerprint"] for name in expected} == expected
+    steps = [f"{name}.{kind}" for name in ("text", *expected) for kind in ("json", "safetensors")]
+    beside = ["components.safetensors", "report.json", "training.json"]
+    assert sorted(path.name for path in work.iterdir()) == sorted([*steps, *beside])
 
 
 def test_a_second_call_reuses_the_steps(stories_pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import math
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +20,7 @@ from test_moments import ragged_tokens
 from torch import Tensor, nn
 
 from restorelcc import restore_weights, step_runner
+from restorelcc.artifacts import SilentProgress
 from restorelcc.evaluation import token_nll
 from restorelcc.fold_target import FoldTarget
 from restorelcc.models import load_model, prunable_linears, save_checkpoint
@@ -246,3 +251,54 @@ def test_a_survivor_that_a_part_of_the_refit_would_cancel_stays_one(
         dense, pruned, tmp_path / "out", recipe=RECIPES["fast"], data=words(tmp_path), tokens=512, window=16
     )
     assert report.fold["matrices_compared"] == 14
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_the_bar_of_the_scales_ends_full(helps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the whole refit is taken, or each part of it measured as well."""
+    _, pruned = random_pair("llama-gqa", tmp_path)
+    nll = iter([3.0, 2.0 if helps else 4.0, 5.0, 6.0, 7.0])
+    monkeypatch.setattr(restore_weights, "streamed_nll", lambda *_, **__: SimpleNamespace(mean=next(nll)))
+    bars: list[tuple[str, int, list[int]]] = []
+
+    class Told(SilentProgress):
+        @contextmanager
+        def task(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+            bars.append((description, total, []))
+            yield bars[-1][2].append
+
+    _, search = restore_weights._line_search(pruned, {}, ragged_tokens(96), Told())
+    assert [row["refit_scale"] for row in search] == ([0.0, 1.0] if helps else [0.0, 1.0, 0.75, 0.5, 0.25])
+    (description, total, advances), = bars
+    assert (description, total, sum(advances)) == ("refit scale", 5, 5)
+
+
+@pytest.mark.parametrize("nll", [math.nan, math.inf])
+def test_no_scale_is_chosen_beside_a_pruned_model_without_an_nll(
+    nll: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """min() would take the first of the scales beside NaN, and anything at all beside infinity."""
+    _, pruned = random_pair("llama-gqa", tmp_path)
+    found = iter([nll, 2.0, 3.0, 4.0, 5.0])
+    monkeypatch.setattr(restore_weights, "streamed_nll", lambda *_, **__: SimpleNamespace(mean=next(found)))
+    with pytest.raises(ValueError, match=f"has a held-out loss of {nll} before anything is changed"):
+        restore_weights._line_search(pruned, {}, ragged_tokens(96), SilentProgress())
+    assert next(found) == 2.0, "no scale is measured"
+
+
+@pytest.mark.parametrize(("recipe", "choice"), [
+    ("fast", {}), (replace(RECIPES["best"], refit=None), {}), ("compensate", {}), ("compensate", {"train": "none"}),
+])  # fmt: skip
+def test_a_pruned_model_that_is_not_finite_outside_of_its_matrices_is_refused(
+    recipe: Any, choice: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its matrices are checked before any work; a norm behind the last layer is met by the NLL first."""
+    dense, pruned = random_pair("llama-gqa", tmp_path)
+    loaded = load_model(pruned)
+    loaded.model.model.norm.weight[0] = math.nan
+    save_checkpoint(loaded.model, loaded.tokenizer, pruned, overwrite=True)
+    with pytest.raises(ValueError, match=r"a held-out loss of nan .* norms or LM head hold NaN .*: make it again"):
+        restore(
+            dense, pruned, tmp_path / "out", recipe=recipe, data=words(tmp_path), tokens=512, window=16, **choice
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()

@@ -174,7 +174,7 @@ def test_a_finished_compensation_is_not_learnt_again(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("learnt again")
 
-    monkeypatch.setattr("restorelcc.restore.train_for_task", never)
+    monkeypatch.setattr("restorelcc.restore_compensation.train_for_task", never)
     again = restore(*stories_pair, tmp_path / "b", data=tasks["sad"], **common)
     assert again.heldout == first.heldout
     assert torch.equal(*(adapter_compensation(tmp_path / name).vectors for name in "ab"))

@@ -157,6 +157,22 @@ def test_the_bar_counts_measurements_and_goes_on_in_the_right_place(tmp_path: Pa
     assert rest.advances[0] == 1 + 2 * (3 + 1) + 12 + 4
 
 
+@pytest.mark.parametrize("patience", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("evaluations", [5, 8])
+def test_the_bar_of_a_run_that_patience_ends_is_full(patience: int, evaluations: int, tmp_path: Path) -> None:
+    """With 5 measurements a run ends with an odd number of steps behind the last full stretch."""
+    settings = replace(SETTINGS, patience=patience, evaluations=evaluations)
+    whole = Told()
+    result = run(None, heldout=-1.0, settings=settings, progress=whole)
+    assert len(result.history) == 1 + min(patience, evaluations)
+    assert sum(whole.advances) == whole.total
+    if patience > 1:  # killed behind the first measurement
+        kill(tmp_path / "run", SEARCH + -(-len(TARGETS) // evaluations), heldout=-1.0, settings=settings)
+        rest = Told()
+        run(tmp_path / "run", heldout=-1.0, settings=settings, progress=rest)
+        assert sum(rest.advances) == rest.total == whole.total
+
+
 def flip_data(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-2] ^= 0x10
