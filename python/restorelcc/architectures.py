@@ -8,7 +8,7 @@ the names under which stock classes keep their layers and output projections. No
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -314,7 +314,7 @@ def check_pair(dense: Path | nn.Module, pruned: Path | nn.Module, structure: Str
         structure: what the pruned one kept, where heads or channels were removed; it needs no zeros then.
 
     Raises:
-        ValueError: another vocabulary size; other matrices or shapes; NaN or infinity in a matrix of either (named);
+        ValueError: another vocabulary size; other matrices or shapes; NaN or infinity in a parameter of either (named);
             a pruned model with fewer than 1% zeros in its prunable matrices, or with the weights of the dense one,
             or stored in another type than float32, bfloat16 or float16.
     """
@@ -322,6 +322,7 @@ def check_pair(dense: Path | nn.Module, pruned: Path | nn.Module, structure: Str
     if sizes[0] != sizes[1]:
         raise ValueError(f"the dense model has {sizes[0]} tokens and the pruned one {sizes[1]}; prune a copy of it")
     zeros = total = changed = 0
+    checked: set[str] = set()
     theirs = prunable_weights(pruned)
     for name, weight in prunable_weights(dense):
         if structure is not None:
@@ -338,15 +339,17 @@ def check_pair(dense: Path | nn.Module, pruned: Path | nn.Module, structure: Str
                 "save it as torch.float32, torch.bfloat16 or torch.float16 first"
             )
         for role, values in (("dense", weight), ("pruned", matrix)):
-            bad = values.numel() - int(torch.isfinite(values).sum())
-            if bad:
-                raise ValueError(f"{name} of the {role} model has {bad} NaN or infinite weights; it cannot be used")
+            _refuse_not_finite(name, role, values)
+        checked.add(f"{name}.weight")
         zeros += int((matrix == 0).sum())
         total += matrix.numel()
         changed += not torch.equal(weight.float(), matrix.float())
     extra = next(theirs, None)
     if extra is not None:
         raise ValueError(f"the pruned model has {extra[0]}, the dense one has not; prune a copy of the same model")
+    for role, model in (("dense", dense), ("pruned", pruned)):
+        for name, values in _parameters(model, checked):
+            _refuse_not_finite(name, role, values)
     if structure is not None:
         return
     if zeros < LEAST_SPARSITY * total:
@@ -359,6 +362,25 @@ def check_pair(dense: Path | nn.Module, pruned: Path | nn.Module, structure: Str
             "the dense and the pruned model have the same prunable weights; there is nothing to restore, "
             "pass the model before pruning as the dense one"
         )
+
+
+def _refuse_not_finite(name: str, role: str, values: Tensor) -> None:
+    bad = values.numel() - int(torch.isfinite(values).sum())
+    if bad:
+        raise ValueError(f"{name} of the {role} model has {bad} NaN or infinite weights; it cannot be used")
+
+
+def _parameters(model: Path | nn.Module, known: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+    """Embeddings, norms, biases, the LM head: all but `known`. Of a directory by name, since files hold buffers too, of
+    which old ones mask with infinity."""
+    if isinstance(model, nn.Module):
+        yield from ((name, value.detach()) for name, value in model.named_parameters() if name not in known)
+        return
+    for name, file in tensor_files(Path(model)).items():
+        if name not in known and name.endswith((".weight", ".bias")):
+            value = stored_tensor(file, name)
+            if value.is_floating_point():
+                yield name, value
 
 
 def _vocabulary(model: Path | nn.Module) -> int:

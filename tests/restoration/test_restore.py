@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -185,13 +186,21 @@ def test_pruned_without_zeros(tmp_path: Path, stories_pair: tuple[Path, Path]) -
         restore(stories_pair[0], stories_pair[0], tmp_path / "out", **SMALL)
 
 
-def test_nan_weights(tmp_path: Path, stories_pair: tuple[Path, Path]) -> None:
-    loaded = load_model(stories_pair[1])
+@pytest.mark.parametrize(
+    "name", ["model.layers.2.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"]
+)  # fmt: skip
+@pytest.mark.parametrize("role", ["dense", "pruned"])
+def test_nan_weights(name: str, role: str, tmp_path: Path, stories_pair: tuple[Path, Path]) -> None:
+    pair = dict(zip(("dense", "pruned"), stories_pair, strict=True))
+    loaded = load_model(pair[role])
     with torch.no_grad():
-        loaded.model.get_submodule("model.layers.2.mlp.up_proj").weight[0, 0] = float("nan")
-    save_checkpoint(loaded.model, loaded.tokenizer, tmp_path / "nan")
-    with pytest.raises(ValueError, match=r"layers\.2\.mlp\.up_proj"):
-        restore(stories_pair[0], tmp_path / "nan", tmp_path / "out", **SMALL)
+        loaded.model.get_parameter(name).view(-1)[0] = float("nan")
+    pair[role] = tmp_path / "nan"
+    save_checkpoint(loaded.model, loaded.tokenizer, pair[role])
+    message = f"{name.removesuffix('.weight') if 'up_proj' in name else name} of the {role} model has 1 NaN or infinite"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        restore(pair["dense"], pair["pruned"], tmp_path / "out", **SMALL)
+    assert not list((tmp_path / "out.work").glob("*.safetensors")), "no step began"
 
 
 @pytest.mark.parametrize(("content", "message"), [("", "empty"), ("Once upon a time.", "window")])
