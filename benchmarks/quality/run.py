@@ -39,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
         "--methods", nargs="+", default=["dense,pruned,fast,best,lora"], metavar="NAME[:KEY=VALUE,...]",
         help="one word each, or more with commas between them",
     )  # fmt: skip
-    made.add_argument("--seeds", type=int, default=3)
+    made.add_argument("--seeds", type=int, default=3, help="how many")
+    made.add_argument("--first-seed", type=int, default=0, help="so that each core can have its own call and file")
     made.add_argument("--tokens", type=int, default=24576)
     made.add_argument("--window", type=int, default=256)
     made.add_argument("--epochs", type=float, default=2.0)
@@ -53,6 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
     """See the module."""
     made = parser()
     options = made.parse_args(arguments)
+    if options.seeds < 1 or options.first_seed < 0:
+        made.error(f"--seeds {options.seeds} --first-seed {options.first_seed}: give 1 or more, from 0 or more on")
     methods, out = Methods(options), Path(options.out)
     try:
         variants = parse_methods(",".join(options.methods))
@@ -69,9 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
     done = set()
     if out.is_file() and out.stat().st_size:
         done = {(line["method"], line["seed"]) for line in read_lines([out]) if line.get("shared") == shared}
-    for seed in range(options.seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         for variant in variants:
-            if (variant.text, seed) in done or (seed and variant.name in ENDS):
+            if (variant.text, seed) in done or (seed != options.first_seed and variant.name in ENDS):
                 continue
             begin, work = time.perf_counter(), time.process_time()
             try:

@@ -80,13 +80,14 @@ def difference(value: tuple[float, Tensor], other: tuple[float, Tensor], factor:
 
 
 def groups(lines: Iterable[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
-    """The lines of each pair of models (and settings that all methods share), in the order of the files.
+    """The lines of each pair of models (and settings that all methods share), by seed, else in the order of the files:
+    differences are paired by seed, and a run may have been shared among several calls.
 
     Raises:
         SystemExit: one method and seed twice in a group, measured differently.
     """
     found: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
-    for line in lines:
+    for line in sorted(lines, key=lambda line: int(line["seed"])):
         shared = line.get("shared", {})
         key = tuple(str(shared.get(name, "")) for name in ("dense", "pruned", "pruned_name", "sparsity"))
         found[key].append(line)

@@ -106,6 +106,10 @@ def test_everything_runs_resumes_and_is_drawn(
     run.main([*arguments, "--methods", "dense", "flap-bias", "--seeds", "2"])
     added = out.read_text()[len(before.decode()) :].splitlines()
     assert [(line["method"], line["seed"]) for line in map(json.loads, added)] == [("flap-bias", 1)]
+    alone = tmp_path / "alone.jsonl"
+    run.main([*arguments[:-1], str(alone), "--methods", "flap-bias", "--first-seed", "1", "--seeds", "1"])
+    (line,) = map(json.loads, alone.read_text().splitlines())
+    assert line["texts"] == json.loads(added[0])["texts"]
 
     found = module("table").tables(module("table").read_lines([out]), "flap-bias")
     assert "### pruned: 50.0 % of the weights are zero; learnt from 1024 tokens of train.jsonl, 1 epochs" in found

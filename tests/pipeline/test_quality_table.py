@@ -58,6 +58,21 @@ def test_the_table_names_every_method_and_its_difference(table: Any) -> None:
     assert "| best | 2 | 2.500 | 75.0 % | 75.0 to 75.0 | +25.0 (+25.0 to +25.0) |" in text
     assert "| lora | 1 | 3.000 | 50.0 % | 50.0 to 50.0 |  |" in text
     assert text.index("| best") < text.index("| lora") < text.index("| pruned")
+
+
+def test_the_order_of_the_lines_is_nothing(table: Any) -> None:
+    """A run may be shared among calls, whose files end in any order; differences stay paired by seed."""
+
+    def line(method: str, seed: int, shift: float) -> dict[str, Any]:
+        rows = {"nll_sum": [shift + 10.0 * row for row in range(1, 4)], "count": [10, 20, 30], "rows": "x"}
+        return {"method": method, "seed": seed, "texts": {"answers": rows}}
+
+    lines = [line("dense", 0, 0.0), line("pruned", 0, 60.0)]
+    for seed in range(3):  # every seed of one is 3 better than the same of the other, whatever the seed is worth
+        lines += [line("best", seed, 10.0 * seed), line("lora", seed, 10.0 * seed + 3)]
+    shuffled = [lines[i] for i in (7, 2, 0, 5, 4, 1, 3, 6)]
+    assert table.tables(shuffled, "lora") == table.tables(lines, "lora")
+    assert "| +5.0 (+5.0 to +5.0) |" in table.tables(shuffled, "lora")
     with pytest.raises(SystemExit, match="needs the methods dense and pruned"):
         table.tables(lines[1:], "lora")
 
