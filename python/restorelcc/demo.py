@@ -260,11 +260,12 @@ class _Run:
     def _text(self, dense: Path) -> TokenSet:
         """The dense model's own text; the same call inside `restore` then finds it in the cache."""
         cache = self.work / "text.safetensors"
-        inputs = {"dense": dense, "tokens": self.sizes.train_tokens, "window": self.sizes.window, "seed": self.seed}
+        inputs = {"dense": dense, "tokens": self.sizes.train_tokens, "window": self.sizes.window, "seed": self.seed,
+                  "scripts": RECIPE.scripts}  # fmt: skip
 
         def make() -> None:
-            training_text(dense, data=None, tokens=self.sizes.train_tokens, window=self.sizes.window,
-                          seed=self.seed, cache=cache, progress=self.progress)  # fmt: skip
+            training_text(dense, data=None, tokens=self.sizes.train_tokens, window=self.sizes.window, seed=self.seed,
+                          cache=cache, scripts=RECIPE.scripts, progress=self.progress)  # fmt: skip
 
         self.ledger.run("text", inputs, [cache], make)
         return TokenSet.load(cache)

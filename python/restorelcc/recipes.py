@@ -92,9 +92,9 @@ RECIPES = {
         Recipe(
             "best", RefitSettings(), TuningObjective(distill=0.3),
             TrainingSettings(learning_rates=(0.001,), epochs=2.0, patience=6), own_text=0.667,  # docs/findings.md
-            biases="none",
+            scripts=0.125, biases="none",
         ),
-        Recipe("fast", RefitSettings(), scripts=0.125),  # docs/findings.md; not measured of best yet
+        Recipe("fast", RefitSettings(), scripts=0.125),
         Recipe("compensate"),
         Recipe("paper", probe="linear", probe_outputs="dense", heads=0.25, positions="last"),
         Recipe(
