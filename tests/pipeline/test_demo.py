@@ -114,11 +114,12 @@ def test_says_what_refit_tuning_and_control_did(finished: Path, capsys: pytest.C
     assert "Masks of 35 matrices: identical" in said
 
 
-def test_stock_check_notices_another_model(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changed", ["o_proj.weight", "down_proj.weight", "q_proj.weight"])
+def test_stock_check_notices_another_model(changed: str, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "restored", tmp_path / "other")
     file = tmp_path / "other" / "model.safetensors"
     tensors = load_file(file)
-    name = next(name for name in tensors if name.endswith("q_proj.weight"))
+    name = next(name for name in tensors if name.endswith(changed))
     tensors[name] = tensors[name] + 0.1 * tensors[name].abs().max()
     save_file(tensors, file, metadata={"format": "pt"})
     found = load_tensors(finished / "work" / "tuning.safetensors", "tuning")
