@@ -32,6 +32,7 @@ set(RLCC_SOURCES
     csrc/cpu/panel_runs.cpp
     csrc/cpu/registry.cpp
     csrc/cpu/sparse_linear.cpp
+    csrc/cpu/spmm_runs.cpp
     csrc/cpu/kernels__scalar.cpp
     csrc/cuda/unavailable.cpp)
 

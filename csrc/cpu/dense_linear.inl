@@ -157,25 +157,32 @@ void dense_outputs(const DenseDecodeJob& job, const char* x, int64_t output_begi
   }
 }
 
-// A tile of x: [vectors of K, rounded up to whole steps; rows; lanes], zeros behind column K.
-template <class Dots, class Element, class Convert>
-inline void pack_dense_x(const DenseDecodeJob& job, char* to, const Convert& convert) {
-  using Steps = DenseSteps<Dots>;
-  using X = decltype(convert(Element{}));
-  constexpr int kElements = Steps::kVectorElements;
+// Tiles of x: [vectors of K, rows, lanes] of X, fp32 or (pairs) bf16 as it is; zeros behind column K. The same
+// for all values of W but for the number of vectors, which is rounded up to whole steps, so there is one copy
+// for all.
+template <class Element, class X>
+__attribute__((noinline)) void pack_dense_x(const DenseDecodeJob& job, char* to, int64_t vectors) {
+  using Steps = DenseSteps<SingleDots<float>>;  // whose rows are everyone's
+  constexpr int kElements = Vector::kLanes * 4 / static_cast<int>(sizeof(X));
   for (int64_t m = 0; m < job.rows; m += Steps::kTileRows) {
     const int64_t rows = smaller(Steps::kTileRows, job.rows - m), padded = Steps::padded_rows(rows);
     for (int64_t r = 0; r < padded; ++r) {
       const Element* from = static_cast<const Element*>(job.x) + (m + smaller(r, rows - 1)) * job.x_stride;
-      for (int64_t v = 0; v < Steps::steps(job.weight.columns) * Steps::kVectors; ++v) {
+      for (int64_t v = 0; v < vectors; ++v) {
         X* lanes = reinterpret_cast<X*>(to) + (v * padded + r) * kElements;
         const int64_t left = r < rows ? smaller(kElements, job.weight.columns - v * kElements) : 0;
         const int64_t count = left < 0 ? 0 : left;
-        for (int64_t i = 0; i < count; ++i) lanes[i] = convert(from[v * kElements + i]);
+        for (int64_t i = 0; i < count; ++i) {
+          if constexpr (sizeof(X) == 4) {
+            lanes[i] = Vector::widen(from[v * kElements + i]);
+          } else {
+            lanes[i] = from[v * kElements + i];
+          }
+        }
         for (int64_t i = count; i < kElements; ++i) lanes[i] = X{};
       }
     }
-    to += Steps::tile_bytes(job.weight.columns, padded);
+    to += vectors * padded * Vector::kLanes * 4;
   }
 }
 
@@ -203,15 +210,15 @@ int64_t dense_x_bytes(const DenseDecodeJob& job) {
 template <class Value>
 void dense_pack_x(const DenseDecodeJob& job, char* x) {
   with_dots<Value>(job, [&](auto dots) {
-    using Dots = decltype(dots);
-    if constexpr (Dots::kPerLane == 2) {
-      pack_dense_x<Dots, Bf16>(job, x, [](Bf16 element) { return element; });
+    using Steps = DenseSteps<decltype(dots)>;
+    const int64_t vectors = Steps::steps(job.weight.columns) * Steps::kVectors;
+    if constexpr (decltype(dots)::kPerLane == 2) {
+      pack_dense_x<Bf16, Bf16>(job, x, vectors);
     } else {
-      const auto widened = [](auto element) { return Vector::widen(element); };
       switch (job.x_dtype) {
-        case RLCC_F32: return pack_dense_x<Dots, float>(job, x, widened);
-        case RLCC_BF16: return pack_dense_x<Dots, Bf16>(job, x, widened);
-        default: return pack_dense_x<Dots, F16>(job, x, widened);
+        case RLCC_F32: return pack_dense_x<float, float>(job, x, vectors);
+        case RLCC_BF16: return pack_dense_x<Bf16, float>(job, x, vectors);
+        default: return pack_dense_x<F16, float>(job, x, vectors);
       }
     }
   });

@@ -98,6 +98,58 @@ using dense_linear_panel_kernel = panel_kernel;
 using sparse_linear_grad_x_panel_kernel = panel_kernel;
 using sparse_linear_grad_values_panel_kernel = panel_kernel;
 
+// Rows of a dense matrix A [M, depth] as columns: element (k, m) of tile t at [t, k, tile_rows], fp32, zeros
+// behind the last row.
+struct ColumnTiles {
+  const void* a;
+  int64_t a_stride;  // elements
+  rlcc_dtype a_dtype;
+  int64_t rows;  // M
+  int64_t depth;
+  int64_t tile_rows;  // what the kernel allows
+  float* tiles;       // pack() to run()
+};
+
+// y [M, N] for many rows of x, survivor by survivor.
+struct SpmmJob {
+  rlcc_packed_weight weight;  // W [N, K], validated
+  ColumnTiles x;              // [M, K]
+  Output output;
+};
+
+struct sparse_linear_spmm_kernel {
+  int64_t row_multiple;  // of the rows of a tile, which are least_tile_rows to most_tile_rows
+  int64_t least_tile_rows;
+  int64_t most_tile_rows;
+  int64_t most_outputs;  // that an item likes to have
+  // Whether rows [begin, end) hold no NaN or infinity, which zeros of W that are left out would not spread.
+  bool (*finite)(const ColumnTiles& a, int64_t row_begin, int64_t row_end);
+  void (*pack)(const ColumnTiles& a, int64_t tile_begin, int64_t tile_end);
+  int64_t (*scratch_bytes)(const SpmmJob& job);
+  // Outputs [begin, end) of the rows of tiles [tile_begin, tile_end).
+  void (*run)(const SpmmJob& job, int64_t output_begin, int64_t output_end, int64_t tile_begin,
+              int64_t tile_end, char* scratch);
+};
+
+// grad_values [n, k] (+)= sum over m of grad_y[m, n] x[m, k], where the mask keeps (n, k).
+struct SddmmJob {
+  rlcc_packed_weight weight;  // of which the values are not read
+  ColumnTiles grad_y;         // [M, N]
+  ColumnTiles x;              // [M, K], of the same tile_rows
+  float* grad_values;         // in packed order
+  bool accumulate;            // onto what stands there
+};
+
+struct sparse_linear_grad_values_sddmm_kernel {
+  int64_t row_multiple;
+  int64_t least_tile_rows;
+  int64_t most_tile_rows;
+  void (*pack)(const ColumnTiles& a, int64_t tile_begin, int64_t tile_end);
+  int64_t (*scratch_bytes)();
+  // Rows [begin, end) of W.
+  void (*run)(const SddmmJob& job, int64_t row_begin, int64_t row_end, char* scratch);
+};
+
 // Rows of a dense matrix X [rows, columns], at data + i stride, or at data + offsets[i] where those are set.
 struct DenseMatrix {
   const void* data;

@@ -18,6 +18,7 @@
 #include "cpu/panel_sources.inl"
 #include "cpu/panel_pairs.inl"
 #include "cpu/panels.inl"
+#include "cpu/spmm.inl"
 #include "cpu/dense_panels.inl"
 #include "cpu/dense_linear.inl"
 #include "cpu/cross_entropy.inl"

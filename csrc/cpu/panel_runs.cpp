@@ -13,7 +13,8 @@ namespace {
 // cycles), few enough for the packed block and the panel's sums to stay in the outer caches.
 constexpr int64_t kRowBlock = 516;  // a multiple of every tile_rows: 4, 6, 12
 
-// The output of rows m and on. (The gradient of the values has no rows: its places are the mask's.)
+}  // namespace
+
 Output rows_from(Output output, int64_t m) {
   const int64_t bytes = bytes_of(output.dtype);
   if (output.comp_index != nullptr) output.comp_index += m;
@@ -23,8 +24,6 @@ Output rows_from(Output output, int64_t m) {
   output.y = static_cast<char*>(output.y) + m * output.y_stride * bytes;
   return output;
 }
-
-}  // namespace
 
 // Runs `whole` block of rows by block of rows; a_tiles of `whole` is set here.
 void run_panels(const panel_kernel& kernel, PanelJob whole, const rlcc_parallel* parallel) {

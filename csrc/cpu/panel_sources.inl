@@ -202,8 +202,19 @@ struct PlainWeight : SingleColumns {
   int64_t next_column_ = -1;  // where the cursors stand
 };
 
-// B[m, i] = x[m, first + i], for the gradient of the values: depth runs along the rows of x.
+// Rows [begin, end) of x, `count` columns from `first` on, as a panel. One function for all dtypes of the
+// values.
 template <class Element>
+__attribute__((noinline)) void widen_rows(const PanelJob& job, int64_t begin, int64_t end, int64_t first,
+                                          int64_t count, float* panel) {
+  for (int64_t m = begin; m < end; ++m, panel += kPanelColumns) {
+    const Element* row = static_cast<const Element*>(job.b) + m * job.b_stride + first;
+    for (int64_t i = 0; i < count; ++i) panel[i] = Vector::widen(row[i]);
+    for (int64_t i = count; i < kPanelColumns; ++i) panel[i] = 0;
+  }
+}
+
+// B[m, i] = x[m, first + i], for the gradient of the values: depth runs along the rows of x.
 struct DenseRows : SingleColumns {
   static constexpr int64_t kDepthMultiple = 1;
   static int64_t panels_at_once(const PanelJob&) { return 1; }
@@ -216,10 +227,10 @@ struct DenseRows : SingleColumns {
 
   void expand(int64_t begin, int64_t end, float* panel, int64_t) {
     const int64_t count = smaller(kPanelColumns, job_.columns - first_);
-    for (int64_t m = begin; m < end; ++m, panel += kPanelColumns) {
-      const Element* row = static_cast<const Element*>(job_.b) + m * job_.b_stride + first_;
-      for (int64_t i = 0; i < count; ++i) panel[i] = Vector::widen(row[i]);
-      for (int64_t i = count; i < kPanelColumns; ++i) panel[i] = 0;
+    switch (job_.a_dtype) {
+      case RLCC_F32: return widen_rows<float>(job_, begin, end, first_, count, panel);
+      case RLCC_BF16: return widen_rows<Bf16>(job_, begin, end, first_, count, panel);
+      default: return widen_rows<F16>(job_, begin, end, first_, count, panel);
     }
   }
 

@@ -166,23 +166,22 @@ void panel_run(const PanelJob& job, int64_t panel_begin, int64_t panel_end, int6
 }
 
 int64_t grad_values_scratch_bytes(const PanelJob& job, int64_t tiles) {
-  return panel_scratch_bytes<DenseRows<float>>(job, tiles) +
-         tiles * kTileRows * static_cast<int64_t>(sizeof(int64_t));
+  return panel_scratch_bytes<DenseRows>(job, tiles) + tiles * kTileRows * static_cast<int64_t>(sizeof(int64_t));
 }
 
 // Of C [N, K] only what the mask keeps, at the survivors' places. Panels are visited left to right, and each
 // row of W keeps a cursor into its values.
-template <class Element, class Value>
-void grad_values_run_of(const PanelJob& job, int64_t panel_begin, int64_t panel_end, int64_t tile_begin,
-                        int64_t tile_end, char* scratch) {
+template <class Value>
+void grad_values_run(const PanelJob& job, int64_t panel_begin, int64_t panel_end, int64_t tile_begin,
+                     int64_t tile_end, char* scratch) {
   Value* values = static_cast<Value*>(job.output.y);
   const int64_t words = (job.weight.columns + 63) / 64, row_begin = tile_begin * kTileRows;
   const int64_t tiles = tile_end - tile_begin;
-  int64_t* cursors = reinterpret_cast<int64_t*>(scratch + panel_scratch_bytes<DenseRows<Element>>(job, tiles));
+  int64_t* cursors = reinterpret_cast<int64_t*>(scratch + panel_scratch_bytes<DenseRows>(job, tiles));
   for (int64_t row = row_begin; row < smaller(tile_end * kTileRows, job.rows); ++row) {
     cursors[row - row_begin] = cursor_at(job.weight, job.first_row + row, panel_begin * kPanelColumns);
   }
-  panel_products<DenseRows<Element>>(
+  panel_products<DenseRows>(
       job, panel_begin, panel_end, tile_begin, tile_end, scratch,
       [&](int64_t row, int64_t first, int64_t count, float* c) {
         const uint64_t in_panel = count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
@@ -193,18 +192,6 @@ void grad_values_run_of(const PanelJob& job, int64_t panel_begin, int64_t panel_
         // By set bits: asking each place whether it survived is a branch that nobody can predict.
         for (; word != 0; word &= word - 1) narrow(c[__builtin_ctzll(word)], value++);
       });
-}
-
-template <class Value>
-void grad_values_run(const PanelJob& job, int64_t panel_begin, int64_t panel_end, int64_t tile_begin,
-                     int64_t tile_end, char* scratch) {
-  switch (job.a_dtype) {
-    case RLCC_F32:
-      return grad_values_run_of<float, Value>(job, panel_begin, panel_end, tile_begin, tile_end, scratch);
-    case RLCC_BF16:
-      return grad_values_run_of<Bf16, Value>(job, panel_begin, panel_end, tile_begin, tile_end, scratch);
-    default: return grad_values_run_of<F16, Value>(job, panel_begin, panel_end, tile_begin, tile_end, scratch);
-  }
 }
 
 #if defined(RLCC_DOT_BF16)
@@ -242,13 +229,9 @@ constexpr panel_kernel panel_kernel_of = {
     kTileRows,  kPanelColumns,    Source::panels_at_once, panel_tile_bytes, panel_scratch_bytes<Source>,
     panel_pack, panel_run<Source>};
 template <class Value>
-constexpr panel_kernel sparse_linear_grad_values_panel_of = {kTileRows,
-                                                             kPanelColumns,
-                                                             DenseRows<Value>::panels_at_once,
-                                                             panel_tile_bytes,
-                                                             grad_values_scratch_bytes,
-                                                             panel_pack,
-                                                             grad_values_run<Value>};
+constexpr panel_kernel sparse_linear_grad_values_panel_of = {
+    kTileRows,  kPanelColumns,         DenseRows::panels_at_once, panel_tile_bytes, grad_values_scratch_bytes,
+    panel_pack, grad_values_run<Value>};
 
 #if defined(RLCC_DOT_BF16)
 template <class Value>

@@ -81,6 +81,16 @@ const panel_kernel& sparse_linear_panel(rlcc_dtype values, Isa isa) {
   return table.at(values, isa);
 }
 
+const sparse_linear_spmm_kernel& sparse_linear_spmm(rlcc_dtype values, Isa isa) {
+  static const Table<sparse_linear_spmm_kernel> table("sparse_linear_spmm");
+  return table.at(values, isa);
+}
+
+const sparse_linear_grad_values_sddmm_kernel& sparse_linear_grad_values_sddmm(rlcc_dtype values, Isa isa) {
+  static const Table<sparse_linear_grad_values_sddmm_kernel> table("sparse_linear_grad_values_sddmm");
+  return table.at(values, isa);
+}
+
 const dense_linear_decode_kernel& dense_linear_decode(rlcc_dtype values, Isa isa) {
   static const Table<dense_linear_decode_kernel> table("dense_linear_decode");
   return table.at(values, isa);

@@ -14,6 +14,9 @@ RLCC_KERNELS(RLCC_DECLARE)
 
 const sparse_linear_decode_kernel& sparse_linear_decode(rlcc_dtype values, Isa isa);
 const panel_kernel& sparse_linear_panel(rlcc_dtype values, Isa isa);
+const sparse_linear_spmm_kernel& sparse_linear_spmm(rlcc_dtype values, Isa isa);
+// fp32 values only.
+const sparse_linear_grad_values_sddmm_kernel& sparse_linear_grad_values_sddmm(rlcc_dtype values, Isa isa);
 const dense_linear_decode_kernel& dense_linear_decode(rlcc_dtype values, Isa isa);
 const panel_kernel& dense_linear_panel(rlcc_dtype values, Isa isa);
 const panel_kernel& sparse_linear_grad_x_panel(rlcc_dtype values, Isa isa);

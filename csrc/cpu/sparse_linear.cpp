@@ -6,6 +6,7 @@
 #include "cpu/ops.h"
 #include "cpu/panel_runs.h"
 #include "cpu/registry.h"
+#include "cpu/spmm_runs.h"
 #include "sparse/layout.h"
 
 namespace restorelcc::cpu {
@@ -25,6 +26,22 @@ void run_decode(const sparse_linear_decode_kernel& kernel, const rlcc_sparse_lin
   parallel_for(p.parallel, divide_up(p.weight.rows, kOutputsTogether), grain, [&](int64_t begin, int64_t end) {
     kernel.run(job, x.get(), begin * kOutputsTogether, std::min(end * kOutputsTogether, p.weight.rows));
   });
+}
+
+// From so many rows on, up to so large a share of survivors, skipping zeros beats the panels, which multiply
+// them: measured with AVX2 (docs/performance.md), not with wider vectors.
+constexpr int64_t kSkippingLeastRows = 24;
+constexpr double kSkippingMostSurvivors = 0.62;
+
+bool skipping_pays(const rlcc_packed_weight& weight, int64_t rows, Isa isa) {
+  const double weights = static_cast<double>(weight.rows) * static_cast<double>(weight.columns);
+  return isa <= Isa::kAvx2 && rows >= kSkippingLeastRows && weights > 0 &&
+         static_cast<double>(weight.value_count) <= kSkippingMostSurvivors * weights;
+}
+
+// A [rows, depth] by columns.
+ColumnTiles column_tiles(const void* a, int64_t stride, rlcc_dtype dtype, int64_t rows, int64_t depth) {
+  return {a, stride, dtype, rows, depth, 0, nullptr};
 }
 
 // C[rows, columns] = A[rows, depth] B, element (m, k) of A at a[m a_stride + k a_depth_stride].
@@ -54,6 +71,10 @@ void sparse_linear(const rlcc_sparse_linear_params& p, Isa isa) {
   const sparse_linear_decode_kernel& decode = sparse_linear_decode(p.weight.dtype, decode_isa);
   const bool rounds_x = p.weight.dtype == RLCC_I8;  // the decode kernels of int8 values do
   if (p.x_rows <= decode.max_rows && !(rounds_x && p.exact_x != 0)) return run_decode(decode, p, output);
+  if (skipping_pays(p.weight, p.x_rows, isa)) {
+    const ColumnTiles x = column_tiles(p.x, p.x_stride, p.x_dtype, p.x_rows, p.weight.columns);
+    if (run_spmm(sparse_linear_spmm(p.weight.dtype, isa), {p.weight, x, output}, p.parallel)) return;
+  }
   PanelJob job = panel_job(p.weight, p.x, p.x_stride, 1, p.x_dtype, p.x_rows, p.weight.columns, p.weight.rows);
   job.output = output;
   run_panels(sparse_linear_panel(p.weight.dtype, isa), job, p.parallel);
@@ -72,6 +93,12 @@ void sparse_linear_grad_x(const rlcc_sparse_linear_grad_x_params& p, Isa isa) {
 
 void sparse_linear_grad_values(const rlcc_sparse_linear_grad_values_params& p, Isa isa) {
   if (p.weight.rows == 0 || p.weight.columns == 0) return;
+  if (p.weight.dtype == RLCC_F32 && skipping_pays(p.weight, p.rows, isa)) {
+    const ColumnTiles grad_y = column_tiles(p.grad_y, p.grad_y_stride, p.dtype, p.rows, p.weight.rows);
+    const ColumnTiles x = column_tiles(p.x, p.x_stride, p.dtype, p.rows, p.weight.columns);
+    return run_sddmm(sparse_linear_grad_values_sddmm(RLCC_F32, isa),
+                     {p.weight, grad_y, x, static_cast<float*>(p.grad_values), false}, p.parallel);
+  }
   PanelJob job =
       panel_job(p.weight, p.grad_y, 1, p.grad_y_stride, p.dtype, p.weight.rows, p.rows, p.weight.columns);
   job.output.y = p.grad_values;

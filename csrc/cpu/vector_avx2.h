@@ -129,6 +129,9 @@ struct Vector {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16));
   }
   static F32 load_lanes(const F16* p) { return _mm256_cvtph_ps(eight_halves(p)); }
+  static F32 load_lanes(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
   // The first kTileRows lanes.
   static void store_tile_rows(float* p, F32 v) {
     static_assert(kTileRows == 6, "which lanes the mask keeps");
@@ -139,6 +142,13 @@ struct Vector {
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     s = _mm_add_ss(s, _mm_movehdup_ps(s));
     return _mm_cvtss_f32(s);
+  }
+
+  // Lane i: the sum of the lanes of r[i].
+  static F32 lane_sums(const F32 (&r)[8]) {
+    const F32 low = _mm256_hadd_ps(_mm256_hadd_ps(r[0], r[1]), _mm256_hadd_ps(r[2], r[3]));
+    const F32 high = _mm256_hadd_ps(_mm256_hadd_ps(r[4], r[5]), _mm256_hadd_ps(r[6], r[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
   }
 
   static F64 zero64() { return _mm256_setzero_pd(); }

@@ -92,6 +92,15 @@ struct Vector {
   // The first kTileRows lanes.
   static void store_tile_rows(float* p, F32 v) { _mm512_mask_storeu_ps(p, (1 << kTileRows) - 1, v); }
   static float sum(F32 v) { return _mm512_reduce_add_ps(v); }
+  // Lane i: the sum of the lanes of r[i].
+  static F32 lane_sums(const F32 (&r)[kLanes]) {
+    F32 column[kLanes];
+    for (int i = 0; i < kLanes; ++i) column[i] = r[i];
+    transpose(column);
+    F32 sums = column[0];
+    for (int i = 1; i < kLanes; ++i) sums = add(sums, column[i]);
+    return sums;
+  }
 
   static F64 zero64() { return _mm512_setzero_pd(); }
   static F64 load64(const double* p) { return _mm512_loadu_pd(p); }

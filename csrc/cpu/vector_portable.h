@@ -93,6 +93,8 @@ struct Vector {
   }
   static F32 mul(F32 a, F32 b) { return a * b; }
   static float sum(F32 v) { return (v[0] + v[1]) + (v[2] + v[3]); }
+  // Lane i: the sum of the lanes of r[i].
+  static F32 lane_sums(const F32 (&r)[kLanes]) { return F32{sum(r[0]), sum(r[1]), sum(r[2]), sum(r[3])}; }
 
   static F64 zero64() { return F64{0, 0}; }
   static F64 load64(const double* p) {

@@ -2,6 +2,8 @@
 // the test that asks whether each kernel is reached.
 #define sparse_linear_decode registered_sparse_linear_decode
 #define sparse_linear_panel registered_sparse_linear_panel
+#define sparse_linear_spmm registered_sparse_linear_spmm
+#define sparse_linear_grad_values_sddmm registered_sparse_linear_grad_values_sddmm
 #define dense_linear_decode registered_dense_linear_decode
 #define dense_linear_panel registered_dense_linear_panel
 #define sparse_linear_grad_x_panel registered_sparse_linear_grad_x_panel
@@ -12,6 +14,8 @@
 #include "cpu/registry.cpp"
 #undef sparse_linear_decode
 #undef sparse_linear_panel
+#undef sparse_linear_spmm
+#undef sparse_linear_grad_values_sddmm
 #undef dense_linear_decode
 #undef dense_linear_panel
 #undef sparse_linear_grad_x_panel
@@ -80,6 +84,12 @@ const sparse_linear_decode_kernel& sparse_linear_decode(rlcc_dtype values, Isa i
 }
 const panel_kernel& sparse_linear_panel(rlcc_dtype values, Isa isa) {
   return counted(registered_sparse_linear_panel(values, isa));
+}
+const sparse_linear_spmm_kernel& sparse_linear_spmm(rlcc_dtype values, Isa isa) {
+  return counted(registered_sparse_linear_spmm(values, isa));
+}
+const sparse_linear_grad_values_sddmm_kernel& sparse_linear_grad_values_sddmm(rlcc_dtype values, Isa isa) {
+  return counted(registered_sparse_linear_grad_values_sddmm(values, isa));
 }
 const dense_linear_decode_kernel& dense_linear_decode(rlcc_dtype values, Isa isa) {
   return counted(registered_dense_linear_decode(values, isa));

@@ -47,7 +47,7 @@ struct Linear {
 
 void sparse_linears() {
   for (const rlcc_dtype values : kValues) {
-    for (const int64_t rows : {1, 40}) {
+    for (const int64_t rows : {1, 20, 40}) {
       Linear linear(rows, values);
       const std::string of = std::string(" ") + dtype_name(values) + " x" + std::to_string(rows);
       run({"sparse_linear" + of, [&] { return rlcc_sparse_linear(&linear.params); }, {output(linear.y)}});
@@ -81,7 +81,7 @@ void sparse_linears() {
 
 // The rows of x served with two compensations, with and without the checks of the weight.
 void mixed_batches() {
-  for (const int64_t rows : {1, 40}) {
+  for (const int64_t rows : {1, 20, 40}) {
     Linear linear(rows, RLCC_BF16);
     const std::vector<float> comp_rows(600, 0.25f), bias(300, 0.5f), residual(linear.y.size(), 1.0f);
     std::vector<int64_t> index;

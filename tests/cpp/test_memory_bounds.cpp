@@ -148,7 +148,7 @@ void shapes(const char* isa) {
       for (int64_t outputs : {1, 2, 5, 17, 33}) {
         const Pattern& pattern = patterns[turn++ % 4];
         const Packed w(random_weight(outputs, columns, dense_dtype(values), random, pattern), values);
-        for (int64_t rows : {1, 2, 4, 7, 16, 17, 40}) {
+        for (int64_t rows : {1, 2, 4, 7, 16, 17, 40, 67}) {
           const rlcc_dtype dtype = kDtypes[turn++ % 3];
           const Guarded::Side side = turn % 5 == 0 ? Guarded::kBegin : Guarded::kEnd;
           std::snprintf(g_case, sizeof(g_case), "%s pattern %zu", describe("ops", isa, w, rows, dtype).c_str(),

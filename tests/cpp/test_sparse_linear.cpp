@@ -44,7 +44,7 @@ void patterns(const char* isa) {
     for (rlcc_dtype values : kValues) {
       const rlcc_dtype dtype = dense_dtype(values);
       const Packed w(random_weight(35, 200, dtype, random, pattern), values);
-      for (int64_t rows : {1, 3, 40}) {
+      for (int64_t rows : {1, 3, 20, 40, 129}) {
         LinearCase(w, rows, dtype, random, 0, false, false).run(w, describe("linear", isa, w, rows, dtype));
         GradXCase(w, rows, dtype, random).run(w, describe("grad_x", isa, w, rows, dtype));
         if (values == RLCC_I8) continue;
@@ -74,7 +74,7 @@ void int8_extremes(const char* isa) {
   }
   for (char& value : w.storage) value = '\x80';  // -128: no packing makes it, a file may hold it
   CHECK_STATUS(rlcc_unpack(&w.weight, w.dense.data(), w.dense.stride()), RLCC_OK);
-  for (int64_t rows : {1, 5, 30}) {
+  for (int64_t rows : {1, 5, 20, 70}) {
     LinearCase(w, rows, RLCC_F32, random, 0, false, false).run(w, describe("-128", isa, w, rows, RLCC_F32));
   }
   for (float wrong : {INFINITY, NAN}) {  // a row that is not finite gives NaN, the others are as they were
@@ -88,14 +88,21 @@ void int8_extremes(const char* isa) {
   }
 }
 
-// Deep enough for several blocks of depth, tall enough for several blocks of rows.
+// Deep enough for several blocks of depth, tall enough for several blocks of rows; with zeros to skip and
+// without.
 void many_blocks(const char* isa) {
   std::mt19937 random(13);
-  const Packed w(random_weight(3, 1500, RLCC_F32, random, half_with_full_and_empty_row(random)));
-  LinearCase(w, 1100, RLCC_BF16, random, 3, true, true).run(w, describe("linear", isa, w, 1100, RLCC_BF16));
-  const Packed tall(random_weight(1500, 3, RLCC_BF16, random, half_with_full_and_empty_row(random)));
-  GradXCase(tall, 1100, RLCC_F32, random).run(tall, describe("grad_x", isa, tall, 1100, RLCC_F32));
-  GradValuesCase(tall, 1100, RLCC_F32, random).run(tall, describe("grad_values", isa, tall, 1100, RLCC_F32));
+  for (const Pattern& pattern :
+       {half_with_full_and_empty_row(random), Pattern([](int64_t, int64_t) { return true; })}) {
+    const Packed w(random_weight(3, 1500, RLCC_F32, random, pattern));
+    LinearCase(w, 1100, RLCC_BF16, random, 3, true, true).run(w, describe("linear", isa, w, 1100, RLCC_BF16));
+    for (const rlcc_dtype values : {RLCC_BF16, RLCC_F32}) {
+      const Packed tall(random_weight(1500, 3, values, random, pattern));
+      GradXCase(tall, 1100, RLCC_F32, random).run(tall, describe("grad_x", isa, tall, 1100, RLCC_F32));
+      GradValuesCase(tall, 1100, RLCC_F32, random)
+          .run(tall, describe("grad_values", isa, tall, 1100, RLCC_F32));
+    }
+  }
 }
 
 // Infinities and NaN in weights and inputs land where a dense product has them: 0 * Inf is NaN.
@@ -103,7 +110,7 @@ void special_values(const char* isa) {
   std::mt19937 random(14);
   const float special[] = {INFINITY, -INFINITY, NAN, -0.0f};
   for (rlcc_dtype dtype : kDtypes) {
-    for (int64_t rows : {1, 7, 30}) {
+    for (int64_t rows : {1, 7, 20, 70}) {
       for (bool in_weight : {false, true}) {
         Matrix dense = random_weight(20, 130, dtype, random, half_with_full_and_empty_row(random));
         for (int i = 0; i < 4 && in_weight; ++i) dense.set(3 * i + 1, 11 * i, special[i]);

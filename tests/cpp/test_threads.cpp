@@ -118,7 +118,7 @@ void run_backwards(void*, int64_t count, int64_t, rlcc_task task, void* context)
 // Eight callers with one weight: each its own params and outputs, decode and panel, products and gradients at
 // once; every other one with a pool of its own beside the library's.
 void one_weight_for_all(const char* isa, rlcc_dtype values) {
-  constexpr int64_t kOutputs = 96, kInputs = 330, kMost = 40;
+  constexpr int64_t kOutputs = 96, kInputs = 330, kMost = 70;
   std::mt19937 random(32);
   const Packed shared(
       random_weight(kOutputs, kInputs, dense_dtype(values), random, half_with_full_and_empty_row(random)),
@@ -132,7 +132,7 @@ void one_weight_for_all(const char* isa, rlcc_dtype values) {
 
   const auto call = [&](int64_t caller) {
     std::vector<std::vector<float>> out;
-    for (int64_t rows : {1, 4, 40}) {
+    for (int64_t rows : {1, 4, 20, 70}) {
       rlcc_sparse_linear_params linear{};
       linear.weight = weight;
       linear.x = x.data();
