@@ -48,9 +48,10 @@ def test_masks_keep_the_highest_scores(shape: tuple[int, int], tied: bool) -> No
         whole = pattern.mask(scores, compare="matrix")
         keep = scores.numel() - int(scores.numel() * pattern.fraction)
         assert torch.equal(whole, by_sorting(scores.reshape(1, -1), keep).reshape(shape))
-    if shape[1] % 4 == 0:
-        mask = Pattern.parse("2:4").mask(scores)
-        assert torch.equal(mask, by_sorting(scores.reshape(-1, 4), 2).reshape(shape))
+    for keep, group in ((2, 4), (1, 4), (5, 8), (20, 24), (1, 43)):  # short groups are compared by pairs, long ones not
+        if shape[1] % group == 0:
+            mask = Pattern.parse(f"{keep}:{group}").mask(scores)
+            assert torch.equal(mask, by_sorting(scores.reshape(-1, group), keep).reshape(shape))
 
 
 def test_equal_and_infinite_scores() -> None:
