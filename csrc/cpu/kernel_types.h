@@ -121,12 +121,12 @@ struct sparse_linear_spmm_kernel {
   int64_t row_multiple;  // of the rows of a tile, which are least_tile_rows to most_tile_rows
   int64_t least_tile_rows;
   int64_t most_tile_rows;
-  int64_t most_outputs;  // that an item likes to have
+  int64_t most_outputs;  // of a run
   // Whether rows [begin, end) hold no NaN or infinity, which zeros of W that are left out would not spread.
   bool (*finite)(const ColumnTiles& a, int64_t row_begin, int64_t row_end);
   void (*pack)(const ColumnTiles& a, int64_t tile_begin, int64_t tile_end);
   int64_t (*scratch_bytes)(const SpmmJob& job);
-  // Outputs [begin, end) of the rows of tiles [tile_begin, tile_end).
+  // Outputs [begin, end), at most most_outputs, of the rows of tiles [tile_begin, tile_end).
   void (*run)(const SpmmJob& job, int64_t output_begin, int64_t output_end, int64_t tile_begin,
               int64_t tile_end, char* scratch);
 };
@@ -144,6 +144,7 @@ struct sparse_linear_grad_values_sddmm_kernel {
   int64_t row_multiple;
   int64_t least_tile_rows;
   int64_t most_tile_rows;
+  int64_t some_rows;  // of W, that a run likes to have
   void (*pack)(const ColumnTiles& a, int64_t tile_begin, int64_t tile_end);
   int64_t (*scratch_bytes)();
   // Rows [begin, end) of W.

@@ -35,7 +35,7 @@ constexpr double kSkippingMostSurvivors = 0.62;
 
 bool skipping_pays(const rlcc_packed_weight& weight, int64_t rows, Isa isa) {
   const double weights = static_cast<double>(weight.rows) * static_cast<double>(weight.columns);
-  return isa <= Isa::kAvx2 && rows >= kSkippingLeastRows && weights > 0 &&
+  return isa <= Isa::kAvx2 && rows >= kSkippingLeastRows &&
          static_cast<double>(weight.value_count) <= kSkippingMostSurvivors * weights;
 }
 

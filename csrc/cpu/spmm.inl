@@ -14,7 +14,8 @@
 // anew in each call: a fifth to a tenth ahead of the panels at 512 rows, behind them below 256, so it is left
 // to them.
 //
-// 0 · Inf is NaN in the product, whatever was pruned: x that is not finite goes to the panels.
+// 0 · Inf is NaN in the product, whatever was pruned: x that is not finite goes to the panels, all rows of the
+// call, whose sums round in another order.
 //
 // Each output is one chain of FMAs in the order of its row's survivors, each gradient a sum of tiles in their
 // order, whatever the split over threads.
@@ -183,21 +184,18 @@ int64_t spmm_scratch_bytes(const SpmmJob& job) {
 
 __attribute__((noinline)) void spmm_tile(const SpmmJob& job, WidenWord widen, int64_t begin, int64_t end,
                                          int64_t tile, char* scratch) {
-  const int64_t tile_rows = job.x.tile_rows;
+  const int64_t tile_rows = job.x.tile_rows, count = end - begin;
   const SpmmWord word = kSpmmWords[tile_rows / Vector::kLanes - kSpmmLeastVectors];
   float* sums = reinterpret_cast<float*>(scratch);
   float* rows = sums + kSpmmOutputs * tile_rows;
   int64_t* cursors = reinterpret_cast<int64_t*>(rows + 64 * tile_rows);
-  for (int64_t first = begin; first < end; first += kSpmmOutputs) {
-    const int64_t count = smaller(kSpmmOutputs, end - first);
-    for (int64_t i = 0; i < count; ++i) cursors[i] = job.weight.row_offsets[first + i];
-    const float* x = tile_of(job.x, tile);
-    for (int64_t j = 0; j < mask_words(job.weight.columns); ++j, x += 64 * tile_rows) {
-      word(job.weight, widen, x, j, first, count, cursors, sums);
-    }
-    for (int64_t i = 0; i < count; i += 64) {
-      spmm_finish(job, tile * tile_rows, first + i, smaller(64, count - i), sums + i * tile_rows, rows);
-    }
+  for (int64_t i = 0; i < count; ++i) cursors[i] = job.weight.row_offsets[begin + i];
+  const float* x = tile_of(job.x, tile);
+  for (int64_t j = 0; j < mask_words(job.weight.columns); ++j, x += 64 * tile_rows) {
+    word(job.weight, widen, x, j, begin, count, cursors, sums);
+  }
+  for (int64_t i = 0; i < count; i += 64) {
+    spmm_finish(job, tile * tile_rows, begin + i, smaller(64, count - i), sums + i * tile_rows, rows);
   }
 }
 
@@ -228,9 +226,9 @@ RLCC_FLAT void sddmm_word(const SddmmJob& job, const float* x, const float* grad
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) g[v] = Vector::load(grad_y + v * kLanes);
     const auto product = [&](const float* x_k) {
-      typename Vector::F32 sum = Vector::mul(g[0], Vector::load(x_k));
+      typename Vector::F32 sum = Vector::zero();  // +0, so that -0 comes out only where the reference has it
 #pragma GCC unroll 8
-      for (int v = 1; v < Vectors; ++v) sum = Vector::fma(g[v], Vector::load(x_k + v * kLanes), sum);
+      for (int v = 0; v < Vectors; ++v) sum = Vector::fma(g[v], Vector::load(x_k + v * kLanes), sum);
       return sum;
     };
     uint64_t bits = mask[i * words];
@@ -288,6 +286,7 @@ constexpr sparse_linear_grad_values_sddmm_kernel sparse_linear_grad_values_sddmm
     kSddmmVectorMultiple * Vector::kLanes,
     kSpmmLeastRows,
     kSpmmMostRows,
+    kSddmmRows / 2,
     pack_columns,
     sddmm_scratch_bytes,
     sddmm_run};

@@ -11,8 +11,9 @@
 namespace restorelcc::cpu {
 namespace {
 
-constexpr int64_t kRowBlock = 512;       // rows that are transposed at a time, for the outer caches
-constexpr int64_t kOutputMultiple = 64;  // of the outputs of an item: they are finished so many at a time
+constexpr int64_t kRowBlock = 512;  // rows that are transposed at a time, for the outer caches
+// Of the outputs of an item: what is finished at a time, or, where that makes too few items, whole lines of y.
+constexpr int64_t kOutputMultiple = 64, kLeastOutputs = 16;
 
 int64_t round_up(int64_t a, int64_t multiple) { return divide_up(a, multiple) * multiple; }
 
@@ -43,8 +44,7 @@ ColumnTiles rows_of(const ColumnTiles& whole, int64_t m, int64_t rows, int64_t t
 
 template <class Kernel>
 void pack_tiles(const Kernel& kernel, const ColumnTiles& a, const rlcc_parallel* parallel) {
-  if (a.depth == 0) return;  // then A may be null
-  const int64_t grain = kMinimumChunk / std::max<int64_t>(a.tile_rows * a.depth, 1);
+  const int64_t grain = kMinimumChunk / (a.tile_rows * a.depth);
   parallel_for(parallel, divide_up(a.rows, a.tile_rows), grain,
                [&](int64_t begin, int64_t end) { kernel.pack(a, begin, end); });
 }
@@ -70,7 +70,8 @@ bool run_spmm(const sparse_linear_spmm_kernel& kernel, const SpmmJob& whole, con
   ScratchSlots slots(threads, kernel.scratch_bytes(job));
   // Outputs first; where they are too few for the threads, the rows are split too.
   const int64_t wanted_items = threads == 1 ? 1 : 2 * threads;
-  const int64_t even = round_up(divide_up(outputs, wanted_items), kOutputMultiple);
+  const bool plenty = divide_up(outputs, kOutputMultiple) * cut.tiles >= wanted_items;
+  const int64_t even = round_up(divide_up(outputs, wanted_items), plenty ? kOutputMultiple : kLeastOutputs);
   const int64_t item_outputs = std::min(even, kernel.most_outputs);
   const int64_t chunks = divide_up(outputs, item_outputs);
   const int64_t parts = std::min(cut.tiles, divide_up(wanted_items, chunks));
@@ -98,11 +99,13 @@ bool run_spmm(const sparse_linear_spmm_kernel& kernel, const SpmmJob& whole, con
 void run_sddmm(const sparse_linear_grad_values_sddmm_kernel& kernel, const SddmmJob& whole,
                const rlcc_parallel* parallel) {
   const Cut cut(whole.x.rows, kernel);
-  const int64_t outputs = whole.weight.rows;
+  const int64_t outputs = whole.weight.rows, threads = parallel_threads(parallel);
   const int64_t x_floats = cut.tiles * cut.tile_rows * whole.x.depth;
   const AlignedBytes x_tiles(x_floats * 4), grad_y_tiles(cut.tiles * cut.tile_rows * outputs * 4);
-  ScratchSlots slots(parallel_threads(parallel), kernel.scratch_bytes());
-  const int64_t grain = kMinimumChunk / std::max<int64_t>(x_floats, 1);
+  ScratchSlots slots(threads, kernel.scratch_bytes());
+  // Each chunk of rows of W reads all of x, so it is as large as the threads allow.
+  const int64_t grain =
+      std::max(kMinimumChunk / x_floats, std::min(kernel.some_rows, divide_up(outputs, threads)));
   for (int64_t m = 0; m < whole.x.rows; m += cut.block_rows) {
     const int64_t rows = std::min(cut.block_rows, whole.x.rows - m);
     SddmmJob job = whole;

@@ -44,7 +44,7 @@ void patterns(const char* isa) {
     for (rlcc_dtype values : kValues) {
       const rlcc_dtype dtype = dense_dtype(values);
       const Packed w(random_weight(35, 200, dtype, random, pattern), values);
-      for (int64_t rows : {1, 3, 20, 40, 129}) {
+      for (int64_t rows : {1, 3, 20, 24, 40, 50, 129}) {
         LinearCase(w, rows, dtype, random, 0, false, false).run(w, describe("linear", isa, w, rows, dtype));
         GradXCase(w, rows, dtype, random).run(w, describe("grad_x", isa, w, rows, dtype));
         if (values == RLCC_I8) continue;
@@ -105,6 +105,13 @@ void many_blocks(const char* isa) {
   }
 }
 
+// More outputs than are held at a time.
+void many_outputs(const char* isa) {
+  std::mt19937 random(21);
+  const Packed w(random_weight(1100, 70, RLCC_F32, random, half_with_full_and_empty_row(random)));
+  LinearCase(w, 66, RLCC_F32, random, 2, true, true).run(w, describe("linear", isa, w, 66, RLCC_F32));
+}
+
 // Infinities and NaN in weights and inputs land where a dense product has them: 0 * Inf is NaN.
 void special_values(const char* isa) {
   std::mt19937 random(14);
@@ -123,6 +130,12 @@ void special_values(const char* isa) {
         }
         linear.run(w, describe("special linear", isa, w, rows, dtype));
         gradient.run(w, describe("special grad_x", isa, w, rows, dtype));
+        GradValuesCase of_values(w, rows, dtype, random);
+        for (int i = 0; i < 4; ++i) {
+          of_values.x.set(i % rows, 37 * i, special[i]);
+          of_values.grad_y.set(i % rows, 5 * i, special[i]);
+        }
+        of_values.run(w, describe("special grad_values", isa, w, rows, dtype));
       }
     }
   }
@@ -146,7 +159,7 @@ void residual_in_place(const char* isa) {
   std::mt19937 random(15);
   const Packed w(random_weight(33, 70, RLCC_BF16, random, half_with_full_and_empty_row(random)));
   for (rlcc_dtype dtype : kDtypes) {
-    for (int64_t rows : {2, 20}) {
+    for (int64_t rows : {2, 20, 40}) {
       LinearCase apart(w, rows, dtype, random, 2, true, true);
       apart.params.residual_stride = apart.residual.stride();
       CHECK_STATUS(rlcc_sparse_linear(&apart.params), RLCC_OK);
@@ -327,6 +340,7 @@ int main() {
     ragged_shapes(isa);
     patterns(isa);
     many_blocks(isa);
+    many_outputs(isa);
     special_values(isa);
     nan_payloads(isa);
     residual_in_place(isa);

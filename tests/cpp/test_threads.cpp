@@ -18,10 +18,12 @@ namespace {
 struct Outputs {
   std::vector<float> few, few_int8, many, gradient;
   std::vector<char> values_gradient;
+  std::vector<float> values_gradient_f32;
   std::vector<double> total, gram;
   bool operator==(const Outputs& o) const {
     return few == o.few && few_int8 == o.few_int8 && values_gradient == o.values_gradient && many == o.many &&
-           gradient == o.gradient && total == o.total && gram == o.gram;
+           values_gradient_f32 == o.values_gradient_f32 && gradient == o.gradient && total == o.total &&
+           gram == o.gram;
   }
 };
 
@@ -31,6 +33,8 @@ class Workload {
     std::mt19937 random(31);
     weight_ = std::make_unique<Packed>(
         random_weight(300, 700, RLCC_BF16, random, half_with_full_and_empty_row(random)));
+    f32_ = std::make_unique<Packed>(
+        random_weight(300, 700, RLCC_F32, random, half_with_full_and_empty_row(random)));
     int8_ = std::make_unique<Packed>(
         random_weight(300, 700, RLCC_F32, random, half_with_full_and_empty_row(random)), RLCC_I8);
     x_ = std::make_unique<Matrix>(150, 700, RLCC_F32);
@@ -80,6 +84,10 @@ class Workload {
     of_values.grad_values = out.values_gradient.data();
     of_values.parallel = parallel;
     CHECK_STATUS(rlcc_sparse_linear_grad_values(&of_values), RLCC_OK);
+    out.values_gradient_f32.resize(static_cast<size_t>(f32_->weight.value_count));
+    of_values.weight = f32_->weight;
+    of_values.grad_values = out.values_gradient_f32.data();
+    CHECK_STATUS(rlcc_sparse_linear_grad_values(&of_values), RLCC_OK);
     rlcc_head_moments_params moments{};
     moments.z_dense = x_->data();
     moments.z_pruned = static_cast<const float*>(x_->data()) + 350;
@@ -97,7 +105,7 @@ class Workload {
   }
 
  private:
-  std::unique_ptr<Packed> weight_, int8_;
+  std::unique_ptr<Packed> weight_, f32_, int8_;
   std::unique_ptr<Matrix> x_;
 };
 
