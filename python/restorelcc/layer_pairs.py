@@ -58,6 +58,11 @@ class LayerPair:
         self.name = f"{streams[DENSE].prefix}.{index}"
         self._streams, self._tokens, self._batch, self._hidden = streams, tokens, batch, hidden
 
+    @property
+    def token_count(self) -> int:
+        """Of all text, padding left out."""
+        return int(self._tokens.lengths.sum())
+
     def batches(self) -> Iterator[PairBatch]:
         """All text in its order; as often as a step needs it."""
         tokens = self._tokens

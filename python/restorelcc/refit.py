@@ -37,6 +37,10 @@ from .text import TokenSet
 
 __all__ = ["RefitSettings", "refit"]
 
+# Of what a dense layer's projections give for all text. No more than that is kept from the first group's pass for the
+# other groups; where it is more, it is computed anew for each of them.
+_KEPT_BYTES = 1 << 30
+
 
 @dataclass(frozen=True)
 class RefitSettings:
@@ -79,8 +83,9 @@ def refit(
 
     The tensors are of the types that the pruned checkpoint stores, and mapped from files in `work`, which may be
     removed meanwhile. No zero of a weight changes, and none is added. Memory: one layer of each model, the embeddings,
-    x xᵀ and t xᵀ of one group of projections; docs/recipes.md has the formula. Time: about 4.5 forward passes of one
-    model over the text, and up to `iterations` products of 2 N K² for each projection.
+    x xᵀ and t xᵀ of one group of projections, 1 GiB of the dense layer's outputs; docs/recipes.md has the formula.
+    Time: about 3.3 forward passes of one model over the text (4.5 where those outputs are more than that), and up to
+    `iterations` products of 2 N K² for each projection.
 
     Raises:
         ValueError: models of different shape, text that is not for them, activations that are not finite, or layers
@@ -161,6 +166,10 @@ class _LayerRefit:
         self.groups = projection_groups(pair.layers[PRUNED], first.entered[PRUNED], first.calls[PRUNED])
         self.ffn = self.groups[-1][-1]
         self.adds = self._adds_to_stream(first)
+        self.later = [name for group in self.groups[1:] for name in group]
+        outputs = sum(linear.out_features for name, linear in _linears(pair.layers[DENSE]) if name in self.later)
+        # by the row at which a batch begins; None: too much
+        self.kept: dict[int, dict[str, Tensor]] | None = {} if 4 * outputs * pair.token_count <= _KEPT_BYTES else None
 
     def run(self) -> dict[str, Tensor]:
         made: dict[str, Tensor] = {}
@@ -175,7 +184,7 @@ class _LayerRefit:
                 if bias is not None:
                     linear.bias = nn.Parameter(bias, requires_grad=False)
                     made[f"{name}.bias"] = bias.to(self._stored(f"{name}.bias"))
-        for batch in self.pair.batches():  # the dense one's output was handed on with the last group
+        for batch in self.pair.batches():  # the dense one's output was handed on already
             self.pair.run(PRUNED, batch)
         return made
 
@@ -205,25 +214,35 @@ class _LayerRefit:
             behind = (batch.entered[DENSE] - batch.entered[PRUNED])[keep] if self.adds else None
             targets = {}
             for name in group:
-                t = theirs[name].reshape(*keep.shape, -1)[keep]
+                t = theirs[name]
                 rows = None if self.structure is None else self.structure.rows(self.pair.index, name)
                 t = t if rows is None else t[:, rows]
                 if behind is not None and name in (self.attention, self.ffn):
                     t = t + behind
                     for other in beside:
-                        t = t + (theirs[other] - ours[other]).reshape(*keep.shape, -1)[keep]
+                        t = t + (theirs[other] - ours[other].reshape(*keep.shape, -1)[keep])
                 targets[name] = t
             sums.add(xs[group[0]].reshape(*keep.shape, -1)[keep], targets)
         return sums
 
     def _dense_outputs(self, batch: PairBatch, names: Sequence[str], last: bool) -> dict[str, Tensor]:
-        """y of these projections; the last group's pass also hands the dense layer's output on."""
-        layer = self.pair.layers[DENSE]
-        if not last:
-            return tapped(layer, batch.entered[DENSE], batch.calls[DENSE], outputs=names)[1]
-        with tapping(layer, outputs=names) as (_, ys):
-            self.pair.run(DENSE, batch)
-        return ys
+        """y [tokens, N] of these projections; one pass of each batch also hands the dense layer's output on."""
+        if self.kept is None:
+            return self._run_dense(batch, names, whole=last)
+        if batch.begin in self.kept:
+            return self.kept[batch.begin]
+        found = self._run_dense(batch, (*names, *self.later), whole=True)
+        self.kept[batch.begin] = {name: found[name] for name in self.later}
+        return found
+
+    def _run_dense(self, batch: PairBatch, names: Sequence[str], *, whole: bool) -> dict[str, Tensor]:
+        layer, keep = self.pair.layers[DENSE], batch.mask
+        if whole:
+            with tapping(layer, outputs=names) as (_, ys):
+                self.pair.run(DENSE, batch)
+        else:
+            ys = tapped(layer, batch.entered[DENSE], batch.calls[DENSE], outputs=names)[1]
+        return {name: y.reshape(*keep.shape, -1)[keep] for name, y in ys.items()}
 
     def _solved(self, name: str, linear: Any, sums: _Sums) -> tuple[Tensor, Tensor | None]:
         """(weight, bias) of the types that the checkpoint stores, as float32; no bias where it has none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,30 @@ def test_every_architecture_gets_closer_to_the_dense_model(kind: str, tmp_path: 
     last = [inputs_of(model, tokens)[2][-1][1] for model in (
         load_model(dense).model, load_model(pruned).model, put(load_model(pruned).model, got))]  # fmt: skip
     assert float((last[2] - last[0]).norm()) < 0.75 * float((last[1] - last[0]).norm())
+
+
+@pytest.mark.parametrize("kind", ["llama-gqa", "gpt_neox"])
+def test_dense_outputs_kept_or_computed_anew_give_the_same_bits(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense, pruned = random_pair(kind, tmp_path)
+    tokens, passes = ragged_tokens(96, rows=20), []
+    run = module._LayerRefit._run_dense
+
+    def counted(self, batch, names, *, whole):  # type: ignore[no-untyped-def]
+        passes.append(whole)
+        return run(self, batch, names, whole=whole)
+
+    monkeypatch.setattr(module._LayerRefit, "_run_dense", counted)
+    kept = refit(dense, pruned, tokens, work=tmp_path / "kept")
+    batches = 2 * math.ceil(len(tokens) / RefitSettings().batch)  # of both layers
+    assert passes == [True] * batches
+    monkeypatch.setattr(module, "_KEPT_BYTES", 0)
+    anew = refit(dense, pruned, tokens, work=tmp_path / "anew")
+    assert passes.count(True) == 2 * batches
+    assert passes.count(False) > batches
+    assert kept.keys() == anew.keys()
+    assert all(torch.equal(kept[name], anew[name]) for name in kept)
 
 
 def test_bf16_checkpoints_keep_type_and_mask(tmp_path: Path) -> None:
