@@ -133,6 +133,27 @@ class Ours(Torch):
         return Prepared([product(w) for w in weights], read, first.nbytes, x_kind)
 
 
+class NumPy:
+    """Dense x W + bias by numpy's BLAS (OpenBLAS in PyPI's wheels), W laid out [K, N], the faster way round."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads  # OpenBLAS reads OMP_NUM_THREADS
+
+    def about(self) -> dict[str, str]:
+        blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+        return {"numpy": np.__version__, "numpy's BLAS": f"{blas['name']} {blas['version']}"}
+
+    def prepare(self, kind: str, given: Problem) -> Prepared:
+        weight = np.ascontiguousarray(given.weight.T, dtype=np.float32)
+        x, bias = np.ascontiguousarray(given.given, np.float32), given.bias.astype(np.float32)
+
+        def product(w: Any) -> Callable[[], Any]:
+            return lambda: x @ w + bias
+
+        copies = given.case.copies(weight.nbytes)
+        return Prepared([product(weight.copy()) for _ in range(copies)], lambda y: y, weight.nbytes, kind)
+
+
 class OpenVINO:
     """A compiled MatMul with constant weights and the bias; x and y are float32.
 
@@ -243,7 +264,7 @@ class DeepSparse:
         return found
 
 
-ENGINES: dict[str, Any] = {"ours": Ours, "torch": Torch, "openvino": OpenVINO, "deepsparse": DeepSparse}
+ENGINES: dict[str, Any] = {"ours": Ours, "torch": Torch, "numpy": NumPy, "openvino": OpenVINO, "deepsparse": DeepSparse}
 
 
 class Contenders:

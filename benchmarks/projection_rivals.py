@@ -1,4 +1,4 @@
-"""One projection against its rivals, side by side: torch dense, torch CSR, OpenVINO and DeepSparse beside ours.
+"""One projection against its rivals, side by side: torch dense, torch CSR, numpy, OpenVINO and DeepSparse beside ours.
 
     python benchmarks/projection_rivals.py                         4096x4096 and 11008x4096, half of the weights pruned
     python benchmarks/projection_rivals.py --ops grad_x --rows 1,16,256,1024
@@ -66,6 +66,7 @@ CONTENDERS = (
     Contender("torch", "fp32 csr", "ours fp32", rows=CSR_ROWS),
     Contender("torch unrestricted", "fp32", "ours fp32", ("forward", "grad_x")),
     Contender("torch unrestricted", "bf16", "ours bf16", ("forward", "grad_x")),
+    Contender("numpy", "fp32", "ours fp32"),
     Contender("openvino", "fp32", "ours fp32"),
     Contender("openvino", "bf16", "ours bf16"),
     Contender("openvino", "int8", "ours int8"),
