@@ -34,8 +34,7 @@ struct Cut {
 // Rows [m, m + rows) of `whole`, with their tiles.
 ColumnTiles rows_of(const ColumnTiles& whole, int64_t m, int64_t rows, int64_t tile_rows, float* tiles) {
   ColumnTiles part = whole;
-  if (whole.depth > 0)
-    part.a = static_cast<const char*>(whole.a) + m * whole.a_stride * bytes_of(whole.a_dtype);
+  part.a = static_cast<const char*>(whole.a) + m * whole.a_stride * bytes_of(whole.a_dtype);
   part.rows = rows;
   part.tile_rows = tile_rows;
   part.tiles = tiles;
