@@ -17,8 +17,9 @@
 // 0 · Inf is NaN in the product, whatever was pruned: x that is not finite goes to the panels, all rows of the
 // call, whose sums round in another order.
 //
-// Each output is one chain of FMAs in the order of its row's survivors, each gradient a sum of tiles in their
-// order, whatever the split over threads.
+// Each output is the sum, word after word, of a chain of FMAs over the survivors of each word, each gradient a sum
+// of tiles in their order, whatever the split over threads. One chain over the whole row would save an addition
+// per word, 3 % at a half, and has more than twice the rounding error in a real model's logits.
 
 namespace restorelcc::cpu {
 namespace {
@@ -137,8 +138,7 @@ RLCC_FLAT void spmm_word(const rlcc_packed_weight& weight, WidenWord widen, cons
     cursors[i] += kept;
     typename Vector::F32 sum[Vectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v)
-      sum[v] = j == 0 ? Vector::zero() : Vector::load(sums + v * Vector::kLanes);
+    for (int v = 0; v < Vectors; ++v) sum[v] = Vector::zero();
     for (; bits != 0; bits &= bits - 1) {
       const typename Vector::F32 weight_k = Vector::broadcast(w++);
       const float* x_k = x + __builtin_ctzll(bits) * kStride;
@@ -148,7 +148,10 @@ RLCC_FLAT void spmm_word(const rlcc_packed_weight& weight, WidenWord widen, cons
       }
     }
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) Vector::store(sums + v * Vector::kLanes, sum[v]);
+    for (int v = 0; v < Vectors; ++v) {
+      float* of_row = sums + v * Vector::kLanes;
+      Vector::store(of_row, j == 0 ? sum[v] : Vector::add(Vector::load(of_row), sum[v]));
+    }
   }
 }
 
