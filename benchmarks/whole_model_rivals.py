@@ -91,7 +91,8 @@ def our_models(options: argparse.Namespace) -> list[Contender]:
     if not pruned.exists():
         restorelcc("prune", options.model, "--method", "wanda", "--pattern", options.pattern, *text, "--out", pruned)
     if not restored.exists():
-        restorelcc("restore", "--dense", options.model, "--pruned", pruned, *text, "--out", restored)
+        restorelcc("restore", "--dense", options.model, "--pruned", pruned, "--recipe", "compensate", *text,
+                   "--out", restored)
     pack = ("pack", pruned, "--compensation", restored, "--out")
     if not packed.exists():
         restorelcc(*pack, packed)

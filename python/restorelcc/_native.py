@@ -44,7 +44,7 @@ def require() -> None:
 
 
 def package_version() -> str:
-    """The version of the installed package; pyproject.toml is the one place that sets it."""
+    """The version of the installed package; CMakeLists.txt is the one place that sets it."""
     try:
         return metadata.version("restorelcc")
     except metadata.PackageNotFoundError:

@@ -262,7 +262,7 @@ def restore(dense: str, pruned: Path, out: Path, recipe: str, sites: str | None,
     "--text", ".txt or .jsonl; default: English prose from Python's own documentation.", required=False, exists=True
 )
 @path_option("--choices", ".jsonl with query, choices, gold: multiple choice.", required=False, exists=True)
-@click.option("--harness", metavar="TASK,...", help="Tasks of lm-evaluation-harness (pip install restorelcc[harness]).")
+@click.option("--harness", metavar="TASK,...", help="Tasks of lm-evaluation-harness (pip install '.[harness]').")
 @path_option("--harness-tasks", "Directory with YAML tasks of your own.", required=False, exists=True, directory=True)
 @click.option("--harness-shots", type=click.IntRange(min=0), metavar="N",
               help="Examples before each question.  [default: the task's own number, else 0]")  # fmt: skip

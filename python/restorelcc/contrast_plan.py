@@ -2,7 +2,7 @@
 
 A row of T tokens in flight costs about T (10 E + 4 I + 6 K) elements (residual stream, norms, the feed-forward
 network's two branches and their product, q, k, v, z and the attention's output) and T² for its mask; where the stock
-class must make logits, T V more in fp32. The base keeps T (E + K) elements per layer and row.
+class must make logits, 2 T V more in fp32. The base keeps T (E + K) elements per layer and row.
 """
 
 from __future__ import annotations

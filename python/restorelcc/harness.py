@@ -97,7 +97,8 @@ class HarnessTasks:
         if importlib.util.find_spec("lm_eval") is None:
             raise MissingExtraError(
                 "tasks of lm-evaluation-harness need the package lm_eval, which is not installed: "
-                "pip install restorelcc[harness], or give items of your own with --choices"
+                "pip install --no-build-isolation '.[harness]' in the checkout, or give items of your own with "
+                "--choices"
             )
         if not settings.names:
             raise ValueError("no task of lm-evaluation-harness is named; give some such as arc_easy,piqa")

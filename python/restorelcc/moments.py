@@ -170,7 +170,7 @@ def collect_moments(
         batch: rows at once.
 
     Memory: two layers, the embeddings, `batch` rows of activations and the state of one layer; at the end that of all,
-    8·L·H·D² bytes, 8·L·E² for FFNs. Disk: four files of n·T·E elements of `dtype`.
+    8·L·H·D² bytes, 8·L·E² for FFNs. Disk: four files of n·T·E float32.
 
     Raises:
         ValueError: unknown sites or positions, no token left, models of different shape, text that is not for them, or

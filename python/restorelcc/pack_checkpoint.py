@@ -85,12 +85,13 @@ def parse_compensations(specs: Sequence[str]) -> dict[str, Path]:
 
 
 def read_compensation(path: Path) -> Compensation:
-    """From an adapter directory, a restored checkpoint, or a compensation file."""
+    """From an adapter directory, a checkpoint with a folded compensation, or a compensation file."""
     files = [path] if path.is_file() else [path / name for name in _FILES if (path / name).is_file()]
     if not files:
         raise ValueError(
-            f"{path} holds no compensation ({' or '.join(_FILES)}); pass an adapter directory, a restored checkpoint "
-            "or a file of `restorelcc train`"
+            f"{path} holds no compensation ({' or '.join(_FILES)}); pass an adapter directory, a checkpoint that "
+            "`fold` or a recipe of compensations wrote, or a file of `restorelcc train` (`best` and `fast` change weights: "
+            "pack what they wrote)"
         )
     try:
         return Compensation.load(files[0])

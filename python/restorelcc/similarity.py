@@ -87,7 +87,7 @@ class Embeddings:
         if importlib.util.find_spec("sentence_transformers") is None:
             raise MissingExtraError(
                 "similarity by embeddings needs the package sentence-transformers, which is not installed: "
-                "pip install restorelcc[embeddings], or use similarity=tfidf"
+                "pip install --no-build-isolation '.[embeddings]' in the checkout, or use similarity=tfidf"
             )
         self.name = f"embeddings of {Path(model).name}"
         with quiet_transformers():

@@ -25,7 +25,7 @@ from restorelcc.text import load_choices
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
-    reason="lm_eval is not installed; pip install restorelcc[harness] (620 MB)",
+    reason="lm_eval is not installed; pip install '.[harness]' (620 MB)",
 )
 
 QUERIES = (
@@ -249,7 +249,7 @@ def test_without_the_package_it_is_one_line(stories_path: Path, monkeypatch: pyt
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "lm_eval" else stock(name, *rest)
     )
-    refuse("eval", stories_path, "--harness", "arc_easy", words="pip install restorelcc[harness]")
+    refuse("eval", stories_path, "--harness", "arc_easy", words="pip install --no-build-isolation '.[harness]'")
 
 
 def test_nothing_of_it_is_imported_before_a_task_is_named() -> None:

@@ -313,7 +313,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         importlib.util, "find_spec", lambda name, *rest: None if name == "sentence_transformers" else found(name, *rest)
     )
     assert choose_similarity(["a", "b"]).name == "TF-IDF"
-    with pytest.raises(MissingExtraError, match=r"restorelcc\[embeddings\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*\.\[embeddings\]"):
         choose_similarity(["a", "b"], "embeddings")
 
 
