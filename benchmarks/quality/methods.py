@@ -26,9 +26,10 @@ import torch
 import training_free
 from variants import Variant, recipe_of, recipes
 
+from restorelcc.artifacts import fingerprint
 from restorelcc.control import tuned_dense
 from restorelcc.models import load_model, load_tokenizer
-from restorelcc.own_text import tokens_beside
+from restorelcc.own_text import load_writer, tokens_beside
 from restorelcc.pruning import sparsity_table
 from restorelcc.recipes import RECIPES
 from restorelcc.restore import restore
@@ -45,7 +46,7 @@ PEERS: dict[str, dict[str, Any]] = {  # name -> its settings, by default
     "eora": {"rank": 32, "skip_first": 0},
     "dense-lora": {"rank": 8, "rate": peers.RATE, "own_text": 0.0, "scripts": 0.0, "distill": 0.0},
 }
-SHARED = ("tokens", "epochs")  # settings that every method takes
+SHARED = ("tokens", "epochs")  # settings that every method that trains takes
 
 
 class Methods:
@@ -61,7 +62,11 @@ class Methods:
 
     def check(self, variant: Variant) -> None:
         """Raises ValueError where `make` would for a name or a setting."""
-        rest = variant.without(*SHARED)
+        rest = variant.without(*_shared(variant.name))
+        if variant.settings.get("scripts") and variant.name in PEERS and not variant.settings.get("own_text"):
+            raise ValueError(
+                f"scripts of {variant.name} is of the rows of own text, and it has none; add own_text=SHARE"
+            )
         if variant.name in ("lora", "dora", "dense-lora") and importlib.util.find_spec("peft") is None:
             raise ValueError(f"{variant.name} needs the package peft; pip install peft, or leave {variant.name} out")
         if variant.name in ENDS:
@@ -132,12 +137,14 @@ class Methods:
         tokens = tokens_beside(train, share)
         if tokens == 0:
             return None
-        cache = self.work / f"own-{seed}-{tokens}-{train.ids.shape[1]}-{scripts:g}.safetensors"
+        window = self.options.window
+        stamp = fingerprint(dense=self.dense, tokens=tokens, window=window, scripts=scripts, seed=seed)
+        cache = self.work / f"own-{stamp[:16]}.safetensors"
         if not cache.is_file():
-            dense = load_model(self.dense)
+            dense = load_writer(self.dense)
             self.work.mkdir(parents=True, exist_ok=True)
             write_own_text(
-                dense.model, dense.tokenizer, tokens=tokens, window=int(train.ids.shape[1]), scripts=scripts, seed=seed
+                dense.model, dense.tokenizer, tokens=tokens, window=window, scripts=scripts, seed=seed
             ).save(cache)
         return TokenSet.load(cache)
 
@@ -146,6 +153,7 @@ class Methods:
         base = self.settings if recipes()[variant.name].tuning is not None else TrainingSettings()
         recipe, training = recipe_of(rest, replace(base, epochs=self._epochs(variant)))
         out, work = self.work / f"{variant.text}-{seed}".replace(":", "-").replace(",", "-"), self._seed_work(seed)
+        resumed = _begun(work)
         report = restore(
             self.dense, self.pruned, out, recipe=recipe, data=Path(self.options.data), tokens=self._tokens(variant),
             window=self.options.window, training=training, seed=seed, work=work, overwrite=True,
@@ -155,6 +163,7 @@ class Methods:
         timings, reused = _with_reused(work, report.timings)
         return model, {
             "heldout": report.heldout, "search": report.search, "timings": timings, "reused_seconds": reused,
+            **({"resumed": True} if resumed else {}),
         }  # fmt: skip
 
     def _seed_work(self, seed: int) -> Path:
@@ -207,6 +216,22 @@ class Methods:
             }  # fmt: skip
         found = peers.low_rank(loaded.model, text, settings, dora=variant.name == "dora", extra=extra, **given)
         return loaded.model, {"heldout": {"pruned": found.before, "restored": found.after}, "search": found.search}
+
+
+def _shared(name: str) -> tuple[str, ...]:
+    """Those of `SHARED` that a method reads: what trains nothing has no epochs, the ends of the scale read no text."""
+    known = recipes().get(name)
+    untrained = name in ("flap-bias", "eora") or (known is not None and known.changes_weights and known.tuning is None)
+    return () if name in ENDS else ("tokens",) if untrained else SHARED
+
+
+def _begun(work: Path) -> bool:
+    """Whether a killed call left part of what comes next, whose seconds nobody noted."""
+    file = work / "seconds.json"
+    known = " ".join(json.loads(file.read_text())) if file.is_file() else ""
+    marks = [json.loads(mark.read_text()).get("fingerprint") for mark in work.glob("*.json") if mark != file]
+    unfinished = [*work.glob("*.unfinished.safetensors"), *work.glob("*.layers")]
+    return bool(unfinished) or any(mark is not None and mark not in known for mark in marks)
 
 
 def _with_reused(work: Path, timings: dict[str, float]) -> tuple[dict[str, float], float]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from restorelcc.artifacts import SilentProgress
+from restorelcc.distillation import other_head
 from restorelcc.evaluation import token_nll
 from restorelcc.lm_head import language_head, token_losses
 from restorelcc.models import attention_sites, get_module, prunable_linears
@@ -135,6 +136,7 @@ def _trained(
     if extra.rows is not None:
         train = join_rows(train, extra.rows)
     states = teacher_states(extra.dense, train) if extra.distill > 0 else None
+    theirs = None if states is None else other_head(extra.dense, model)
     start = [leaf.detach().clone() for leaf in leaves]
     objective = TuningObjective(distill=extra.distill)
 
@@ -157,7 +159,7 @@ def _trained(
             loss = (
                 token_losses(model, batch).mean() if states is None
                 else objective_loss(model, language_head(model), batch, states[rows],
-                                    torch.tensor([row < given for row in rows]), objective)
+                                    torch.tensor([row < given for row in rows]), objective, theirs)
             )  # fmt: skip
             if penalty is not None:
                 loss = loss + penalty()

@@ -281,8 +281,11 @@ def draw_axis(path: Path, axis: Axis, panels: dict[str, dict[str, list[tuple[Any
 def accuracies(lines: Sequence[dict[str, Any]]) -> dict[str, Values]:
     """items -> method -> (accuracy in per cent, its interval)."""
     found: dict[str, dict[str, list[list[int]]]] = defaultdict(lambda: defaultdict(list))
+    marks: dict[str, str] = {}
     for line in lines:
         for name, items in line.get("choices", {}).items():
+            if marks.setdefault(name, items["items"]) != items["items"]:
+                raise SystemExit(f"the lines were measured on different items of {name}; measure them in one run")
             found[name][line["method"]].append(items["correct"])
     panels: dict[str, Values] = {}
     for name, methods in found.items():

@@ -64,7 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
         shared = {
             "dense": fingerprint(path=methods.dense), "pruned": fingerprint(path=methods.pruned),
             "tokens": options.tokens, "window": options.window, "epochs": options.epochs, "rank": options.rank,
-            "data": Path(options.data).name, "pruned_name": methods.pruned.name, "sparsity": sparsity(methods.pruned),
+            "data": Path(options.data).name, "contents": fingerprint(path=Path(options.data)),
+            "pruned_name": methods.pruned.name, "sparsity": sparsity(methods.pruned),
             "measures": measures.fingerprint(),
         }  # fmt: skip
     except ValueError as error:

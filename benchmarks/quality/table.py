@@ -91,6 +91,8 @@ def groups(lines: Iterable[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[s
         shared = line.get("shared", {})
         key = tuple(str(shared.get(name, "")) for name in ("dense", "pruned", "pruned_name", "sparsity"))
         found[key].append(line)
+    for group in found.values():
+        _one_line_each(group)
     return found
 
 
@@ -109,7 +111,6 @@ def tables(lines: list[dict[str, Any]], against: str) -> str:
     """Markdown: for each pruned model a table for each text, one for each set of choices, and one of answers."""
     parts = []
     for group in groups(lines).values():
-        _one_line_each(group)
         parts += [part for part in (title(group), *text_tables(group, against), *choice_tables(group, against),
                                     answer_table(group, against)) if part]  # fmt: skip
     return "\n\n".join(parts)
@@ -136,12 +137,14 @@ def text_values(lines: Sequence[dict[str, Any]]) -> dict[str, tuple[dict[str, Te
     found: dict[str, dict[str, dict[int, list[float]]]] = defaultdict(lambda: defaultdict(dict))
     count: dict[str, Tensor] = {}
     size: dict[str, int] = {}
+    marks: dict[str, str] = {}  # fingerprints of the rows: windows of other text have the same lengths
     for line in lines:
         for text, rows in line["texts"].items():
             found[text][line["method"]][line["seed"]] = rows["nll_sum"]
             tokens = torch.tensor(rows["count"], dtype=torch.float64)
             size.setdefault(text, rows.get("bytes", 0))
-            if not torch.equal(count.setdefault(text, tokens), tokens):
+            mark = rows.get("rows", "")
+            if not torch.equal(count.setdefault(text, tokens), tokens) or marks.setdefault(text, mark) != mark:
                 raise SystemExit(f"the lines were measured on different rows of {text}; measure them in one run")
     result = {}
     for text, methods in found.items():

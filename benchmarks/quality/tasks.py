@@ -91,14 +91,16 @@ class Bench:
         self.tokenizer = load_tokenizer(self.dense)
         self.models = {"dense": fingerprint(path=self.dense), "pruned": fingerprint(path=self.pruned)}
 
-    def shared(self, method: str) -> dict[str, Any]:
+    def shared(self, task: Task, method: str) -> dict[str, Any]:
         """All that decides a line, beside its task, method and seed."""
         recipe = {"recipe": json.loads(json.dumps(asdict(RECIPE)))} if method in LEARNT else {}
-        return {**self.models, "test": self.test, **recipe}
+        return {**self.models, "test": self.test, "items": fingerprint(path=task.path), **recipe}
 
-    def done(self) -> set[tuple[str, str, int]]:
-        lines = [line for line in read_lines(self.out) if line["shared"] == self.shared(line["method"])]
-        return {(line["task"], line["method"], line["seed"]) for line in lines}
+    def done(self, task: Task) -> set[tuple[str, int]]:
+        return {
+            (line["method"], line["seed"]) for line in read_lines(self.out)
+            if line["task"] == task.name and line["shared"] == self.shared(task, line["method"])
+        }  # fmt: skip
 
     def pool(self, task: Task) -> Path:
         """The items that examples are drawn from, as a file that `restore` reads."""
@@ -133,12 +135,12 @@ class Bench:
 
     def run(self, task: Task, methods: list[str], seeds: int) -> Iterator[dict[str, Any]]:
         """One line after the other, of those that are not there yet."""
-        done, test = self.done(), task.split(self.test)[0]
+        done, test = self.done(task), task.split(self.test)[0]
         wanted = [
             (method, seed)
             for method in methods
             for seed in range(seeds if method in LEARNT else 1)
-            if (task.name, method, seed) not in done
+            if (method, seed) not in done
         ]
         learnt: dict[tuple[str, int], tuple[Compensation, dict[str, Any]]] = {}
         for method, seed in wanted:
@@ -147,7 +149,7 @@ class Bench:
                 compensation, notes = self.learn(task, method, seed)
                 learnt[method, seed] = compensation, {**notes, "seconds": time.perf_counter() - begin}
         for source, kinds in ((self.pruned, ("pruned", "task", "lm")), (self.dense, ("dense", "control"))):
-            mine = [pair for pair in wanted if pair[0] in kinds]
+            mine = sorted((pair for pair in wanted if pair[0] in kinds), key=lambda pair: pair[0] in LEARNT)
             if not mine:
                 continue
             model = load_model(source, dtype=torch.float32).model
@@ -168,7 +170,7 @@ class Bench:
                     "correct": found.correct.int().tolist(),
                     "correct_by_bytes": found.correct_normalised.int().tolist(),
                     "evaluation_seconds": time.perf_counter() - begin,
-                    "notes": learnt.get((method, seed), (None, {}))[1], "shared": self.shared(method),
+                    "notes": learnt.get((method, seed), (None, {}))[1], "shared": self.shared(task, method),
                     "versions": versions(),
                 }  # fmt: skip
 
@@ -198,10 +200,12 @@ def gain(lines: list[dict[str, Any]], base: str) -> AccuracyGain | None:
 def table(lines: list[dict[str, Any]]) -> str:
     """Markdown, a row for each task and method; the gain of `control` is over dense, of the others over pruned.
 
-    Of lines of different models, items or recipes the last ones count.
+    Of lines of different models, items or recipes the last ones count; a gain is over lines of the same models and
+    items.
     """
     last = {(line["task"], line["method"]): line["shared"] for line in lines}
     lines = [line for line in lines if line["shared"] == last[line["task"], line["method"]]]
+    measured = ("dense", "pruned", "test", "items")
     rows = [
         "| task | accuracy by | items | method | seeds | accuracy | gain, paired 95 % |",
         "|---|---|---|---|---|---|---|",
@@ -211,7 +215,11 @@ def table(lines: list[dict[str, Any]]) -> str:
         for method in dict.fromkeys(line["method"] for line in of_task):
             mine = [line for line in of_task if line["method"] == method]
             base = "dense" if method == "control" else "pruned"
-            found = gain([line for line in of_task if line["method"] in (method, base)], base)
+            like = [mine[0]["shared"].get(name) for name in measured]
+            found = gain([
+                line for line in of_task
+                if line["method"] in (method, base) and [line["shared"].get(name) for name in measured] == like
+            ], base)  # fmt: skip
             shown = ""
             if found is not None:
                 shown = f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"

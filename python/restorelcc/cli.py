@@ -234,13 +234,16 @@ def restore(dense: str, pruned: Path, out: Path, recipe: str, sites: str | None,
     """
     from restorelcc.recipe_settings import set_on_command_line
     from restorelcc.restore import restore as run
+    from restorelcc.resume import only_call
 
     chosen = set_on_command_line(recipe, settings, train=train, heads=heads, probe=probe)
     refuse_existing(out, overwrite, dense, pruned)
     progress = make_progress(quiet)
     work = out.with_name(out.name + ".work")
+    with only_call(work, out):  # whose converted model a second call must not replace
+        directory = as_directory(dense, work / "dense", progress)
     report = run(
-        as_directory(dense, work / "dense", progress), pruned, out, recipe=chosen, sites=sites, probe=probe,
+        directory, pruned, out, recipe=chosen, sites=sites, probe=probe,
         heads=heads, components=components, rank=rank, train=train, data=data, fold_into=fold, positions=positions,
         examples=examples, tokens=tokens, window=window, seed=seed, work=work, overwrite=overwrite, progress=progress,
     ).to_dict()  # fmt: skip

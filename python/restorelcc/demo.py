@@ -54,7 +54,7 @@ from .pruning import prune_model, rounded_survivors, sparsity_table
 from .recipes import RECIPES
 from .report import write_report
 from .restore import restore, training_text
-from .resume import contents, only_call, read_record
+from .resume import code_stamp, contents, only_call, read_record
 from .sparse_linear import SparseLinear
 from .tensor_file import load_tensors
 from .text import TokenSet, prose_windows
@@ -69,8 +69,6 @@ PROMPTS = (
     "Photosynthesis is the process by which",
     "To make a cup of tea, first",
 )
-_PRESENTATION = ("charts.py", "cli.py", "cli_options.py", "cli_steps.py", "compare.py", "demo_report.py", "doctor.py",
-                 "heat_map.py", "report.py")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ def demo(
     if out.is_file():
         raise ValueError(f"{out} is a file; pass another --out")
     work = out / "work"
-    code = _code_stamp()
+    code = code_stamp()
     with only_call(out, out):
         if overwrite or (work.is_dir() and not _made_by(work, code)):
             shutil.rmtree(work, ignore_errors=True)
@@ -372,13 +370,6 @@ def _versions() -> dict[str, str]:
     found = versions()
     torch_isa = found.pop("isa")
     return {**found, "isa of torch": torch_isa, "isa of the sparse kernels": str(build_info()["isa"])}
-
-
-def _code_stamp() -> str:
-    """Of everything in this package that a number could depend on."""
-    folder = Path(__file__).parent
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".py", ".so")]
-    return fingerprint(**{str(f.relative_to(folder)): f for f in files if f.name not in _PRESENTATION})
 
 
 def _made_by(work: Path, code: str) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .artifacts import Progress, atomic_write_json, atomic_write_tensors, reserve
 from .layers import LayerStream, run_layer
-from .resume import read_record
+from .resume import code_stamp, read_record
 from .step_file import Fields, read_step_file
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def stream_pairs(
     work.mkdir(parents=True, exist_ok=True)
     rows, length = tokens.ids.shape
     hidden = _HiddenFiles(work, rows, length, streams[DENSE].config.get_text_config(decoder=True).hidden_size)
+    stamp += code_stamp()  # layers of another version are of no use
     done = _finished_layers(work, stamp, fields, hidden)
     hidden.open()
     count = streams[DENSE].layer_count

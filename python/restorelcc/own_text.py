@@ -13,16 +13,17 @@ script can cost it more than pruning did; so a share of the rows may begin with 
 from __future__ import annotations
 
 import unicodedata
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .artifacts import Progress, SilentProgress
-from .models import quiet_transformers
+from .models import LoadedModel, load_model, quiet_transformers
 from .token_set import TokenSet, context_of, padding_id
 from .windows import prefix_ids
 
-__all__ = ["tokens_beside", "write_own_text"]
+__all__ = ["load_writer", "tokens_beside", "write_own_text"]
 
 _RUN = 16  # tokens of one script that a row begins with, or a quarter of the window
 _FEWEST = 16  # tokens of a script, for it to count
@@ -108,6 +109,14 @@ def write_own_text(
     return TokenSet.from_rows(
         rows, pad=padding_id(tokenizer), name="text written by the dense model", starts=begins
     )
+
+
+def load_writer(dense: Path) -> LoadedModel:
+    """The dense model to write with: in its stored type, but float16 as float32, as its activations may overflow."""
+    loaded = load_model(dense)
+    if next(loaded.model.parameters()).dtype == torch.float16:
+        loaded.model.float()
+    return loaded
 
 
 def tokens_beside(given: TokenSet, share: float) -> int:

@@ -90,8 +90,8 @@ def read_compensation(path: Path) -> Compensation:
     if not files:
         raise ValueError(
             f"{path} holds no compensation ({' or '.join(_FILES)}); pass an adapter directory, a checkpoint that "
-            "`fold` or a recipe of compensations wrote, or a file of `restorelcc train` (`best` and `fast` change weights: "
-            "pack what they wrote)"
+            "`fold` or a recipe of compensations wrote, or a file of `restorelcc train` (`best` and `fast` change "
+            "weights: pack what they wrote)"
         )
     try:
         return Compensation.load(files[0])

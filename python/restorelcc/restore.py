@@ -25,6 +25,7 @@ from .fold import FOLDS
 from .fold_target import FoldTarget, fold_target
 from .models import check_pair, load_model, load_tokenizer
 from .moments import POSITIONS
+from .own_text import load_writer
 from .probes import PROBES, select_heads
 from .pruning import sparsity_table
 from .recipes import DEFAULT, RECIPES, Recipe
@@ -41,6 +42,7 @@ from .task_training import read_examples
 from .text import TokenSet, load_text, write_own_text
 from .token_set import padding_id
 from .training import TrainingSettings, check_vectors
+from .tuning import check_teacher
 
 __all__ = ["RestoreReport", "restore", "training_text"]
 
@@ -72,7 +74,7 @@ def training_text(
     if data is not None:
         text = load_text(data, load_tokenizer(dense), window=window, max_tokens=tokens, seed=seed)
     else:
-        loaded = load_model(dense)
+        loaded = load_writer(dense)
         text = write_own_text(
             loaded.model, loaded.tokenizer, tokens=tokens, window=window, seed=seed, scripts=scripts, progress=progress
         )
@@ -171,14 +173,24 @@ def restore(
             f"--sites ffn gives each layer one vector and its heads none, so no share of {chosen.heads} can be chosen; "
             "use --heads all, or --sites both"
         )
+    if chosen.heads == "all" and "probe_tokens" in given and "probe" not in given:
+        raise ValueError(
+            f"probe_tokens={chosen.probe_tokens} is of the scores of heads, and all are taken unscored; give heads as "
+            "a share, or a probe"
+        )
     unread = [name for name in ("probe", "probe_tokens") if name in given]
     if chosen.sites == FFN and unread:
         raise ValueError(
             "--sites ffn gives each layer one vector and its heads none, so no head is scored and nothing reads "
             f"{', '.join(unread)}; leave that out, or use --sites both"
         )
-    dense, pruned, out = Path(dense), Path(pruned), Path(out)
-    refuse_inputs(out, dense, pruned, *([Path(data)] if data is not None else []))
+    dense, pruned, out, data = Path(dense), Path(pruned), Path(out), None if data is None else Path(data)
+    if data is None and chosen.own_text != _default(chosen).own_text:
+        raise ValueError(
+            f"own_text={chosen.own_text:g} is a share beside --data, and without --data all text is the dense model's "
+            "own; leave own_text out, or give --data"
+        )
+    refuse_inputs(out, dense, pruned, *([data] if data is not None else []))
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not overwrite):
         raise ValueError(f"{out} exists and is not empty; pass --overwrite or another --out")
     progress = progress or SilentProgress()
@@ -192,6 +204,17 @@ def restore(
         )  # fmt: skip
         job.run()
     return report
+
+
+def _needs_teacher(recipe: Recipe) -> bool:
+    if recipe.tuning is not None and recipe.objective is not None:
+        return recipe.objective.needs_teacher
+    return recipe.train == "choices" and recipe.task is not None and recipe.task.distill > 0
+
+
+def _default(recipe: Recipe) -> Recipe:
+    """What the recipe is before anybody sets anything; itself where it is none of ours."""
+    return RECIPES.get(recipe.name, recipe)
 
 
 def _chosen(asked: str | Recipe, given: dict[str, Any]) -> Recipe:
@@ -241,6 +264,8 @@ class _Job:
             if not recipe.changes_weights:
                 check_compensation(self.pruned, recipe)
             check_pair(self.dense, self.pruned, read_structure(self.pruned))
+            if _needs_teacher(recipe):
+                check_teacher(self.dense)
             target = self._target()
             report.sparsity = sparsity_table(self.pruned)
         with steps.timed("text"):
@@ -252,7 +277,9 @@ class _Job:
             "window": self.window, "seed": self.seed, "training": asdict(self.settings),
         }  # fmt: skip
         if self.data is None:  # all text is the dense model's own, and the KL knows all that its words could tell
-            objective = recipe.objective and replace(recipe.objective, distill=1.0)
+            objective, usual = recipe.objective, _default(recipe).objective
+            if objective is not None and usual is not None and objective.distill == usual.distill:  # not one asked for
+                objective = replace(objective, distill=1.0)
             self.recipe = recipe = replace(recipe, own_text=0.0, objective=objective)
         if recipe.changes_weights:
             self._restore_weights(text, target)
@@ -291,7 +318,7 @@ class _Job:
         report, recipe = self.report, self.recipe
         found = restore_weights(
             self.dense, self.pruned, text, recipe, self.settings, target, self.steps,
-            structure=read_structure(self.pruned), progress=self.progress,
+            structure=read_structure(self.pruned), window=self.window, progress=self.progress,
         )  # fmt: skip
         with self.steps.timed("write"):
             report.fold = asdict(write_restored(

@@ -140,7 +140,7 @@ def _moments(given: _Given) -> tuple[Moments, str]:
     samples = SAMPLES if recipe.components == "autoencoder" else 0
     stamp = fingerprint(
         dense=given.dense, pruned=given.pruned, text=given.text.fingerprint(), positions=recipe.positions,
-        skip_first=recipe.skip_first, samples=samples,
+        skip_first=recipe.skip_first, samples=[samples, given.seed] if samples else 0,
         **({} if recipe.sites == ATTENTION else {"sites": recipe.sites}),
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ from .evaluation import token_nll
 from .fold_target import FoldTarget, fold_target, skeleton_of, stored_config
 from .layers import LayerStream
 from .models import load_model
-from .own_text import tokens_beside, write_own_text
+from .own_text import load_writer, tokens_beside, write_own_text
 from .pruning import rounded_survivors
 from .recipes import Recipe
 from .refit import refit
@@ -63,6 +63,7 @@ class _Given:
     target: FoldTarget
     steps: Steps
     structure: Structure | None
+    window: int
     progress: Progress
 
 
@@ -78,7 +79,7 @@ def weights_target(pruned: Path, *, biases: bool) -> FoldTarget:
 
 def restore_weights(
     dense: Path, pruned: Path, text: TokenSet, recipe: Recipe, settings: TrainingSettings, target: FoldTarget,
-    steps: Steps, *, structure: Structure | None = None, progress: Progress,
+    steps: Steps, *, structure: Structure | None = None, window: int, progress: Progress,
 ) -> RestoredWeights:  # fmt: skip
     """What `recipe` changes of the pruned model.
 
@@ -86,11 +87,12 @@ def restore_weights(
         settings: of the tuning; their seed and held-out share also say which rows of `text` are held out.
         target: the class that will hold the result; its biases are solved for and trained.
         structure: what the pruned model kept, where heads or channels were removed.
+        window: tokens a row at most of what the dense model writes itself.
 
     Raises:
         ValueError: what `refit` and `tune` refuse, or a pruned model whose held-out NLL is NaN or infinite.
     """
-    given = _Given(dense, pruned, text, recipe, settings, target, steps, structure, progress)
+    given = _Given(dense, pruned, text, recipe, settings, target, steps, structure, window, progress)
     _, heldout = text.split(settings.heldout_share, seed=settings.seed)
     found: dict[str, float] = {}
     changed: dict[str, Tensor] = {}
@@ -164,7 +166,7 @@ def _own_text(given: _Given) -> TokenSet | None:
     tokens = tokens_beside(train, given.recipe.own_text)
     if tokens == 0:
         return None
-    window, seed = int(given.text.ids.shape[1]), given.settings.seed
+    window, seed = given.window, given.settings.seed
     cache = given.steps.work / "own_text.safetensors"
     mark, scripts = cache.with_suffix(".json"), given.recipe.scripts
     stamp = fingerprint(dense=given.dense, tokens=tokens, window=window, seed=seed, scripts=scripts)
@@ -172,7 +174,7 @@ def _own_text(given: _Given) -> TokenSet | None:
         given.steps.timings.setdefault("own text", 0.0)  # asked for twice; what the first call took stays
         return TokenSet.load(cache)
     with given.steps.timed("own text"):
-        loaded = load_model(given.dense)
+        loaded = load_writer(given.dense)
         own = write_own_text(
             loaded.model, loaded.tokenizer, tokens=tokens, window=window, seed=seed, scripts=scripts,
             progress=given.progress,

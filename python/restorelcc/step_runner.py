@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from .resume import is_finished, mark_finished
+from .resume import code_stamp, is_finished, mark_finished
 from .training_checkpoint import TrainingCheckpoint
 
 __all__ = ["Steps"]
@@ -55,7 +55,7 @@ class Steps:
 
         leave: bytes of the disk that it must not take.
         """
-        return TrainingCheckpoint(self._within(name), stamp, seconds=self.save_seconds, leave=leave)
+        return TrainingCheckpoint(self._within(name), stamp + code_stamp(), seconds=self.save_seconds, leave=leave)
 
     def _within(self, name: str) -> Path:
         return self.work / f"{name}.unfinished.safetensors"

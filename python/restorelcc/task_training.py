@@ -25,7 +25,7 @@ from torch import Tensor
 from .artifacts import Progress, SilentProgress
 from .choice_rows import ChoiceBatch, ChoiceSet, choice_scores
 from .components import Components
-from .distillation import distillation_losses
+from .distillation import distillation_losses, other_head
 from .lm_head import language_head
 from .text import ChoiceItem, load_choices
 from .training import TrainingResult, TrainingSettings, trained_heads
@@ -144,13 +144,16 @@ def train_for_task(
         teacher_of(dense, part, progress) if objective.distill else None for part in (train, heldout)
     )
     head = language_head(model)
+    theirs = other_head(dense, model) if objective.distill else None
 
     def summed(batch: ChoiceBatch, teacher: Tensor | None) -> tuple[Tensor, Tensor]:
         """(Σ choice loss over items, Σ KL over tokens) of a batch."""
         if teacher is None:
             return choice_loss(batch, choice_scores(model, batch)[0], objective.bytes), torch.zeros(())
         scores, hidden = _hidden(model, batch)
-        kl = distillation_losses(hidden[batch.once], teacher.to(hidden.dtype), head.module.weight, head.module.bias)
+        kl = distillation_losses(
+            hidden[batch.once], teacher.to(hidden.dtype), head.module.weight, head.module.bias, theirs
+        )
         return choice_loss(batch, scores, objective.bytes), kl.sum()
 
     def measure() -> float:

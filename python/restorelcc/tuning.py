@@ -12,14 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .architectures import layers_left_out
 from .artifacts import Progress, SilentProgress
-from .distillation import distillation_losses
+from .distillation import Head, distillation_losses, other_head
 from .evaluation import token_nll
+from .layers import LayerStream
 from .lm_head import LanguageHead, head_input, language_head, token_losses
 from .models import prunable_linears, replace_module
 from .packed import pack
@@ -29,7 +32,7 @@ from .token_set import join_rows
 from .training_checkpoint import TrainingCheckpoint
 from .training_loop import TrainingSettings, batch_of, fit, schedule, shuffled_rows
 
-__all__ = ["TuningObjective", "TuningResult", "objective_loss", "teacher_states", "tune"]
+__all__ = ["TuningObjective", "TuningResult", "check_teacher", "objective_loss", "teacher_states", "tune"]
 
 WEIGHT_RATES = (0.0005, 0.001, 0.002)
 
@@ -73,11 +76,7 @@ def teacher_states(dense: Any, tokens: TokenSet, *, batch: int = 8, progress: Pr
     Raises:
         ValueError: no text, or a model whose logits are no linear function of h_d.
     """
-    if not language_head(dense).plain:
-        raise ValueError(
-            f"{type(dense).__name__} scales or caps its logits, which distillation does not know; tune with the "
-            "language-model loss alone (distill 0, hidden 0)"
-        )
+    _refuse_scaled(dense)
     states: Tensor | None = None
     row = 0
     with (progress or SilentProgress()).task("teacher", len(tokens)) as advance:
@@ -92,6 +91,29 @@ def teacher_states(dense: Any, tokens: TokenSet, *, batch: int = 8, progress: Pr
     if states is None:
         raise ValueError("there is no text to learn from")
     return states
+
+
+def _refuse_scaled(model: Any) -> None:
+    if not language_head(model).plain:
+        raise ValueError(
+            f"{type(model).__name__} scales or caps its logits, which distillation does not know; tune with the "
+            "language-model loss alone (--set distill=0)"
+        )
+
+
+@torch.no_grad()
+def check_teacher(dense: Path) -> None:
+    """Refuses a checkpoint that `teacher_states` would, before any work: its head alone is read.
+
+    Raises:
+        ValueError: a model whose logits are no linear function of what enters its head.
+    """
+    stream = LayerStream(dense)
+    stream.read_head()
+    width = int(stream.model.get_output_embeddings().in_features)
+    with layers_left_out(stream.model) as answer:
+        answer(torch.zeros(1, 2, width))
+        _refuse_scaled(stream.model)
 
 
 class _Survivors:
@@ -188,7 +210,8 @@ def tune(
         extra.check_model(model)
         train = join_rows(train, extra)
     states = teacher_states(dense, train, progress=progress) if objective.needs_teacher else None
-    task = _Task(model, _Survivors(model, biased, fixed), objective, train, states, given)
+    theirs = None if states is None else other_head(dense, model)
+    task = _Task(model, _Survivors(model, biased, fixed), objective, train, states, given, theirs)
     found = fit(
         lambda rate, steps: _Trainer(task, rate, steps), shuffled_rows(train, settings)[: settings.steps],
         lambda: token_nll(model, heldout, batch=4).mean, settings, progress, checkpoint,
@@ -202,9 +225,10 @@ class _Task:
 
     def __init__(
         self, model: Any, survivors: _Survivors, objective: TuningObjective, train: TokenSet, states: Tensor | None,
-        given: int | None = None,
+        given: int | None = None, teacher_head: Head | None = None,
     ) -> None:  # fmt: skip
         """given: so many rows of `train` are not the dense model's own (all of them, if None)."""
+        self.teacher_head = teacher_head
         self.model, self.survivors, self.objective, self.train, self.states = model, survivors, objective, train, states
         self.given = len(train) if given is None or objective.distill == 0 else given
         self.head = language_head(model)
@@ -214,12 +238,15 @@ class _Task:
         if self.states is None:
             return token_losses(self.model, batch).mean()
         given = torch.tensor([row < self.given for row in rows])
-        return objective_loss(self.model, self.head, batch, self.states[rows], given, self.objective)
+        return objective_loss(
+            self.model, self.head, batch, self.states[rows], given, self.objective, self.teacher_head
+        )
 
 
 def objective_loss(
-    model: Any, head: LanguageHead, batch: TokenSet, teacher: Tensor, given: Tensor, objective: TuningObjective
-) -> Tensor:
+    model: Any, head: LanguageHead, batch: TokenSet, teacher: Tensor, given: Tensor, objective: TuningObjective,
+    teacher_head: Head | None = None,
+) -> Tensor:  # fmt: skip
     """s (1 − a) NLL + mean over tokens of a_t KL_t (+ the hidden states' part), of one batch.
 
     s: share of the tokens whose rows are given. a_t: a on given rows, 1 on the dense model's own, whose words are but
@@ -227,6 +254,7 @@ def objective_loss(
 
     Args:
         teacher: h_d [n, T, E] of the dense model, T at least the batch's width. given: bool [n], one for each row.
+        teacher_head: see `other_head`.
     """
     with head_input(model) as seen:
         model(input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False)
@@ -241,7 +269,7 @@ def objective_loss(
         nll = head.losses(seen[0][given, :-1][counted], labels[counted])
         total = total + (1 - a) * share * nll.mean()
     if a > 0:
-        kl = distillation_losses(ours, theirs, head.module.weight, head.module.bias)
+        kl = distillation_losses(ours, theirs, head.module.weight, head.module.bias, teacher_head)
         weight = torch.where(given, a, 1.0)[:, None].expand_as(tokens)[tokens]
         total = total + (weight * kl).mean()
     if objective.hidden > 0:

@@ -159,8 +159,9 @@ def test_peers_learn_the_objective_of_ours(
     seen: list[tuple[TokenSet, Any, float]] = []
     ours = peers.objective_loss
 
-    def spy(model: Any, head: Any, batch: TokenSet, teacher: Any, mark: Any, objective: Any) -> Any:
-        loss = ours(model, head, batch, teacher, mark, objective)
+    def spy(model: Any, head: Any, batch: TokenSet, teacher: Any, mark: Any, objective: Any, theirs: Any) -> Any:
+        loss = ours(model, head, batch, teacher, mark, objective, theirs)
+        assert theirs is None  # pruning left the head alone
         seen.append((batch, mark, float(loss.detach())))
         return loss
 

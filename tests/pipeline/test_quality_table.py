@@ -147,6 +147,9 @@ def test_pruned_models_are_told_apart_and_repeats_refused(table: Any) -> None:
     other = {**lines[2], "choices": {"arc": {"correct": [1], "normalised": [1], "items": "z"}}}
     with pytest.raises(SystemExit, match="different items of arc"):
         table.tables([*lines[:2], other], "best")
+    rows = {**lines[2], "texts": {"answers": {**lines[2]["texts"]["answers"], "rows": "windows of another draw"}}}
+    with pytest.raises(SystemExit, match="different rows of answers"):
+        table.tables([*lines[:2], rows], "best")
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,8 @@ def test_the_table_shows_paired_gains(tasks: Any) -> None:
     assert "| one | sum | 100 | pruned | 1 | 0.0 % |  |" in rows
     (control,) = [row for row in rows if "control" in row]
     assert "50.0 % | -50.0 (" in control  # against dense, not against pruned
+    other = [{**each, "shared": {"recipe": 1, "pruned": "another"}} for each in lines if each["method"] == "task"]
+    assert "| one | sum | 100 | task | 1 | 100.0 % |  |" in tasks.table([*lines, *other])  # its base is not there
     newer = {**line("one", "task", 0, [0] * 100), "shared": {"recipe": 2}}
     assert "| one | sum | 100 | task | 1 | 0.0 % | +0.0 (+0.0 to +0.0) |" in tasks.table([*lines, newer])
 

@@ -23,6 +23,7 @@ from restorelcc.artifacts import fingerprint
 from restorelcc.models import load_model, save_checkpoint
 from restorelcc.moments import Moments
 from restorelcc.probes import HeadScores
+from restorelcc.recipe_settings import with_settings
 from restorelcc.recipes import RECIPES
 from restorelcc.restore import restore
 from restorelcc.text import TokenSet
@@ -363,6 +364,26 @@ def test_weights_are_restored_by_default_with_text_and_without(
         assert report.settings["own_text"] == share
         assert report.heldout["refitted"] < report.heldout["pruned"]
         assert "tuning" in report.timings
+    with pytest.raises(ValueError, match=r"own_text=0.5 is a share beside --data, and without --data all text is"):
+        restore(*stories_pair, tmp_path / "c", recipe=replace(RECIPES["best"], own_text=0.5), **common)
+
+
+@pytest.mark.parametrize(("distill", "taught"), [(0.0, 0.0), (0.3, 1.0), (0.6, 0.6)])
+def test_without_data_the_dense_model_teaches_unless_told_otherwise(
+    distill: float, taught: float, stories_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0.3 is the recipe's own share beside an NLL that own text has not; any other one was asked for."""
+    seen: list[Any] = []
+
+    def tuned(*_: Any, objective: Any, dense: Any, **__: Any) -> Any:
+        seen.append((objective.distill, dense is not None))
+        raise InterruptedError
+
+    monkeypatch.setattr("restorelcc.restore_weights.tune", tuned)
+    recipe = with_settings(RECIPES["best"], {"distill": distill, "refit": None})
+    with pytest.raises(InterruptedError):
+        restore(*stories_pair, tmp_path / "out", recipe=recipe, tokens=256, window=32)
+    assert seen == [(taught, taught > 0)]
 
 
 def test_own_text_of_other_scripts_is_learnt_from(
@@ -387,6 +408,8 @@ def test_options_of_another_recipe_are_refused(stories_pair: tuple[Path, Path], 
         restore(*stories_pair, tmp_path / "out", recipe="slow")
     with pytest.raises(ValueError, match=r"give --data FILE\.jsonl"):
         restore(*stories_pair, tmp_path / "out", recipe="paper")
+    with pytest.raises(ValueError, match="probe_tokens=100 is of the scores of heads, and all are taken unscored"):
+        restore(*stories_pair, tmp_path / "out", recipe="compensate", probe_tokens=100)
     assert not list(tmp_path.iterdir())
 
 

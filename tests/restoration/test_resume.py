@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from restorelcc import cli
 from restorelcc import moments as moments_module
 from restorelcc.artifacts import atomic_directory
 from restorelcc.layer_pairs import LayerPair
@@ -127,3 +129,28 @@ def test_records(tmp_path: Path) -> None:
     assert not is_finished(mark, "stamp", file)
     file.unlink()
     assert not is_finished(mark, "stamp", file)
+
+
+def test_what_another_version_left_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, mark = tmp_path / "step.bin", tmp_path / "step.json"
+    file.write_bytes(b"made")
+    mark_finished(mark, "stamp", file)
+    assert is_finished(mark, "stamp", file)
+    monkeypatch.setattr("restorelcc.resume.code_stamp", lambda: "of another version")
+    assert not is_finished(mark, "stamp", file)
+
+
+def test_a_refused_second_call_converts_no_model(
+    pair: tuple[Path, Path], words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would replace the converted dense model that the first call reads, layer by layer."""
+    monkeypatch.setattr(cli, "as_directory", lambda *_: pytest.fail("a model was converted"))
+    work = tmp_path / "out.work"
+    work.mkdir()
+    with only_call(work, tmp_path / "out"):
+        found = CliRunner().invoke(
+            cli.cli, ["restore", "--dense", str(pair[0]), "--pruned", str(pair[1]), "--out", str(tmp_path / "out"),
+                      "--data", str(words)],
+        )  # fmt: skip
+    assert found.exit_code != 0
+    assert "another process is making" in f"{found.output}{found.exception}"

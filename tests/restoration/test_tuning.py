@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from restorelcc import tuning
-from restorelcc.distillation import distillation_losses
-from restorelcc.lm_head import head_input
+from restorelcc.distillation import distillation_losses, other_head
+from restorelcc.lm_head import head_input, language_head
 from restorelcc.models import load_model, prunable_linears
 from restorelcc.packed import PackedWeight
 from restorelcc.pruning import prune_model
@@ -22,7 +22,7 @@ from restorelcc.restore import restore
 from restorelcc.sparse_linear import SparseLinear
 from restorelcc.text import TokenSet, write_own_text
 from restorelcc.training_loop import TrainingSettings
-from restorelcc.tuning import TuningObjective, teacher_states, tune
+from restorelcc.tuning import TuningObjective, check_teacher, objective_loss, teacher_states, tune
 
 SHORT = TrainingSettings(learning_rates=(0.01,), epochs=2.0, batch_tokens=64, evaluations=4, heldout_share=0.2)
 
@@ -52,6 +52,43 @@ def test_distillation_and_its_gradient(
     assert float((gradient - want_gradient).abs().max()) <= 1e-5 * max(1.0, float(want_gradient.abs().max()))
 
 
+def test_a_teacher_with_a_head_of_its_own() -> None:
+    """A pruned model that was trained since has another head; the teacher keeps the dense one."""
+    student, teacher = (2 * torch.randn(5, 8)).requires_grad_(True), 2 * torch.randn(5, 8)
+    ours, theirs = (torch.randn(33, 8), torch.randn(33)), (torch.randn(33, 8), None)
+    got = distillation_losses(student, teacher, *ours, theirs)
+    (gradient,) = torch.autograd.grad(got.sum(), student)
+    p = torch.log_softmax(teacher @ theirs[0].T, -1)
+    want = (p.exp() * (p - torch.log_softmax(nn.functional.linear(student, *ours), -1))).sum(-1)
+    (want_gradient,) = torch.autograd.grad(want.sum(), student)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient, want_gradient, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"teacher's head \[30, 8\] torch.float32 is not like the student's \[33, 8\]"):
+        distillation_losses(student, teacher, *ours, (torch.randn(30, 8), None))
+
+
+def test_tuning_learns_from_the_dense_model_s_own_head(tmp_path: Path) -> None:
+    dense, pruned = random_pair("llama-gqa", tmp_path)
+    teacher, student, tokens = load_model(dense).model, load_model(pruned).model, ragged_tokens(96, rows=4)
+    head = language_head(student)
+    assert other_head(teacher, student) is None
+    states, given = teacher_states(teacher, tokens), torch.zeros(4, dtype=torch.bool)
+    same = objective_loss(student, head, tokens, states, given, TuningObjective(1.0))
+    with torch.no_grad():
+        head.module.weight.mul_(2.0)  # the student's logits are other ones now, the teacher's are not
+    theirs = other_head(teacher, student)
+    assert theirs is not None
+    assert torch.equal(theirs[0], teacher.lm_head.weight)
+    with head_input(student) as seen:
+        student(input_ids=tokens.ids, attention_mask=tokens.attention_mask)
+    real = tokens.attention_mask.bool()
+    p = torch.log_softmax(teacher.lm_head(states[real]), -1)
+    want = (p.exp() * (p - torch.log_softmax(student.lm_head(seen[0][real]), -1))).sum(-1).mean()
+    got = objective_loss(student, head, tokens, states, given, TuningObjective(1.0), theirs)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert abs(float(got - same)) > 1e-3
+
+
 def test_distillation_of_the_same_states_is_zero_and_wrong_shapes_are_refused() -> None:
     states, weight = torch.randn(4, 8), torch.randn(20, 8)
     assert float(distillation_losses(states, states, weight).abs().max()) <= 1e-6
@@ -61,7 +98,7 @@ def test_distillation_of_the_same_states_is_zero_and_wrong_shapes_are_refused() 
         distillation_losses(states, states.bfloat16(), weight)
 
 
-def test_a_teacher_that_scales_its_logits_is_refused_before_any_work() -> None:
+def test_a_teacher_that_scales_its_logits_is_refused_before_any_work(tmp_path: Path) -> None:
     """Granite divides W h by a number, which a KL made of W h would not know."""
     config = GraniteConfig(
         vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
@@ -70,6 +107,10 @@ def test_a_teacher_that_scales_its_logits_is_refused_before_any_work() -> None:
     tokens = TokenSet(torch.ones(2, 8, dtype=torch.long), torch.full((2,), 8), torch.ones(2, dtype=torch.long), "x")
     with pytest.raises(ValueError, match="GraniteForCausalLM scales or caps its logits, which distillation does not"):
         teacher_states(GraniteForCausalLM(config), tokens)
+    GraniteForCausalLM(config).save_pretrained(tmp_path / "granite")
+    with pytest.raises(ValueError, match=r"GraniteForCausalLM scales or caps its logits.*--set distill=0"):
+        check_teacher(tmp_path / "granite")
+    check_teacher(random_pair("llama-gqa", tmp_path)[0])
 
 
 def test_teacher_states_are_what_enters_the_head(tmp_path: Path) -> None:
