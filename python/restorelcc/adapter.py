@@ -11,10 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .artifacts import atomic_directory, atomic_write_json, read_json, refuse_inputs
+from .artifacts import atomic_directory, atomic_write_json, read_json
 from .compensation import Compensation, apply_compensation, check_fits
 from .fold_target import skeleton_of, stored_config
 from .models import load_model
+from .output_places import refuse_inputs
 
 __all__ = ["adapter_base", "adapter_compensation", "is_adapter", "load_adapter", "save_adapter"]
 

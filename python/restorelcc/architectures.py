@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -179,12 +180,22 @@ def prunable_linears(model: nn.Module) -> list[tuple[str, nn.Linear]]:
     return found
 
 
+class _TakenApartError(Exception):
+    """The stock loop took the first of what a layer returned: its layers return tuples."""
+
+
+_in_tuples: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # whether a model's loop expects tuples of layers
+
+
 class _CallRecorder(nn.Module):
     """Stands in for a decoder layer: notes what it is called with and hands the hidden state on."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, first: _CallRecorder | None, tuples: bool) -> None:
+        """first: what stands in for layer 0. tuples: hand the state on as the first of a tuple."""
         super().__init__()
         object.__setattr__(self, "_layer", layer)  # hidden from nn.Module: attributes are read through, no more
+        object.__setattr__(self, "_first", first)
+        self.tuples, self.shape = tuples, torch.Size()
         self.call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 
     def __getattr__(self, name: str) -> Any:
@@ -193,10 +204,13 @@ class _CallRecorder(nn.Module):
         except AttributeError:
             return getattr(object.__getattribute__(self, "_layer"), name)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        self.shape, first = hidden.shape, object.__getattribute__(self, "_first")
+        if first is not None and self.shape != first.shape:
+            raise _TakenApartError
         self.call = (args[1:], {key: value for key, value in kwargs.items() if key != "hidden_states"})
-        return hidden
+        return (hidden,) if self.tuples else hidden
 
 
 class _Answering(_CallRecorder):
@@ -205,15 +219,23 @@ class _Answering(_CallRecorder):
     output: Any = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.output
+        return (self.output,) if self.tuples and not isinstance(self.output, tuple) else self.output
+
+
+def _recorders(layers: Any, tuples: bool) -> list[_CallRecorder]:
+    first = _CallRecorder(layers[0], None, tuples)
+    return [first, *(_CallRecorder(layer, first, tuples) for layer in layers[1:])]
 
 
 @contextmanager
 def layers_left_out(model: Any) -> Iterator[Callable[[Any], None]]:
     """Inside, a forward of `model` computes no layer; the last one gives what the yielded function was given."""
     prefix, layers = decoder_layers(model)
-    last = _Answering(layers[-1])
-    replace_module(model, prefix, nn.ModuleList([*(_CallRecorder(layer) for layer in layers[:-1]), last]))
+    if model not in _in_tuples:
+        record_layer_calls(model, torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2, dtype=torch.long))
+    tuples = _in_tuples[model]
+    last = _Answering(layers[-1], None, tuples)
+    replace_module(model, prefix, nn.ModuleList([*_recorders(layers, tuples)[:-1], last]))
     try:
         yield lambda output: setattr(last, "output", output)
     finally:
@@ -227,20 +249,28 @@ def record_layer_calls(model: Any, ids: Tensor, attention_mask: Tensor) -> tuple
     A stock forward of the base model, with the layers replaced for its duration by recorders: so masks, positions and
     rotary tables are those of the stock class. `layer(hidden, *args, **kwargs)` then runs one layer.
     """
+    try:
+        found = _record(model, ids, attention_mask, _in_tuples.setdefault(model, False))
+    except _TakenApartError:  # Falcon, Bloom
+        _in_tuples[model] = True
+        found = _record(model, ids, attention_mask, True)
+    return found
+
+
+def _record(model: Any, ids: Tensor, attention_mask: Tensor, tuples: bool) -> tuple[Tensor, list[Any]]:
     prefix, layers = decoder_layers(model)
-    recorders = nn.ModuleList(_CallRecorder(layer) for layer in layers)
+    recorders = _recorders(layers, tuples)
     entered: list[Tensor] = []
     handle = recorders[0].register_forward_pre_hook(
         lambda _, args, kwargs: entered.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
     )
-    replace_module(model, prefix, recorders)
+    replace_module(model, prefix, nn.ModuleList(recorders))
     try:
         model.base_model(input_ids=ids, attention_mask=attention_mask, use_cache=False)
     finally:
         handle.remove()
         replace_module(model, prefix, layers)
-    calls = [recorder.call for recorder in recorders if isinstance(recorder, _CallRecorder)]
-    return entered[0], calls
+    return entered[0], [recorder.call for recorder in recorders]
 
 
 def prunable_weights(source: Path | nn.Module) -> Iterator[tuple[str, Tensor]]:

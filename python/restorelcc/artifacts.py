@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .output_places import refuse_place
 from .tensor_memory import apart
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MOST_JSON_BYTES", "Progress", "RichProgress", "SilentProgress", "atomic_directory", "atomic_file",
-    "atomic_write_json", "atomic_write_tensors", "fingerprint", "read_json", "refuse_inputs", "reserve",
+    "atomic_write_json", "atomic_write_tensors", "fingerprint", "read_json", "reserve",
     "versions",
 ]  # fmt: skip
 
@@ -127,14 +128,9 @@ def atomic_directory(out: Path, *, overwrite: bool = False, needed: int = 0) -> 
     if out in _being_written:
         raise ValueError(f"{out} is already being written by this process; pass another --out")
     _sweep(out)
-    if out.is_file():
-        raise ValueError(f"{out} is a file; pass another --out")
-    if out.is_dir() and any(out.iterdir()):
-        if not overwrite:
-            raise ValueError(f"{out} exists and is not empty; pass --overwrite or another --out")
-        for place, name in ((Path.cwd(), "the current directory"), (Path.home(), "your home directory")):
-            if place == out or out in place.parents:
-                raise ValueError(f"{out} is or holds {name} and is not replaced; pass another --out")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ValueError(f"{out} exists and is not empty; pass --overwrite or another --out")
+    refuse_place(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     _check_room(out, needed)
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
@@ -150,20 +146,6 @@ def atomic_directory(out: Path, *, overwrite: bool = False, needed: int = 0) -> 
     finally:
         _being_written.discard(out)
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def refuse_inputs(out: Path, *inputs: Path) -> None:
-    """Refuses an output that is, holds or stands inside something that is read to make it.
-
-    Raises:
-        ValueError: naming both.
-    """
-    out = Path(out).expanduser().resolve()
-    for given in inputs:
-        place = Path(given).expanduser().resolve()
-        if out == place or out in place.parents or place in out.parents:
-            relation = "is" if out == place else "holds" if out in place.parents else "is inside"
-            raise ValueError(f"{out} {relation} {place}, which is read to make it; pass another --out")
 
 
 def _swap(partial: Path, out: Path, overwrite: bool) -> None:

@@ -131,9 +131,9 @@ def prune(model: str, method: str, pattern: str, keep_heads: int | None, out: Pa
 
     All but magnitude need text (--data; without it the model writes its own).
     """
-    from restorelcc import models, pruning, resident_memory, structure, structured, text
+    from restorelcc import models, own_text, pruning, resident_memory, structure, structured, text
 
-    refuse_existing(out, overwrite, model)
+    refuse_existing(out, overwrite, model, *([] if data is None else [data]))
     parts = [pruning.Pattern.parse(part) for part in pattern.split(",")]  # a wrong one, before the model is read
     if method == "structured" and (len(parts) > 1 or parts[0].group):
         raise ValueError(
@@ -156,7 +156,8 @@ def prune(model: str, method: str, pattern: str, keep_heads: int | None, out: Pa
             text.load_text(data, loaded.tokenizer, window=window, max_tokens=tokens, seed=seed)
             if data is not None
             else text.write_own_text(
-                loaded.model, loaded.tokenizer, tokens=tokens, window=window, seed=seed, progress=progress
+                own_text.writer_of(loaded).model, loaded.tokenizer, tokens=tokens, window=window, seed=seed,
+                progress=progress,
             )
         )
     elif data is not None:

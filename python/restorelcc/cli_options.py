@@ -163,6 +163,8 @@ def as_directory(spec: str, beside: Path, progress: Progress) -> Path:
     if (beside / "config.json").is_file() and is_finished(mark, stamp, beside):
         return beside
     if beside.is_dir():
+        if not mark.is_file():
+            raise ValueError(f"{beside} is where {spec} would be converted to, and was not made by this; move it away")
         shutil.rmtree(beside)
     directory = import_model(spec, beside, progress=progress)
     mark_finished(mark, stamp, directory)
@@ -171,7 +173,7 @@ def as_directory(spec: str, beside: Path, progress: Progress) -> Path:
 
 def refuse_existing(out: Path, overwrite: bool, *inputs: str | Path, file: bool = False) -> None:
     """Before any work, not after it; also an output that is, holds or stands inside one of its inputs."""
-    from restorelcc.artifacts import refuse_inputs
+    from restorelcc.output_places import refuse_inputs, refuse_place
 
     refuse_inputs(out, *(Path(given) for given in inputs if Path(given).exists()))
     if file and out.is_dir():
@@ -179,6 +181,8 @@ def refuse_existing(out: Path, overwrite: bool, *inputs: str | Path, file: bool 
     used = out.is_file() or (out.is_dir() and any(out.iterdir()))
     if used and not overwrite:
         raise ValueError(f"{out} exists; pass --overwrite or another --out")
+    if not file:
+        refuse_place(out)
 
 
 def text_beside(moments: Path) -> Path:

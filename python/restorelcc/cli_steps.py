@@ -51,7 +51,7 @@ def moments(dense: str, pruned: Path, out: Path, sites: str, positions: str, sam
     from restorelcc.sites import ATTENTION, FFN
     from restorelcc.structure import refuse_structured
 
-    refuse_existing(out, overwrite, dense, pruned, file=True)
+    refuse_existing(out, overwrite, dense, pruned, *([] if data is None else [data]), file=True)
     refuse_structured(pruned, "restorelcc moments")
     progress = make_progress(quiet)
     directory = as_directory(dense, out.with_suffix(".dense"), progress)

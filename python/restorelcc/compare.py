@@ -178,8 +178,8 @@ def summary(result: dict[str, Any]) -> list[str]:
         if "choices" in row:
             answer = row["choices"]
             line += (
-                f"; accuracy {answer['accuracy']:.3f}, by length {answer['accuracy_normalised']:.3f} "
-                f"± {answer['stderr']:.3f} on {answer['items']} items"
+                f"; accuracy {answer['accuracy']:.3f} ± {answer['stderr']:.3f}, by length "
+                f"{answer['accuracy_normalised']:.3f}, on {answer['items']} items"
             )
         lines.append(line)
         lines += [_task_line(row["model"], name, task) for name, task in row.get("harness", {}).items()]

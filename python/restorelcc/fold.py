@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .artifacts import refuse_inputs
 from .compensation import Compensation, check_fits
 from .fold_target import FoldTarget, fold_target, value_projection
 from .models import load_model
+from .output_places import refuse_inputs
 from .packed import pack
 from .restored_checkpoint import FoldReport, write_restored
 from .sites import FFN, Site, model_sites

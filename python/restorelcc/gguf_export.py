@@ -20,11 +20,12 @@ from torch import Tensor
 
 from .adapter import is_adapter
 from .architectures import stored_tensor
-from .artifacts import Progress, SilentProgress, atomic_file, refuse_inputs
+from .artifacts import Progress, SilentProgress, atomic_file
 from .fold_target import stored_config
 from .gguf_llama import FileTensor, LlamaNumbers, file_tensors, llama_numbers, rope_pairs, stored_tensors
 from .gguf_vocabulary import Vocabulary, carried_vocabulary, stock_vocabulary
 from .models import ModelSource, load_tokenizer, resolve_model
+from .output_places import refuse_inputs
 from .packed_record import is_packed
 
 __all__ = ["GGUF_TYPES", "GgufReport", "export_gguf"]

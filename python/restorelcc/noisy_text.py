@@ -4,7 +4,8 @@
     case    a word in capitals, or its first letter the other way
     drop    a word left out
 
-Each word is hit with the given probability. What is asked for is the answer to the noisy prompt; it stays as it is.
+Each word is hit with the given probability; the gap of a sentence that a choice fills stays. What is asked for is the
+answer to the noisy prompt; it stays as it is.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import random
 import re
 from dataclasses import dataclass
 
-__all__ = ["NOISES", "Noise"]
+__all__ = ["GAP", "NOISES", "Noise"]
 
 NOISES = ("typos", "case", "drop")
+GAP = re.compile(r"(?<!\w)_(?!\w)")  # that a choice fills; without it an item would be another kind of item
 _KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 
 
@@ -42,7 +44,8 @@ class Noise:
         draw = random.Random(f"{self.kind}/{self.rate}/{self.seed}/{text}")
         parts = re.split(r"(\s+)", text)
         for place, word in enumerate(parts):
-            if place % 2 == 0 and any(letter.isalpha() for letter in word) and draw.random() < self.rate:
+            hit = place % 2 == 0 and any(letter.isalpha() for letter in word) and draw.random() < self.rate
+            if hit and not GAP.search(word):
                 parts[place] = {"typos": _mistyped, "case": _recased, "drop": _dropped}[self.kind](word, draw)
         return "".join(parts)
 

@@ -23,7 +23,7 @@ from .models import LoadedModel, load_model, quiet_transformers
 from .token_set import TokenSet, context_of, padding_id
 from .windows import prefix_ids
 
-__all__ = ["load_writer", "tokens_beside", "write_own_text"]
+__all__ = ["load_writer", "tokens_beside", "write_own_text", "writer_of"]
 
 _RUN = 16  # tokens of one script that a row begins with, or a quarter of the window
 _FEWEST = 16  # tokens of a script, for it to count
@@ -113,10 +113,14 @@ def write_own_text(
 
 def load_writer(dense: Path) -> LoadedModel:
     """The dense model to write with: in its stored type, but float16 as float32, as its activations may overflow."""
-    loaded = load_model(dense)
-    if next(loaded.model.parameters()).dtype == torch.float16:
-        loaded.model.float()
-    return loaded
+    return writer_of(load_model(dense))
+
+
+def writer_of(loaded: LoadedModel) -> LoadedModel:
+    """As `load_writer`, of a model that is loaded and stays as it is."""
+    if loaded.model.dtype != torch.float16:
+        return loaded
+    return load_model(loaded.source, dtype=torch.float32)
 
 
 def tokens_beside(given: TokenSet, share: float) -> int:

@@ -16,6 +16,7 @@ from .adapter import adapter_base, adapter_compensation, is_adapter
 from .artifacts import Progress
 from .compensation import Compensation
 from .models import load_model
+from .output_places import refuse_inputs
 from .packed_model import pack_model, save_packed
 from .packed_record import DTYPES, PACKED_FILE, Matrix, check_name
 
@@ -122,13 +123,15 @@ def pack_checkpoint(
         OSError: no space left; nothing is left behind.
     """
     given = dict(compensations or {})
+    base = adapter_base(source) if is_adapter(source) else None
+    read = [Path(place) for place in (source, base, *given.values()) if place is not None]
+    refuse_inputs(Path(out), *(place for place in read if place.exists()))
     if given and (Path(source) / "compensation.safetensors").is_file():
         raise ValueError(
             f"{source} has a compensation folded into its biases, and --compensation would be added on top; "
             "pack the pruned checkpoint it was made from"
         )
     vectors = {name: read_compensation(path) for name, path in given.items()}
-    base = adapter_base(source) if is_adapter(source) else None
     if base is not None:
         if DEFAULT_NAME in vectors:
             raise ValueError(

@@ -27,6 +27,7 @@ from .models import make_generation_config_valid, quiet_transformers
 from .packed import PackedWeight, pack
 from .packed_file import PackedFile, write_aligned
 from .packed_record import DTYPES, FORMAT, PACKED_FILE, VERSION, Matrix, PackedRecord, check_name
+from .pruning import rounded_survivors
 from .sites import ATTENTION, FFN, chained, model_sites
 from .skeleton import build_skeleton, check_configuration, check_matrix
 from .sparse_linear import SparseLinear
@@ -89,7 +90,7 @@ def pack_model(
         for matrix, (name, linear) in zip(matrices, linears, strict=True):
             if name in pays or name in vectors:
                 weight = _pack_weight(linear.weight.detach(), values, name)
-                bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+                bias = None if linear.bias is None else _narrowed(linear.bias.detach(), dtype, f"{name}.bias")
                 replace_module(model, name, _projection(weight, bias, vectors.get(name), choice))
                 packed.append(matrix)
             else:
@@ -118,7 +119,7 @@ def _head_of(model: Any) -> tuple[str, nn.Linear]:
 def _pack_head(model: Any, dtype: torch.dtype) -> Matrix:
     name, linear = _head_of(model)
     matrix = _matrix(name, linear)
-    bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+    bias = None if linear.bias is None else _narrowed(linear.bias.detach(), dtype, f"{name}.bias")
     weight = _pack(linear.weight.detach(), values="int8")
     replace_module(model, name, SparseLinear(weight, bias).requires_grad_(False))
     return matrix
@@ -127,14 +128,22 @@ def _pack_head(model: Any, dtype: torch.dtype) -> Matrix:
 def _pack_weight(weight: Tensor, values: str, name: str) -> PackedWeight:
     if values == "int8":
         return _pack(weight, values="int8")
-    narrow = weight.to(DTYPES[values])
-    lost = int(torch.isfinite(weight).sum()) - int(torch.isfinite(narrow).sum())
+    dtype = DTYPES[values]
+    _narrowed(weight, dtype, name)
+    return _pack(rounded_survivors(weight.float(), weight != 0, dtype).to(dtype))
+
+
+def _narrowed(values: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """`values` in dtype; ValueError where one becomes infinite."""
+    narrow = values.to(dtype)
+    lost = int(torch.isfinite(values).sum()) - int(torch.isfinite(narrow).sum())
     if lost:
+        short = next(key for key, known in DTYPES.items() if known == dtype)
         raise ValueError(
-            f"{name} has {lost} weights that {values} cannot hold (the largest is "
-            f"{float(weight[torch.isfinite(weight)].abs().max()):.3g}); pack with values of a wider range"
+            f"{name} has {lost} weights that {short} cannot hold (the largest is "
+            f"{float(values[torch.isfinite(values)].abs().max()):.3g}); pack with values of a wider range"
         )
-    return _pack(narrow)
+    return narrow
 
 
 def _site_vectors(model: Any, compensations: Mapping[str, Compensation]) -> dict[str, tuple[str, Tensor]]:
@@ -198,13 +207,15 @@ def _place_joined(model: Any, family: Sequence[str], joint: PackedWeight, biases
 def _convert_rest(model: nn.Module, dtype: torch.dtype) -> None:
     """Every parameter outside of the packed projections in dtype; buffers stay what the stock class made them."""
     converted: dict[int, nn.Parameter] = {}
-    for module in model.modules():
+    for place, module in model.named_modules():
         if isinstance(module, SparseLinear):
             continue
         for leaf, parameter in module._parameters.items():
             if parameter is not None and parameter.is_floating_point() and parameter.dtype != dtype:
                 if id(parameter) not in converted:  # tied ones stay tied
-                    converted[id(parameter)] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+                    converted[id(parameter)] = nn.Parameter(
+                        _narrowed(parameter.detach(), dtype, f"{place}.{leaf}"), requires_grad=False
+                    )  # fmt: skip
                 module._parameters[leaf] = converted[id(parameter)]
 
 

@@ -29,7 +29,7 @@ from .artifacts import atomic_write_tensors
 from .models import quiet_transformers
 from .similarity import SIMILARITIES, Similarity, choose_similarity, nearest
 from .step_file import read_step_file
-from .text import ChoiceItem, json_lines, load_choices
+from .text import ChoiceItem, at_gap, json_lines, load_choices
 from .token_set import TokenSet, padding_id
 from .windows import answer_row
 
@@ -230,9 +230,9 @@ def _of_choices(item: ChoiceItem, answers: _Answers) -> _Question:
     """A gap of the sentence is filled by the choice; else the choice follows the query after a blank."""
     known = [answers.add(choice) for choice in item.choices]
     others = tuple(known[: item.gold] + known[item.gold + 1 :])
-    before, gap, after = item.query.partition("_")
-    if gap and after.strip():  # as ChoiceItem.pairs has it
-        return _Question(before, known[item.gold], "", after, others)
+    parts = at_gap(item.query)
+    if parts is not None:
+        return _Question(parts[0], known[item.gold], "", parts[1], others)
     return _Question(item.query, known[item.gold], " ", "", others)
 
 

@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 
-from .artifacts import Progress, SilentProgress, atomic_write_json, fingerprint, refuse_inputs, versions
+from .artifacts import Progress, SilentProgress, atomic_write_json, fingerprint, versions
 from .choice_rows import ChoiceSet
 from .components import COMPONENTS
 from .fold import FOLDS
 from .fold_target import FoldTarget, fold_target
 from .models import check_pair, load_model, load_tokenizer
 from .moments import POSITIONS
+from .output_places import refuse_inputs
 from .own_text import load_writer
 from .probes import PROBES, select_heads
 from .pruning import sparsity_table
@@ -67,7 +68,10 @@ def training_text(
     Raises:
         ValueError: text that is empty or shorter than a window.
     """
-    stamp = fingerprint(dense=Path(dense), data=data, tokens=tokens, window=window, seed=seed, scripts=scripts)
+    stamp = fingerprint(
+        dense=Path(dense), data=data, form=None if data is None else data.suffix.lower(), tokens=tokens, window=window,
+        seed=seed, scripts=scripts,
+    )  # fmt: skip
     mark = cache.with_suffix(".json")
     if is_finished(mark, stamp, cache):
         return TokenSet.load(cache)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from .models import quiet_transformers
-from .noisy_text import Noise
+from .noisy_text import GAP, Noise
 from .own_text import write_own_text
 from .prose import prose_windows
 from .token_set import TokenSet, padding_id
@@ -156,10 +156,17 @@ class ChoiceItem:
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """(context, continuation) of each choice."""
-        before, gap, after = self.query.partition("_")
-        if gap and after.strip():
-            return [(before + choice, after) for choice in self.choices]
+        parts = at_gap(self.query)
+        if parts is not None:
+            return [(parts[0] + choice, parts[1]) for choice in self.choices]
         return [(self.query, " " + choice.lstrip()) for choice in self.choices]
+
+
+def at_gap(query: str) -> tuple[str, str] | None:
+    """What stands before and behind the one gap of a sentence, a lone "_" with words behind it, as WinoGrande's; None
+    where there is none: get_name and ____ are no gaps."""
+    before, *behind = GAP.split(query)
+    return (before, behind[0]) if len(behind) == 1 and behind[0].strip() else None
 
 
 def load_choices(path: Path, *, noise: Noise | None = None) -> list[ChoiceItem]:
@@ -189,7 +196,10 @@ def load_choices(path: Path, *, noise: Noise | None = None) -> list[ChoiceItem]:
             raise ValueError(
                 f"{path} line {number} has {len(choices)} choices and gold {gold}; give 2 or more, gold from 0"
             )
+        if not query.strip():
+            raise ValueError(f"{path} line {number} has an empty query; give what the choices follow")
         if noise is not None:
-            query = noise.apply(query)
+            noisy = noise.apply(query)
+            query = noisy if noisy.strip() else query  # a choice needs something that it follows
         items.append(ChoiceItem(query, tuple(str(choice) for choice in choices), gold))
     return items

@@ -110,7 +110,7 @@ def check_teacher(dense: Path) -> None:
     """
     stream = LayerStream(dense)
     stream.read_head()
-    width = int(stream.model.get_output_embeddings().in_features)
+    width = int(stream.config.get_text_config(decoder=True).hidden_size)
     with layers_left_out(stream.model) as answer:
         answer(torch.zeros(1, 2, width))
         _refuse_scaled(stream.model)

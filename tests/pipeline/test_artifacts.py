@@ -25,10 +25,10 @@ from restorelcc.artifacts import (
     atomic_write_tensors,
     fingerprint,
     read_json,
-    refuse_inputs,
     reserve,
     versions,
 )
+from restorelcc.output_places import refuse_inputs
 
 
 @contextmanager

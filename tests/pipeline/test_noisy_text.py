@@ -67,6 +67,15 @@ def test_answers_stay_and_prompts_change(stories: Any, tmp_path: Path) -> None:
     assert item.query != "What do dogs like?"
     assert item.query.lower() == "what do dogs like?"
     assert item.choices == ("to run", "to fly")
+    sentence = "Ann called Bea because of _'s dog."
+    choices.write_text(json.dumps({"query": sentence, "choices": ["Ann", "Bea"], "gold": 0}))
+    for kind in NOISES:
+        (item,) = load_choices(choices, noise=Noise(kind, 1.0))
+        assert "_'s" in item.query.split()  # or it would be an item of another kind
+        assert item.query != sentence
+    choices.write_text(json.dumps({"query": "Dogs", "choices": ["run", "fly"], "gold": 0}))
+    (item,) = load_choices(choices, noise=Noise("drop", 1.0))
+    assert item.query == "Dogs"
 
 
 def test_eval_with_noise(stories_path: Path, tmp_path: Path) -> None:

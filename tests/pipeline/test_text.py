@@ -15,7 +15,7 @@ from development_data import shared
 
 from restorelcc.own_text import rows_at_once
 from restorelcc.prose import prose_paragraphs
-from restorelcc.text import TokenSet, load_choices, load_text, prose_windows, write_own_text
+from restorelcc.text import ChoiceItem, TokenSet, load_choices, load_text, prose_windows, write_own_text
 
 STORY = "Once upon a time there was a little girl named Lily. She loved to play outside in the park. "
 
@@ -321,12 +321,16 @@ def test_choices_of_every_form(tmp_path: Path) -> None:
     assert plain.pairs == [("The sky is", " blue"), ("The sky is", " green")]
     assert gap.pairs == [("Ann saw Bea so Ann", " left."), ("Ann saw Bea so Bea", " left.")]
     assert entailment.query == "It rains.\nQuestion: It is wet. True or False?\nAnswer:"
+    for query in ("What does get_name return?", "The capital is ____ .", "Either _ or _ is right.", "It ends in _"):
+        assert ChoiceItem(query, ("a", "b"), 0).pairs == [(query, " a"), (query, " b")]
+    assert ChoiceItem("It was _'s dog.", ("Ann", "Bea"), 0).pairs[1] == ("It was Bea", "'s dog.")
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
         ({"query": "x", "choices": ["a", "b"]}, 'line 1 needs "query"'),
+        ({"query": " ", "choices": ["a", "b"], "gold": 0}, "line 1 has an empty query"),
         ({"query": "x", "choices": ["a"], "gold": 0}, "has 1 choices"),
         ({"query": "x", "choices": ["a", "b"], "gold": 2}, "gold 2"),
         ({"query": "x", "choices": ["a", "b"], "gold": True}, 'line 1 needs "query"'),

@@ -11,7 +11,16 @@ from torch import nn
 
 def small_config(kind: str) -> object:
     """A random tiny model of each architecture the fold knows; hidden 32, 2 layers, 4 heads."""
-    from transformers import GPTNeoXConfig, LlamaConfig, MistralConfig, OPTConfig, Qwen2Config, Qwen3Config
+    from transformers import (
+        BloomConfig,
+        FalconConfig,
+        GPTNeoXConfig,
+        LlamaConfig,
+        MistralConfig,
+        OPTConfig,
+        Qwen2Config,
+        Qwen3Config,
+    )  # fmt: skip
 
     llama_like = {
         "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -35,6 +44,18 @@ def small_config(kind: str) -> object:
         "opt": lambda: OPTConfig(
             vocab_size=96, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
             max_position_embeddings=64, word_embed_proj_dim=32, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        ),
+        # Layers that return tuples, of which the stock loop takes the first: four, since one or two hide it.
+        "falcon": lambda: FalconConfig(
+            vocab_size=96, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, multi_query=True, alibi=False,
+            parallel_attn=True, bias=False, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        ),
+        "bloom": lambda: BloomConfig(
+            vocab_size=96, hidden_size=32, n_layer=4, n_head=4, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        ),
+        "opt-projected": lambda: OPTConfig(
+            vocab_size=96, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=64, word_embed_proj_dim=16, bos_token_id=1, eos_token_id=2, pad_token_id=0,
         ),
         "gpt_neox": lambda: GPTNeoXConfig(
             vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,

@@ -199,7 +199,10 @@ def test_loaded_tensors_and_those_of_a_model_that_takes_them_are_the_files_pages
         assert mapped(path, made.get_parameter(name)), name
 
 
-@pytest.mark.parametrize("kind", ["llama-mha-untied", "llama-head-dim", "mistral-sliding", "qwen3", "opt", "gpt_neox"])
+@pytest.mark.parametrize("kind", [
+    "llama-mha-untied", "llama-head-dim", "mistral-sliding", "qwen3", "opt", "opt-projected", "gpt_neox", "falcon",
+    "bloom",
+])  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_layer_by_layer_the_nll_is_that_of_the_whole_model(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
     _, pruned = random_pair(kind, tmp_path)

@@ -110,7 +110,13 @@ def test_a_teacher_that_scales_its_logits_is_refused_before_any_work(tmp_path: P
     GraniteForCausalLM(config).save_pretrained(tmp_path / "granite")
     with pytest.raises(ValueError, match=r"GraniteForCausalLM scales or caps its logits.*--set distill=0"):
         check_teacher(tmp_path / "granite")
-    check_teacher(random_pair("llama-gqa", tmp_path)[0])
+
+
+@pytest.mark.parametrize("kind", ["llama-gqa", "opt", "opt-projected", "gpt_neox", "falcon", "bloom"])
+def test_a_teacher_whose_head_is_plain_is_taken(kind: str, tmp_path: Path) -> None:
+    dense, _ = random_pair(kind, tmp_path)
+    check_teacher(dense)
+    assert language_head(load_model(dense).model).plain
 
 
 def test_teacher_states_are_what_enters_the_head(tmp_path: Path) -> None:

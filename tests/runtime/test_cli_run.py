@@ -54,6 +54,8 @@ def test_mistakes_of_pack_are_one_line(pruned: Callable[[str], Path], packed: Pa
     refuse("pack", packed, "--out", out, words="is a packed model")
     refuse("pack", tmp_path / "none", "--out", out, words="does not exist")
     refuse("pack", source, "--out", packed, words="pass --overwrite")
+    refuse("pack", source, "--out", source, "--overwrite", words="which is read to make it")
+    assert (source / "config.json").is_file()
     refuse("pack", source, "--out", out, "--compensation", tmp_path / "none", words="holds no compensation")
     refuse("pack", source, "--out", out, "--compensation", f"none={packed}", words="cannot name a compensation")
     refuse("pack", source, "--out", out, "--compensation", "a=x", "--compensation", "a=y", words="are called a")

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import nn
 
 import restorelcc
+from restorelcc import packed_model
 from restorelcc.fold import fold
 from restorelcc.models import load_model, prunable_linears, save_checkpoint
 from restorelcc.pack_checkpoint import pack_checkpoint
@@ -207,8 +208,21 @@ def test_weights_that_the_values_cannot_hold_are_refused(pruned: Callable[[str],
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = 3.4e38  # fits float32, rounds to infinity in bfloat16
     with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj has 1 weights that bf16 cannot hold"):
         restorelcc.pack_model(model, values="bf16")
+    model = load_model(pruned("llama-gqa")).model
+    model.model.layers[1].input_layernorm.weight.data[0] = 1e5
+    with pytest.raises(ValueError, match=r"layers\.1\.input_layernorm\.weight has 1 weights that fp16 cannot hold"):
+        restorelcc.pack_model(model, values="fp16")
     with pytest.raises(ValueError, match="values is 'int3'; it must be one of"):
         restorelcc.pack_model(model, values="int3")
+
+
+@pytest.mark.parametrize("values", ["fp16", "bf16"])
+def test_survivors_too_small_for_the_values_survive(values: str) -> None:
+    weight = torch.randn(9, 70)
+    weight[torch.rand(9, 70) < 0.5] = 0
+    tiny = weight * (1e-9 if values == "fp16" else 1e-42)  # below the least subnormal number, some of them
+    packed = packed_model._pack_weight(tiny, values, "up_proj")
+    assert torch.equal(packed.unpack() != 0, tiny != 0)
 
 
 def test_packing_in_memory_equals_packing_to_disk(pruned: Callable[[str], Path], tmp_path: Path) -> None:
