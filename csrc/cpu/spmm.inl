@@ -17,9 +17,9 @@
 // 0 · Inf is NaN in the product, whatever was pruned: x that is not finite goes to the panels, all rows of the
 // call, whose sums round in another order.
 //
-// Each output is the sum, word after word, of a chain of FMAs over the survivors of each word, each gradient a sum
-// of tiles in their order, whatever the split over threads. One chain over the whole row would save an addition
-// per word, 3 % at a half, and has more than twice the rounding error in a real model's logits.
+// Each output is the sum, word after word, of a chain of FMAs over the survivors of each word, each gradient a
+// sum of tiles in their order, whatever the split over threads. One chain over the whole row would save an
+// addition per word, 3 % at a half, and has more than twice the rounding error in a real model's logits.
 
 namespace restorelcc::cpu {
 namespace {
