@@ -27,6 +27,7 @@ from .gguf_vocabulary import Vocabulary, carried_vocabulary, stock_vocabulary
 from .models import ModelSource, load_tokenizer, resolve_model
 from .output_places import refuse_inputs
 from .packed_record import is_packed
+from .pruning import rounded_survivors
 
 __all__ = ["GGUF_TYPES", "GgufReport", "export_gguf"]
 
@@ -241,6 +242,8 @@ def _as_array(value: Tensor, tensor: FileTensor, kind: str) -> Any:
     if bad:
         raise ValueError(f"{tensor.source} holds {bad} NaN or infinite values; such a model cannot be exported")
     rounded = value.to(dtype)
+    if tensor.is_matrix and ".layers." in tensor.source:  # what survived pruning stays different from 0
+        rounded = rounded_survivors(value.float(), value != 0, dtype).to(dtype)
     large = value.numel() - int(torch.isfinite(rounded).sum())
     if large:
         raise ValueError(

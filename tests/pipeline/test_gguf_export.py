@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -273,6 +274,7 @@ KILLED = """
 import os, signal, sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from restorelcc.gguf_export import export_gguf
 
 class Killing:
@@ -311,3 +313,13 @@ def test_a_full_disk_is_said_and_leaves_the_old_file(
     refuse("export", folder, "--out", out, "--overwrite", "--quiet", words="no room to write")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "model"]
     assert out.read_text() == "old"
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_survivors_too_small_for_the_type_survive(kind: str) -> None:
+    weight = torch.randn(6, 40)
+    weight[torch.rand(6, 40) < 0.5] = 0
+    tiny = weight * (1e-9 if kind == "f16" else 1e-42)
+    matrix: Any = SimpleNamespace(is_matrix=True, source="model.layers.0.mlp.up_proj.weight", rope_heads=0)
+    written = torch.from_numpy(gguf_export._as_array(tiny, matrix, kind))
+    assert torch.equal(written != 0, tiny != 0)
