@@ -68,6 +68,7 @@ def training_text(
     Raises:
         ValueError: text that is empty or shorter than a window.
     """
+    data = None if data is None else Path(data)
     stamp = fingerprint(
         dense=Path(dense), data=data, form=None if data is None else data.suffix.lower(), tokens=tokens, window=window,
         seed=seed, scripts=scripts,
